@@ -1,0 +1,65 @@
+# kata-gpu: `make demo` shows it working, `make test` proves it. `make help` lists the rest.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+SAMPLES := .cache/nv-local-gpu-verifier/verifier/samples
+NV_WHEEL := nv-local-gpu-verifier==2.7.3
+PYTEST_FLAGS ?= -n 2
+ifdef REQUIRE_VECTORS
+PYTEST_FLAGS += --require-vectors
+endif
+.DELETE_ON_ERROR:
+.PHONY: help demo test check lint types layers bench fuzz soak e2e lab lab-short samples test-deps lock proto manifests docs clean dev
+
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.runtime samples ## The whole path, from a simulated host to a decrypted model
+	@$(BIN)/python -m tests.demo
+
+test: $(VENV)/.dev samples ## Every test that this machine can run; says what it left out
+	$(PYTEST) $(PYTEST_FLAGS)
+
+check: $(VENV)/.dev samples lint types layers ## Exactly what CI runs
+	$(PYTEST) $(PYTEST_FLAGS) --allowed-skips tests/allowed-skips.txt
+
+lint: $(VENV)/.dev 
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+layers: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+samples: $(SAMPLES)/hopperCertChain.txt ## Fetch and unpack (not install) the public wheel with genuine Hopper evidence
+
+$(SAMPLES)/hopperCertChain.txt: requirements/samples.lock | $(VENV)/.runtime
+	@rm -rf .cache/nv-local-gpu-verifier && mkdir -p .cache/nv-local-gpu-verifier
+	@$(BIN)/pip download -q --no-deps --require-hashes -r requirements/samples.lock -d .cache
+	@$(BIN)/python -m zipfile -e .cache/nv_local_gpu_verifier-2.7.3-py3-none-any.whl .cache/nv-local-gpu-verifier
+	@touch $@
+
+dev: $(VENV)/.dev
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kata-gpu needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: requirements/runtime.lock pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/runtime.lock
+	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.lock $(VENV)/.runtime
+	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.lock
+	@touch $@
+
+lock: $(VENV)/.dev ## Renew the hash-locked requirements (names no index host)
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate pyproject.toml requirements/build.in -o requirements/runtime.lock
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --extra dev pyproject.toml requirements/build.in -c requirements/runtime.lock -o requirements/dev.lock
+
+clean: ## Remove everything that can be made again
+	rm -rf $(VENV) .cache build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Pure state of the key broker: challenges, sessions, tokens, release conditions."""

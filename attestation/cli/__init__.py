@@ -1,0 +1,1 @@
+"""`kata-gpu-kbs`: command line of the relying party."""

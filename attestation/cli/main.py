@@ -1,0 +1,79 @@
+"""Entry point of `kata-gpu-kbs`: the command table, and the one place that turns errors into exit codes."""
+
+import importlib
+import sys
+
+import click
+
+from attestation import __version__
+from attestation.errors import AttestationError, ExitCode
+
+# name -> (module, attribute, short help). Modules are imported only when their command runs: start-up stays fast.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "verify": ("attestation.cli.verify", "verify", "Verify evidence offline: gpu, snp, tdx, evidence."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are needed."""
+
+    def __init__(self, *, table: dict[str, tuple[str, str, str]], **kwargs: object) -> None:
+        super().__init__(**kwargs)  # type: ignore[arg-type]
+        self._table = table
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        """Names in alphabetical order."""
+        return sorted(self._table)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module that holds the command."""
+        row = self._table.get(cmd_name)
+        if row is None:
+            return None
+        command = getattr(importlib.import_module(row[0]), row[1])
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Help from the table, so that `--help` imports nothing."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self._table[name][2]) for name in sorted(self._table)])
+
+
+def run(group: click.Group, argv: list[str] | None = None) -> int:
+    """Run a command line; errors go to stderr as one clear line, never as a traceback. Returns the exit code."""
+    try:
+        result = group.main(args=argv, standalone_mode=False)
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        return ExitCode.NEGATIVE
+    except click.ClickException as exc:
+        exc.show()
+        return ExitCode.USAGE
+    except AttestationError as exc:
+        click.echo(f"error[{exc.code}]: {exc}", err=True)
+        return exc.exit_code
+    except BrokenPipeError:
+        return ExitCode.NEGATIVE
+    return int(result) if isinstance(result, int) else ExitCode.OK
+
+
+@click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kata-gpu-kbs")
+def cli() -> None:
+    """Attestation service and key broker for confidential GPUs.
+
+    Results go to stdout, logs to stderr. Exit codes: 0 ok, 1 negative result, 2 usage or bad input, 3 in use,
+    4 reboot needed, 5 rolled back, 6 timeout, 7 locked out of band, 8 unavailable.
+
+    \b
+    Example:
+      kata-gpu-kbs verify gpu --report report.bin --chain chain.pem --rim rims/ --nonce 4cff...
+    """
+
+
+def main() -> None:
+    """Console script."""
+    sys.exit(run(cli))

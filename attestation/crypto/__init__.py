@@ -1,0 +1,1 @@
+"""Pure leaf that broker and guest share: JWE, STREAM, TEE keys, binding hashes (docs/adr/0004)."""

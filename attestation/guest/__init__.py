@@ -1,0 +1,1 @@
+"""`kata-gpu-guest`: evidence, key and weights inside the VM. Small enough to measure."""

@@ -1,0 +1,1 @@
+"""Use cases of the relying party: challenge, attest, release, administer."""

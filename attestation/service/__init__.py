@@ -1,0 +1,1 @@
+"""HTTP shell of the key broker."""

@@ -1,0 +1,1 @@
+"""`kata-gpu`: command line of the node component."""

@@ -1,0 +1,1 @@
+"""Pure core of the node component: parse, plan, render. No clock, no I/O."""

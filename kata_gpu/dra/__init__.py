@@ -1,0 +1,1 @@
+"""gRPC shells: DRA driver, PodResources bridge, device plugin."""

@@ -1,0 +1,1 @@
+"""Adapters of the node component, one kind of I/O each."""
