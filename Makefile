@@ -42,6 +42,14 @@ $(SAMPLES)/hopperCertChain.txt: requirements/samples.lock | $(VENV)/.runtime
 	@$(BIN)/python -m zipfile -e .cache/nv_local_gpu_verifier-2.7.3-py3-none-any.whl .cache/nv-local-gpu-verifier
 	@touch $@
 
+test-deps: ## Debian packages for the tests that need a real server, browser or machine (root)
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql softhsm2 chromium \
+		qemu-system-x86 busybox-static cpio kmod gcc libc6-dev
+
+bench: $(VENV)/.dev samples ## Figures as ratios to limits and peers; exits 1 on a missed promise
+	$(BIN)/python -m tests.bench $(BENCH)
+
 dev: $(VENV)/.dev
 
 $(VENV)/bin/python:
