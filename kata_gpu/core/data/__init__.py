@@ -1,0 +1,1 @@
+"""Data tables of the core, read once by the module that owns each."""
