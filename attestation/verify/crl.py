@@ -1,0 +1,122 @@
+"""Complete CRLs (RFC 5280 section 5) as stored bytes: NVIDIA device CAs, AMD ARK, Intel PCK and root.
+
+Delta and indirect CRLs, CRLs for some reasons only, and CRLs of another distribution point are refused: they prove
+less than "not listed means good".
+"""
+
+from datetime import datetime
+from functools import lru_cache
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import SignatureAlgorithmOID
+
+from attestation.errors import Malformed, Untrusted
+from attestation.values import Digest
+from attestation.verify.statement import Said, Statement
+
+MAX_CRL_BYTES = 4 * 1024 * 1024  # Intel's platform CRL is under 100 kB; 4 MiB leaves room for years of entries
+_ALGORITHMS = frozenset(
+    {
+        SignatureAlgorithmOID.ECDSA_WITH_SHA256,  # Intel
+        SignatureAlgorithmOID.ECDSA_WITH_SHA384,  # NVIDIA
+        SignatureAlgorithmOID.RSASSA_PSS,  # AMD (SHA-384, tee.md 1.5)
+        SignatureAlgorithmOID.RSA_WITH_SHA256,
+        SignatureAlgorithmOID.RSA_WITH_SHA384,
+    }
+)
+_HASHES = (hashes.SHA256, hashes.SHA384)
+_UNDERSTOOD = (x509.AuthorityKeyIdentifier, x509.CRLNumber, x509.IssuingDistributionPoint, x509.FreshestCRL)
+
+
+@lru_cache(maxsize=64)  # a pure function of its arguments; one CRL a CA
+def verify_crl(der: bytes, issuer: x509.Certificate) -> x509.CertificateRevocationList:
+    """A CRL that `issuer` signed and was allowed to sign, complete in kind; time and scope are judged later.
+
+    Raises Malformed or Untrusted.
+    """
+    if len(der) > MAX_CRL_BYTES:
+        raise Malformed("crl-size", "CRL too large", expected=f"at most {MAX_CRL_BYTES}", got=len(der))
+    try:
+        crl = x509.load_der_x509_crl(der)
+        extensions = crl.extensions
+        hash_algorithm = crl.signature_hash_algorithm
+    except (ValueError, x509.DuplicateExtension, UnsupportedAlgorithm) as exc:
+        raise Malformed("crl-der", "not a CRL", expected="DER of RFC 5280", got=str(exc)) from exc
+    if crl.issuer != issuer.subject:
+        raise Untrusted("crl-issuer", "CRL of another issuer", expected=issuer.subject.rfc4514_string())
+    if crl.signature_algorithm_oid not in _ALGORITHMS or not isinstance(hash_algorithm, _HASHES):
+        raise Untrusted("crl-algorithm", "CRL signature algorithm is not allowed", got=crl.signature_algorithm_oid)
+    _require_crl_sign(issuer)
+    for extension in extensions:
+        if extension.critical and not isinstance(extension.value, _UNDERSTOOD):
+            raise Untrusted("crl-extension", "CRL has a critical extension we do not know", got=extension.oid)
+    key = issuer.public_key()
+    if not isinstance(key, (ec.EllipticCurvePublicKey, rsa.RSAPublicKey)) or not crl.is_signature_valid(key):
+        raise Untrusted("crl-signature", "CRL signature does not verify")
+    return crl
+
+
+def _require_crl_sign(issuer: x509.Certificate) -> None:
+    try:
+        usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        return  # RFC 5280 6.3.3 (f): only if the extension is there
+    except (ValueError, x509.DuplicateExtension) as exc:
+        raise Malformed("crl-issuer", "unreadable extensions of the CRL's issuer", got=str(exc)) from exc
+    if not usage.crl_sign:
+        raise Untrusted("crl-issuer", "the issuer's key is not for signing CRLs", expected="keyUsage cRLSign")
+
+
+def _require_scope(crl: x509.CertificateRevocationList, certificate: x509.Certificate) -> None:
+    """RFC 5280 5.2.5: a CRL that covers this certificate, for every reason."""
+    try:
+        scope = crl.extensions.get_extension_for_class(x509.IssuingDistributionPoint).value
+    except x509.ExtensionNotFound:
+        return
+    is_ca = False
+    names: list[x509.GeneralName] = []
+    try:
+        for extension in certificate.extensions:
+            if isinstance(extension.value, x509.BasicConstraints):
+                is_ca = extension.value.ca
+            elif isinstance(extension.value, x509.CRLDistributionPoints):
+                names += [name for point in extension.value for name in point.full_name or ()]
+    except (ValueError, x509.DuplicateExtension) as exc:
+        raise Malformed("crl-scope", "unreadable extensions of the certificate", got=str(exc)) from exc
+    partial = scope.indirect_crl or scope.only_some_reasons or scope.only_contains_attribute_certs
+    wrong_kind = scope.only_contains_user_certs if is_ca else scope.only_contains_ca_certs
+    elsewhere = scope.relative_name is not None or (
+        scope.full_name is not None and not any(name in names for name in scope.full_name)
+    )
+    if partial or wrong_kind or elsewhere:
+        raise Untrusted("crl-scope", "the CRL does not cover this certificate")
+
+
+def read_crl(der: bytes, *, certificate: x509.Certificate, issuer: x509.Certificate, now: datetime) -> Statement:
+    """What a stored CRL says about `certificate`. Raises Malformed or Untrusted."""
+    crl = verify_crl(der, issuer)
+    _require_scope(crl, certificate)
+    if now < crl.last_update_utc:
+        raise Untrusted("crl-future", "the CRL is from the future", expected=f"<= {now}", got=crl.last_update_utc)
+    entry = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
+    said, reason = Said.GOOD, ""
+    if entry is not None:
+        try:
+            flag = entry.extensions.get_extension_for_class(x509.CRLReason).value.reason
+        except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
+            flag = x509.ReasonFlags.unspecified  # an unreadable reason is still a revocation
+        said = Said.HELD if flag is x509.ReasonFlags.certificate_hold else Said.REVOKED
+        reason = str(flag.value)
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(der)
+    return Statement(
+        said=said,
+        reason=reason,
+        since=crl.last_update_utc,
+        until=crl.next_update_utc,
+        source="crl",
+        document=Digest("sha256", digest.finalize()),
+    )
