@@ -1,0 +1,97 @@
+"""Forged revocation documents: OCSP responses and CRLs signed by whatever key a case needs."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import ocsp
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+
+@dataclass(frozen=True, slots=True)
+class Signer:
+    """A certificate and its private key."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+
+def delegate(issuer: Signer, *, now: datetime, days: int = 30, ocsp_signing: bool = True) -> Signer:
+    """A responder certificate made by `issuer`, valid from a day before `now`; marked for OCSP signing or not."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    usage = ExtendedKeyUsageOID.OCSP_SIGNING if ocsp_signing else ExtendedKeyUsageOID.CODE_SIGNING
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "SIMULATED OCSP responder")]))
+        .issuer_name(issuer.certificate.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        .add_extension(x509.OCSPNoCheck(), critical=False)
+        .sign(issuer.key, hashes.SHA384())
+    )
+    return Signer(certificate, key)
+
+
+def forge_ocsp(
+    certificate: x509.Certificate,
+    issuer: x509.Certificate,
+    signer: Signer,
+    *,
+    this_update: datetime,
+    next_update: datetime | None,
+    status: ocsp.OCSPCertStatus = ocsp.OCSPCertStatus.GOOD,
+    reason: x509.ReasonFlags | None = None,
+    nonce: bytes | None = None,
+    cert_id_hash: hashes.HashAlgorithm | None = None,
+) -> bytes:
+    """DER of an OCSP response about `certificate` by `signer`, which is included unless it is the issuer itself."""
+    builder = (
+        ocsp.OCSPResponseBuilder()
+        .add_response(
+            cert=certificate,
+            issuer=issuer,
+            algorithm=cert_id_hash or hashes.SHA384(),
+            cert_status=status,
+            this_update=this_update,
+            next_update=next_update,
+            revocation_time=this_update if status is ocsp.OCSPCertStatus.REVOKED else None,
+            revocation_reason=reason,
+        )
+        .responder_id(ocsp.OCSPResponderEncoding.HASH, signer.certificate)
+    )
+    if signer.certificate != issuer:
+        builder = builder.certificates([signer.certificate])
+    if nonce is not None:
+        builder = builder.add_extension(x509.OCSPNonce(nonce), critical=False)
+    return builder.sign(signer.key, hashes.SHA384()).public_bytes(Encoding.DER)
+
+
+def forge_crl(
+    issuer: Signer,
+    revoked: dict[int, x509.ReasonFlags | None],
+    *,
+    last_update: datetime,
+    next_update: datetime,
+    extensions: tuple[tuple[x509.ExtensionType, bool], ...] = (),
+) -> bytes:
+    """DER of a CRL that lists serial numbers with their reasons; `extensions` are (value, critical) pairs."""
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(issuer.certificate.subject)
+        .last_update(last_update)
+        .next_update(next_update)
+    )
+    for value, critical in extensions:
+        builder = builder.add_extension(value, critical=critical)
+    for serial, reason in revoked.items():
+        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(last_update)
+        if reason is not None:
+            entry = entry.add_extension(x509.CRLReason(reason), critical=False)
+        builder = builder.add_revoked_certificate(entry.build())
+    return builder.sign(issuer.key, hashes.SHA384()).public_bytes(Encoding.DER)
