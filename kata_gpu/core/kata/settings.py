@@ -39,7 +39,7 @@ class Needs:
     def __post_init__(self) -> None:
         if not 1 <= self.devices <= MAX_ROOT_PORTS:
             raise Misconfigured("kata-devices", "impossible number", where="devices",
-                                expected=f"1 to {MAX_ROOT_PORTS} (root ports of one bus)", got=self.devices)  # fmt: skip
+                                expected=f"1 to {MAX_ROOT_PORTS} (root ports of a bus)", got=self.devices)  # fmt: skip
         if self.timeout_s < 300:
             raise Misconfigured("kata-timeout", "a GPU VM cannot start so fast", where="timeout",
                                 expected=f"at least {300} s", got=self.timeout_s)  # fmt: skip
