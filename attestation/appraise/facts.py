@@ -1,0 +1,126 @@
+"""What was proven about a platform, as plain values that policies judge and the store keeps (keyed by token id).
+
+Facts are taken from proof types only (`PlatformFacts.of`), or read back from our own record of an attestation.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from attestation.values import Architecture, DeviceKind, Digest, GpuMode, JsonObject, Level, Tee
+from attestation.verify.verified import BoundPlatform
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuFacts:
+    """The CPU TEE. `measurement` and `init_data` are lower-case hex; `claims` have trustee's names."""
+
+    tee: Tee
+    product: str
+    chip_id: str
+    measurement: str
+    init_data: str
+    claims: JsonObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFacts:
+    """One GPU or NVSwitch. `evidence` is the digest of what it signed."""
+
+    kind: DeviceKind
+    arch: Architecture
+    chip_id: str
+    leaf_serial: str  # hexadecimal: serial numbers exceed JSON integers
+    level: Level
+    mode: GpuMode
+    driver_version: str
+    vbios_version: str
+    evidence: str
+    claims: JsonObject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlatformFacts:
+    """One bound platform."""
+
+    cpu: CpuFacts
+    devices: tuple[DeviceFacts, ...]
+    init_data_digest: Digest | None
+    init_data_claims: JsonObject | None
+    binding: JsonObject
+
+    @classmethod
+    def of(cls, platform: BoundPlatform) -> "PlatformFacts":
+        """From proof."""
+        cpu = platform.cpu
+        return cls(
+            cpu=CpuFacts(
+                tee=cpu.tee,
+                product=cpu.product,
+                chip_id=cpu.chip_id,
+                measurement=cpu.measurement,
+                init_data=cpu.init_data.hex(),
+                claims=cpu.claims,
+            ),
+            devices=tuple(
+                DeviceFacts(
+                    kind=device.kind,
+                    arch=device.arch,
+                    chip_id=device.identity.chip_id,
+                    leaf_serial=f"{device.identity.leaf_serial:x}",
+                    level=device.level,
+                    mode=device.mode,
+                    driver_version=device.driver_version,
+                    vbios_version=device.vbios_version,
+                    evidence=str(device.signed_digest),
+                    claims=device.claims,
+                )
+                for device in platform.devices
+            ),
+            init_data_digest=platform.init_data_digest,
+            init_data_claims=platform.init_data_claims,
+            binding=platform.binding,
+        )
+
+    def of_kind(self, kind: DeviceKind) -> tuple[DeviceFacts, ...]:
+        """Devices of one kind, in the order of the evidence."""
+        return tuple(device for device in self.devices if device.kind is kind)
+
+    def submods(self) -> tuple[tuple[str, "CpuFacts | DeviceFacts"], ...]:
+        """Deterministic names: `cpu0`, then `gpuN`, then `switchN`."""
+        gpus = ((f"gpu{i}", d) for i, d in enumerate(self.of_kind(DeviceKind.GPU)))
+        switches = ((f"switch{i}", d) for i, d in enumerate(self.of_kind(DeviceKind.NVSWITCH)))
+        return (("cpu0", self.cpu), *gpus, *switches)
+
+    def to_json(self) -> dict[str, Any]:
+        """The stored record; `from_json` is its inverse."""
+        return {
+            "cpu": {name: getattr(self.cpu, name) for name in CpuFacts.__slots__},
+            "devices": [{name: getattr(d, name) for name in DeviceFacts.__slots__} for d in self.devices],
+            "init_data_digest": None if self.init_data_digest is None else str(self.init_data_digest),
+            "init_data_claims": self.init_data_claims,
+            "binding": self.binding,
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "PlatformFacts":
+        """Inverse of `to_json`, for records that this broker wrote."""
+        cpu, digest = record["cpu"], record["init_data_digest"]
+        return cls(
+            cpu=CpuFacts(**{**cpu, "tee": Tee(cpu["tee"])}),
+            devices=tuple(
+                DeviceFacts(
+                    **{
+                        **device,
+                        "kind": DeviceKind(device["kind"]),
+                        "arch": Architecture(device["arch"]),
+                        "level": Level(device["level"]),
+                        "mode": GpuMode(device["mode"]),
+                    }
+                )
+                for device in record["devices"]
+            ),
+            init_data_digest=None if digest is None else Digest.parse(digest),
+            init_data_claims=record["init_data_claims"],
+            binding=record["binding"],
+        )

@@ -1,0 +1,296 @@
+"""Release conditions of a key: who exactly gets it. Strict TOML into a value that cannot be permissive by omission.
+
+`[cpu]` and `[init_data]` are always required; `[gpus]` names count, architectures, mode and firmware. Everything else
+only tightens. Unknown keys are errors. `docs/policies.md` has the reference and examples.
+"""
+
+import hashlib
+import tomllib
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from attestation.appraise.rules import MIN_REASON, AtLeast, Rule, Unchecked, parse_rule, version_key
+from attestation.errors import Malformed, Misconfigured
+from attestation.values import Architecture, Digest, GpuMode, Level, Tee
+
+MAX_POLICY_BYTES = 64 * 1024  # admin uploads; keybroker.md 5.1 gives the same bound for Rego
+MAX_DEVICES = 64  # as in the binding profiles
+TCB_PARTS = ("bootloader", "tee", "snp", "microcode", "fmc")  # SNP components, tee.md 1.4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuConditions:
+    """The CPU TEE. Without `product`, Milan is refused: its signing keys can be extracted in software (tee.md 1.9b)."""
+
+    tees: tuple[Tee, ...]
+    measurement: Rule
+    affirming: bool | Unchecked = True
+    product: Rule | None = None
+    chip_id: Rule | None = None
+    tcb_minimum: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuConditions:
+    """The GPUs: how many, of which kind, and with which firmware. Identities are distinct, always."""
+
+    count: int
+    at_least: bool  # `{at_least = n}` instead of exactly n
+    arch: tuple[Architecture, ...]
+    mode: tuple[GpuMode, ...]
+    driver_version: Rule
+    vbios_version: Rule
+    level: Level = Level.TRUSTED
+    level_reason: str = ""
+    identity: Rule | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchConditions:
+    """The NVSwitches."""
+
+    count: int
+    bios_version: Rule | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseLimits:
+    """How often and when."""
+
+    max_releases: int | None = None
+    not_before: datetime | None = None
+    not_after: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyConditions:
+    """Everything that must hold before a key is released."""
+
+    cpu: CpuConditions
+    init_data: tuple[Digest, ...] | Unchecked
+    gpus: GpuConditions | None = None
+    switches: SwitchConditions | None = None
+    limits: ReleaseLimits = field(default_factory=ReleaseLimits)
+    digest: Digest = field(default=Digest("sha256", bytes(32)))
+
+    @property
+    def waivers(self) -> tuple[str, ...]:
+        """Every reason that somebody wrote to waive a check."""
+        rules: list[object] = [self.cpu.measurement, self.cpu.affirming, self.cpu.product, self.cpu.chip_id]
+        rules += [self.init_data]
+        if self.gpus:
+            rules += [self.gpus.driver_version, self.gpus.vbios_version, self.gpus.identity]
+        reasons = [rule.reason for rule in rules if isinstance(rule, Unchecked)]
+        return (*reasons, *([self.gpus.level_reason] if self.gpus and self.gpus.level_reason else []))
+
+
+_E = TypeVar("_E", Tee, Architecture, GpuMode)
+
+
+class _Table:
+    """A TOML table whose keys are taken one by one; what nobody took is an error."""
+
+    def __init__(self, value: object, where: str) -> None:
+        if not isinstance(value, dict):
+            raise _bad(where, "a table", value)
+        self._left: dict[str, Any] = dict(value)
+        self.where = where
+
+    def take(self, name: str) -> Any:
+        if name not in self._left:
+            raise Misconfigured(
+                "policy-field-missing", "a required field is missing", where=f"{self.where}.{name}".lstrip(".")
+            )
+        return self._left.pop(name)
+
+    def optional(self, name: str) -> Any:
+        return self._left.pop(name, None)
+
+    def table(self, name: str) -> "_Table":
+        return _Table(self.take(name), f"{self.where}.{name}".lstrip("."))
+
+    def optional_table(self, name: str) -> "_Table | None":
+        return self.table(name) if name in self._left else None
+
+    def rule(self, name: str) -> Rule:
+        return parse_rule(self.take(name), f"{self.where}.{name}")
+
+    def optional_rule(self, name: str) -> Rule | None:
+        return self.rule(name) if name in self._left else None
+
+    def finish(self) -> None:
+        if self._left:
+            raise Misconfigured(
+                "policy-field-unknown", "unknown field", where=f"{self.where}.{min(self._left)}".lstrip(".")
+            )
+
+
+def parse_conditions(text: str, *, where: str = "policy") -> KeyConditions:
+    """A policy document to conditions, or Misconfigured with the path of the field."""
+    raw = text.encode()
+    if len(raw) > MAX_POLICY_BYTES:
+        raise Misconfigured("policy-size", "policy is too long", where=where, expected=MAX_POLICY_BYTES, got=len(raw))
+    try:
+        top = _Table(tomllib.loads(text), "")
+    except tomllib.TOMLDecodeError as exc:
+        raise Misconfigured("policy-toml", f"not TOML: {exc}", where=where) from exc
+    if (version := top.take("version")) != 1 or isinstance(version, bool):
+        raise _bad("version", "1", version)
+    conditions = KeyConditions(
+        cpu=_cpu(top.table("cpu")),
+        init_data=_init_data(top.table("init_data")),
+        gpus=_gpus(top.optional_table("gpus")),
+        switches=_switches(top.optional_table("switches")),
+        limits=_limits(top.optional_table("release")),
+        digest=Digest("sha256", hashlib.sha256(raw).digest()),
+    )
+    top.finish()
+    return conditions
+
+
+def _cpu(table: _Table) -> CpuConditions:
+    tees = _closed(table.take("tee"), Tee, "cpu.tee")
+    measurement = table.rule("measurement")
+    if isinstance(measurement, AtLeast):
+        raise _bad("cpu.measurement", "a value, a set, a reference or unchecked", "at_least")
+    status = table.optional("status")
+    affirming: bool | Unchecked = True
+    if status not in (None, "affirming"):
+        rule = parse_rule(status, "cpu.status")
+        if not isinstance(rule, Unchecked):
+            raise _bad("cpu.status", '"affirming" or {unchecked = "a reason"}', status)
+        affirming = rule
+    product, chip_id = table.optional_rule("product"), table.optional_rule("chip_id")
+    minimum = table.optional_table("tcb_minimum")
+    parts: list[tuple[str, int]] = []
+    if minimum:
+        parts = [(p, _int(v, f"cpu.tcb_minimum.{p}", 255)) for p in TCB_PARTS if (v := minimum.optional(p)) is not None]
+        minimum.finish()
+    table.finish()
+    return CpuConditions(
+        tees=tees,
+        measurement=measurement,
+        affirming=affirming,
+        product=product,
+        chip_id=chip_id,
+        tcb_minimum=tuple(parts),
+    )
+
+
+def _gpus(table: _Table | None) -> GpuConditions | None:
+    if table is None:
+        return None
+    count = table.take("count")
+    at_least = isinstance(count, dict)
+    if at_least:
+        inner = _Table(count, "gpus.count")
+        count = inner.take("at_least")
+        inner.finish()
+    number = _int(count, "gpus.count", MAX_DEVICES)
+    if number < 1:
+        raise _bad("gpus.count", "at least 1", number)
+    if table.optional("distinct") not in (None, True):
+        raise _bad("gpus.distinct", "true: two reports of one GPU never count as two", "false")
+    level, reason = Level.TRUSTED, ""
+    if (loose := table.optional("level")) not in (None, "trusted"):
+        inner = _Table(loose, "gpus.level")
+        reason = inner.take("authentic_only")
+        inner.finish()
+        if not isinstance(reason, str) or len(reason) < MIN_REASON:
+            raise _bad("gpus.level", '"trusted" or {authentic_only = "a reason"}', loose)
+        level = Level.AUTHENTIC
+    conditions = GpuConditions(
+        count=number,
+        at_least=at_least,
+        arch=_closed(table.take("arch"), Architecture, "gpus.arch"),
+        mode=_closed(table.take("mode"), GpuMode, "gpus.mode"),
+        driver_version=_version_rule(table, "driver_version", 10),
+        vbios_version=_version_rule(table, "vbios_version", 16),
+        level=level,
+        level_reason=reason,
+        identity=table.optional_rule("identity"),
+    )
+    if GpuMode.UNKNOWN in conditions.mode:
+        raise _bad("gpus.mode", "on|ppcie: an unproven mode satisfies no policy", "unknown")
+    table.finish()
+    return conditions
+
+
+def _version_rule(table: _Table, name: str, base: int) -> Rule:
+    rule = table.rule(name)
+    if isinstance(rule, AtLeast):
+        try:
+            version_key(rule.version, base)
+        except Malformed as exc:
+            raise _bad(f"{table.where}.{name}", "a dotted version", rule.version) from exc
+    return rule
+
+
+def _switches(table: _Table | None) -> SwitchConditions | None:
+    if table is None:
+        return None
+    conditions = SwitchConditions(
+        count=_int(table.take("count"), "switches.count", MAX_DEVICES), bios_version=table.optional_rule("bios_version")
+    )
+    table.finish()
+    return conditions
+
+
+def _init_data(table: _Table) -> tuple[Digest, ...] | Unchecked:
+    accept, unchecked = table.optional("accept"), table.optional("unchecked")
+    table.finish()
+    if isinstance(unchecked, str) and len(unchecked) >= MIN_REASON and accept is None:
+        return Unchecked(unchecked)
+    if unchecked is None and isinstance(accept, list) and accept and all(isinstance(v, str) for v in accept):
+        try:
+            return tuple(Digest.parse(value) for value in accept)
+        except Malformed as exc:
+            raise _bad("init_data.accept", exc.expected, exc.got) from exc
+    raise Misconfigured(
+        "policy-init-data",
+        "the host chooses init-data, so a policy names the digests it accepts",
+        where="init_data",
+        expected='accept = ["sha256:..."] or unchecked = "a reason"',
+    )
+
+
+def _limits(table: _Table | None) -> ReleaseLimits:
+    if table is None:
+        return ReleaseLimits()
+    most = table.optional("max_releases")
+    limits = ReleaseLimits(
+        max_releases=None if most is None else _int(most, "release.max_releases", 10**9),
+        not_before=_time(table.optional("not_before"), "release.not_before"),
+        not_after=_time(table.optional("not_after"), "release.not_after"),
+    )
+    table.finish()
+    return limits
+
+
+def _closed(value: object, kind: type[_E], where: str) -> tuple[_E, ...]:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not values:
+        raise _bad(where, "|".join(kind), value)
+    try:
+        return tuple(kind(item) for item in values)
+    except ValueError as exc:
+        raise _bad(where, "|".join(kind), value) from exc
+
+
+def _int(value: object, where: str, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise _bad(where, f"0..{most}", value)
+    return value
+
+
+def _time(value: object, where: str) -> datetime | None:
+    if value is None:
+        return None
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise _bad(where, "a TOML time with offset", value)
+    return value.astimezone(UTC)
+
+
+def _bad(where: str, expected: object, got: object) -> Misconfigured:
+    return Misconfigured("policy-value", "wrong value", where=where, expected=expected, got=repr(got)[:80])

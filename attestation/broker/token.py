@@ -1,0 +1,167 @@
+"""The attestation result token: an EAR as compact JWS, ES256, under 4 KB with 8 GPUs (keybroker.md 3.1, 3.2).
+
+Device claims stay on the server under `jti`; the token carries their digest. A token is accepted again only with a
+key, issuer and audience of ours, inside its lifetime, and while its record exists.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from joserfc import jws
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey
+
+from attestation.appraise.ear import Appraisal
+from attestation.appraise.facts import CpuFacts, DeviceFacts
+from attestation.broker.session import Attested
+from attestation.crypto.b64 import b64url
+from attestation.crypto.jwk import thumbprint
+from attestation.errors import Untrusted
+
+PROFILE = "tag:github.com,2024:confidential-containers/Trustee"  # the shape that relying parties know
+MAX_TOKEN_BYTES = 64 * 1024  # own tokens are under 4 KB; external ones carry claims (keybroker.md 7.4)
+LEEWAY = timedelta(seconds=5)
+_VERIFIER = {"build": "kata-gpu-kbs", "developer": "kata-gpu"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenKey:
+    """A P-256 signing key with its id (RFC 7638 thumbprint)."""
+
+    key: ECKey
+    kid: str
+
+    @classmethod
+    def of(cls, pem: bytes) -> "TokenKey":
+        """From a PKCS#8 private key in PEM."""
+        key = ECKey.import_key(pem)
+        public = {name: str(value) for name, value in key.as_dict(private=False).items()}
+        return cls(key=key, kid=thumbprint(public))
+
+    @property
+    def public_jwk(self) -> dict[str, str]:
+        """For the JWKS."""
+        public = {name: str(value) for name, value in self.key.as_dict(private=False).items()}
+        return {name: public[name] for name in ("kty", "crv", "x", "y")} | {
+            "alg": "ES256",
+            "use": "sig",
+            "kid": self.kid,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenAuthority:
+    """Who signs now, whose tokens are still accepted, and the names that a token must carry."""
+
+    issuer: str
+    audience: str
+    current: TokenKey
+    previous: tuple[TokenKey, ...] = ()
+
+    def jwks(self) -> dict[str, list[dict[str, str]]]:
+        """Public keys, current first."""
+        return {"keys": [key.public_jwk for key in (self.current, *self.previous)]}
+
+
+def render_token(attested: Attested, authority: TokenAuthority) -> str:
+    """Sign the result."""
+    header = {"typ": "JWT", "alg": "ES256", "kid": authority.current.kid}
+    payload = json.dumps(token_claims(attested, authority), separators=(",", ":")).encode("ascii")
+    return jws.serialize_compact(header, payload, authority.current.key, algorithms=["ES256"])
+
+
+def token_claims(attested: Attested, authority: TokenAuthority) -> dict[str, Any]:
+    """The claims set. `iat`, `exp` and `nbf` are integers: the Rust client refuses others (keybroker.md 4.2, 32)."""
+    issued = int(attested.issued.timestamp())
+    appraisals = {appraisal.submod: appraisal for appraisal in attested.appraisals}
+    submods: dict[str, Any] = {}
+    for name, part in attested.facts.submods():
+        body = _appraised(appraisals[name])
+        body |= _cpu(part, attested) if isinstance(part, CpuFacts) else _device(part)
+        submods[name] = body
+    claims: dict[str, Any] = {
+        "eat_profile": PROFILE,
+        "iss": authority.issuer,
+        "aud": authority.audience,
+        "iat": issued,
+        "nbf": issued,
+        "exp": int(attested.expires.timestamp()),
+        "jti": attested.jti,
+        "cnf": {"jkt": thumbprint(attested.tee_key)},
+        "ear.verifier-id": _VERIFIER,
+        "colocation": "not-proven",
+        "submods": submods,
+    }
+    if attested.simulated:
+        claims["dbgstat"] = "enabled"
+        claims["simulated"] = True
+    return claims
+
+
+def _appraised(appraisal: Appraisal) -> dict[str, Any]:
+    return {
+        "ear.status": str(appraisal.status),
+        "ear.trustworthiness-vector": appraisal.vector.to_json(),
+    }
+
+
+def _cpu(cpu: CpuFacts, attested: Attested) -> dict[str, Any]:
+    digest = attested.facts.init_data_digest
+    return {
+        "ear.appraisal-policy-id": next(a.policy_id for a in attested.appraisals if a.submod == "cpu0"),
+        "ear.veraison.annotated-evidence": {
+            str(cpu.tee): {"measurement": cpu.measurement, "product": cpu.product, "chip_id": cpu.chip_id[:32]},
+            "init_data": None if digest is None else str(digest),
+            "claims_digest": _digest(cpu.claims),
+            # Where upstream's key broker looks for the key (keybroker.md 1.12).
+            "runtime_data_claims": {"nonce": attested.nonce, "tee-pubkey": dict(attested.tee_key)},
+        },
+    }
+
+
+def _device(device: DeviceFacts) -> dict[str, Any]:
+    return {"ueid": device.chip_id, "claims": _digest(device.claims)}
+
+
+def _digest(claims: object) -> str:
+    canonical = json.dumps(claims, sort_keys=True, separators=(",", ":")).encode()
+    return b64url(hashlib.sha256(canonical).digest())
+
+
+def verify_token(token: str, authority: TokenAuthority, *, now: datetime) -> str:
+    """Our own token to its `jti`, or Untrusted. The record under `jti` is what decisions are made from."""
+    if len(token) > MAX_TOKEN_BYTES:
+        raise Untrusted("token-size", "token is too long", expected=MAX_TOKEN_BYTES, got=len(token))
+    keys = {key.kid: key for key in (authority.current, *authority.previous)}
+    try:
+        # The header is read before the signature only to pick one of our own keys; the algorithm is fixed.
+        kid = jws.extract_compact(token.encode("ascii")).headers().get("kid")
+        if kid not in keys:
+            raise Untrusted("token-key", "not signed by a key of this broker", expected="|".join(keys), got="another")
+        payload = jws.deserialize_compact(token, keys[kid].key, algorithms=["ES256"]).payload
+        claims = json.loads(payload)
+    except (JoseError, ValueError, TypeError, RecursionError) as exc:
+        raise Untrusted("token-signature", "token does not verify", expected="an ES256 token of this broker") from exc
+    if not isinstance(claims, dict):
+        raise Untrusted("token-claims", "token has no claims set", expected="a JSON object")
+    for name, want in (("iss", authority.issuer), ("aud", authority.audience)):
+        if claims.get(name) != want:
+            raise Untrusted(f"token-{name}", f"wrong {name}", expected=want, got=repr(claims.get(name))[:80])
+    _in_time(claims, now)
+    jti = claims.get("jti")
+    if not isinstance(jti, str):
+        raise Untrusted("token-id", "token has no id", where="jti")
+    return jti
+
+
+def _in_time(claims: Mapping[str, object], now: datetime) -> None:
+    at, leeway = now.timestamp(), LEEWAY.total_seconds()
+    expires, starts = claims.get("exp"), claims.get("nbf")
+    if type(expires) is not int or at > expires + leeway:
+        raise Untrusted("token-expired", "token is expired", expected="exp in the future", got=expires)
+    if type(starts) is not int or at < starts - leeway:
+        raise Untrusted("token-early", "token is not valid yet", expected="nbf in the past", got=starts)

@@ -1,0 +1,88 @@
+"""Attestation results by token id: the full claims that policies judge, kept until the token expires and after."""
+
+import json
+from collections import OrderedDict
+from datetime import datetime, timedelta
+from threading import Lock
+
+from sqlalchemy import Connection, delete, insert, select
+
+from attestation.broker.session import Attested
+from attestation.sources.db import Database
+from attestation.sources.schema import attestations, ms, revocations
+
+CACHE_ENTRIES = 1024  # a result of 8 GPUs is about 100 KB of objects
+RETENTION = timedelta(days=30)  # `policy diff` asks about recent workloads
+
+
+class AttestationStore:
+    """Writes through a small cache: the GET after an attest parses nothing."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        self._cache: OrderedDict[str, Attested] = OrderedDict()
+        self._lock = Lock()
+
+    def add(self, connection: Connection, attested: Attested) -> None:
+        """Part of the transaction that finishes the session."""
+        connection.execute(
+            insert(attestations),
+            {
+                "jti": attested.jti,
+                "expires": ms(attested.expires),
+                "chip_id": attested.facts.cpu.chip_id[:160],
+                "record": json.dumps(attested.to_json(), separators=(",", ":")),
+            },
+        )
+
+    def remember(self, attested: Attested) -> None:
+        """After the commit."""
+        with self._lock:
+            self._cache[attested.jti] = attested
+            if len(self._cache) > CACHE_ENTRIES:
+                self._cache.popitem(last=False)
+
+    def get(self, jti: str) -> Attested | None:
+        """The record of a token, None where it is unknown."""
+        with self._lock:
+            cached = self._cache.get(jti)
+        if cached is not None:
+            return cached
+        with self._db.read() as connection:
+            text = connection.execute(select(attestations.c.record).where(attestations.c.jti == jti)).scalar()
+        if text is None:
+            return None
+        attested = Attested.from_json(json.loads(text))
+        self.remember(attested)
+        return attested
+
+    def recent(self, limit: int) -> tuple[Attested, ...]:
+        """The newest results."""
+        query = select(attestations.c.record).order_by(attestations.c.expires.desc()).limit(limit)
+        with self._db.read() as connection:
+            return tuple(Attested.from_json(json.loads(text)) for text in connection.execute(query).scalars())
+
+    def revoke(self, kind: str, value: str, reason: str, now: datetime) -> None:
+        """Refuse a token id, TEE key thumbprint, chip or GPU from now on."""
+        with self._db.write(durable=True) as connection:
+            same = (revocations.c.kind == kind) & (revocations.c.value == value)
+            connection.execute(delete(revocations).where(same))
+            connection.execute(
+                insert(revocations), {"kind": kind, "value": value, "reason": reason, "created": ms(now)}
+            )
+
+    def revoked(self, subjects: tuple[tuple[str, str], ...]) -> str | None:
+        """The first of these (kind, value) pairs that is revoked, as text, or None."""
+        with self._db.read() as connection:
+            values = [value for _, value in subjects]
+            rows = connection.execute(
+                select(revocations.c.kind, revocations.c.value).where(revocations.c.value.in_(values))
+            ).all()
+        known = {(row.kind, row.value) for row in rows}
+        return next((f"{kind} {value}" for kind, value in subjects if (kind, value) in known), None)
+
+    def sweep(self, now: datetime) -> int:
+        """Delete results past their retention."""
+        with self._db.write() as connection:
+            old = attestations.c.expires <= ms(now - RETENTION)
+            return connection.execute(delete(attestations).where(old)).rowcount

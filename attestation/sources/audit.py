@@ -1,0 +1,174 @@
+"""The audit log: every decision, hash-chained and signed, in the same transaction as what it permits.
+
+Each entry's digest covers its content and the digest before it; the signature covers the digest. Whoever changes,
+drops or reorders an entry breaks `verify`, which needs only the public key.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from sqlalchemy import Connection, Row, insert, select, update
+
+from attestation.errors import Untrusted
+from attestation.sources.db import Database
+from attestation.sources.schema import AUDIT_STREAM, audit, audit_heads, moment, ms
+from attestation.values import JsonValue
+
+GENESIS = "0" * 64
+_BATCH = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One decision. `subject` is a key path, a token id or an admin action's object."""
+
+    seq: int
+    at: datetime
+    event: str
+    subject: str
+    body: Mapping[str, JsonValue]
+    previous: str
+    digest: str
+    signature: bytes
+
+    def to_json(self) -> dict[str, object]:
+        """For export."""
+        return {
+            "seq": self.seq,
+            "at": self.at.isoformat(),
+            "event": self.event,
+            "subject": self.subject,
+            "body": self.body,
+            "previous": self.previous,
+            "digest": self.digest,
+            "signature": self.signature.hex(),
+        }
+
+
+class AuditLog:
+    """Appends inside a caller's transaction; the head row orders appends of all replicas."""
+
+    def __init__(self, database: Database, key: Ed25519PrivateKey, stream: str = AUDIT_STREAM) -> None:
+        self._db, self._key, self._stream = database, key, stream
+
+    @property
+    def public_key(self) -> Ed25519PublicKey:
+        """What verifies the log."""
+        return self._key.public_key()
+
+    def append(
+        self, connection: Connection, *, event: str, subject: str, body: Mapping[str, JsonValue], now: datetime
+    ) -> int:
+        """Add one entry; it is as durable as the transaction. Returns its sequence number."""
+        head = connection.execute(
+            select(audit_heads).where(audit_heads.c.stream == self._stream).with_for_update()
+        ).one_or_none()
+        seq, previous = (1, GENESIS) if head is None else (head.seq + 1, head.digest)
+        text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+        digest = entry_digest(self._stream, seq, ms(now), event, subject, text, previous)
+        if head is None:
+            connection.execute(insert(audit_heads), {"stream": self._stream, "seq": seq, "digest": digest})
+        else:
+            connection.execute(
+                update(audit_heads).where(audit_heads.c.stream == self._stream).values(seq=seq, digest=digest)
+            )
+        connection.execute(
+            insert(audit),
+            {
+                "stream": self._stream,
+                "seq": seq,
+                "at": ms(now),
+                "event": event,
+                "subject": subject,
+                "body": text,
+                "previous": previous,
+                "digest": digest,
+                "signature": self._key.sign(bytes.fromhex(digest)),
+            },
+        )
+        return seq
+
+    def record(self, *, event: str, subject: str, body: Mapping[str, JsonValue], now: datetime) -> int:
+        """One entry in a durable transaction of its own."""
+        with self._db.write(durable=True) as connection:
+            return self.append(connection, event=event, subject=subject, body=body, now=now)
+
+    def tail(self, count: int) -> tuple[Entry, ...]:
+        """The newest entries, oldest of them first."""
+        query = select(audit).where(audit.c.stream == self._stream).order_by(audit.c.seq.desc()).limit(count)
+        with self._db.read() as connection:
+            return tuple(reversed([_entry(row) for row in connection.execute(query)]))
+
+    def about(self, subject: str, event: str | None = None) -> tuple[Entry, ...]:
+        """Entries about one subject, e.g. who got a key."""
+        query = select(audit).where(audit.c.stream == self._stream, audit.c.subject == subject).order_by(audit.c.seq)
+        if event is not None:
+            query = query.where(audit.c.event == event)
+        with self._db.read() as connection:
+            return tuple(_entry(row) for row in connection.execute(query))
+
+    def entries(self) -> Iterator[Entry]:
+        """All entries in order, read in batches."""
+        after = 0
+        while True:
+            query = (
+                select(audit)
+                .where(audit.c.stream == self._stream, audit.c.seq > after)
+                .order_by(audit.c.seq)
+                .limit(_BATCH)
+            )
+            with self._db.read() as connection:
+                batch = [_entry(row) for row in connection.execute(query)]
+            if not batch:
+                return
+            yield from batch
+            after = batch[-1].seq
+
+    def verify(self) -> int:
+        """Walk the chain; returns its length. Untrusted names the first entry that does not fit."""
+        with self._db.read() as connection:
+            head = connection.execute(select(audit_heads).where(audit_heads.c.stream == self._stream)).one_or_none()
+        length, digest = verify_chain(self.entries(), self.public_key, self._stream)
+        if head is not None and (head.seq, head.digest) != (length, digest):
+            raise Untrusted("audit-head", "the log ends elsewhere than its head", expected=head.seq, got=length)
+        return length
+
+
+def verify_chain(entries: Iterator[Entry], key: Ed25519PublicKey, stream: str = AUDIT_STREAM) -> tuple[int, str]:
+    """Check sequence, links, digests and signatures of a whole log; returns length and last digest."""
+    seq, previous = 0, GENESIS
+    for entry in entries:
+        text = json.dumps(entry.body, sort_keys=True, separators=(",", ":"))
+        want = entry_digest(stream, entry.seq, ms(entry.at), entry.event, entry.subject, text, previous)
+        if entry.seq != seq + 1 or entry.previous != previous or entry.digest != want:
+            raise Untrusted("audit-chain", "the log was changed here", where=f"entry {seq + 1}", got=f"seq {entry.seq}")
+        try:
+            key.verify(entry.signature, bytes.fromhex(entry.digest))
+        except InvalidSignature as exc:
+            raise Untrusted("audit-signature", "the signature does not verify", where=f"entry {entry.seq}") from exc
+        seq, previous = entry.seq, entry.digest
+    return seq, previous
+
+
+def entry_digest(stream: str, seq: int, at: int, event: str, subject: str, body: str, previous: str) -> str:
+    """SHA-256 over a JSON array: no two contents have one encoding."""
+    content = json.dumps([stream, seq, at, event, subject, body, previous], separators=(",", ":"))
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _entry(row: Row[tuple[object, ...]]) -> Entry:
+    return Entry(
+        seq=row.seq,
+        at=moment(row.at),
+        event=row.event,
+        subject=row.subject,
+        body=json.loads(row.body),
+        previous=row.previous,
+        digest=row.digest,
+        signature=bytes(row.signature),
+    )

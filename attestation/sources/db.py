@@ -1,0 +1,144 @@
+"""The database: connections, transactions and migrations for SQLite (WAL) and PostgreSQL.
+
+Two kinds of write: `durable` ones survive power loss when the call returns (a key leaves only after one); the others
+survive the death of the process and become durable with the next durable one, because the log is sequential.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.pool import QueuePool
+
+from attestation.errors import Misconfigured, Unavailable
+from attestation.sources.schema import HEAD
+
+BUSY_TIMEOUT_MS = 10_000  # another process holds the write lock for one transaction, which takes milliseconds
+POOL_SIZE = 16
+RETRY_AFTER_S = 2
+_FILE = "kbs.sqlite3"
+
+
+class Database:
+    """Opened once per process; `close` returns every connection."""
+
+    def __init__(self, url: str) -> None:
+        self.sqlite = url.startswith("sqlite")
+        self._fast = _engine(url, durable=False)
+        self._durable = _engine(url, durable=True) if self.sqlite else self._fast
+        # One writer at a time inside this process: SQLite's own lock waits by sleeping.
+        self._writing = threading.Lock()
+
+    @classmethod
+    def open(cls, where: str) -> "Database":
+        """A directory (SQLite inside it) or a `postgresql://` URL, migrated to the newest schema."""
+        if where.startswith(("postgresql://", "postgresql+psycopg://")):
+            database = cls("postgresql+psycopg://" + where.split("://", 1)[1])
+        elif "://" in where:
+            raise Misconfigured("store-url", "unknown store", expected="a directory or postgresql://", got=where[:40])
+        else:
+            database = cls(f"sqlite:///{Path(where).absolute() / _FILE}")
+        database.migrate()
+        return database
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection for reading."""
+        with _translated(), self._fast.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self, *, durable: bool = False) -> Iterator[Connection]:
+        """One transaction, committed at the end or rolled back by any exception."""
+        engine = self._durable if durable else self._fast
+        with _translated():
+            if not self.sqlite:
+                with engine.begin() as connection:
+                    if not durable:
+                        connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+                    yield connection
+                return
+            with self._writing, engine.connect().execution_options(immediate=True) as connection, connection.begin():
+                yield connection
+
+    def migrate(self) -> None:
+        """Create or upgrade the tables; a store newer than this program is refused."""
+        with _translated(), self._fast.connect() as connection:
+            names = set(self._table_names(connection))
+            at = None
+            if "alembic_version" in names:
+                at = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+        if at == HEAD:
+            return
+        if at is not None and at > HEAD:
+            raise Misconfigured("store-newer", "the store was written by a newer version", expected=HEAD, got=at)
+        from alembic import command
+        from alembic.config import Config
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with self.write(durable=True) as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, HEAD)
+
+    def _table_names(self, connection: Connection) -> list[str]:
+        from sqlalchemy import inspect
+
+        return inspect(connection).get_table_names()
+
+    def ping(self) -> None:
+        """Raise Unavailable where the database does not answer."""
+        with self.read() as connection:
+            connection.exec_driver_sql("SELECT 1")
+
+    def close(self) -> None:
+        """Close pooled connections."""
+        self._fast.dispose()
+        self._durable.dispose()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as exc:
+        raise Unavailable("store", "the store does not answer", where="store", got=type(exc.orig).__name__) from exc
+    except DBAPIError as exc:
+        if exc.connection_invalidated:
+            raise Unavailable("store", "the store went away", where="store") from exc
+        raise
+
+
+def _engine(url: str, *, durable: bool) -> Engine:
+    if not url.startswith("sqlite"):
+        return create_engine(url, pool_size=POOL_SIZE, max_overflow=0, pool_pre_ping=True, hide_parameters=True)
+    engine = create_engine(
+        url,
+        poolclass=QueuePool,
+        pool_size=POOL_SIZE,
+        max_overflow=0,
+        hide_parameters=True,
+        connect_args={"check_same_thread": False},
+    )
+
+    @event.listens_for(engine, "connect")
+    def _connect(raw: Any, _record: Any) -> None:
+        raw.isolation_level = None  # transactions begin below, not in the driver
+        cursor = raw.cursor()
+        cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        cursor.execute("PRAGMA secure_delete = ON")  # shredded envelopes do not stay in free pages
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # A write transaction takes the lock at once: an upgrade from a read snapshot could only fail.
+        immediate = connection.get_execution_options().get("immediate")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    return engine

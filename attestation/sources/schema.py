@@ -1,0 +1,154 @@
+"""The broker's tables: one schema for SQLite and PostgreSQL. Times are integers, milliseconds since 1970, UTC.
+
+`migrations/` creates them; a test proves that both agree.
+"""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, String, Table, Text
+
+HEAD = "0001"  # newest migration
+AUDIT_STREAM = "broker"
+
+metadata = MetaData()
+
+# One handshake. The cookie's SHA-256 is stored, never the cookie.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("tee", String(32), nullable=False),
+    Column("nonce", String(64), nullable=False, unique=True),
+    Column("expires", BigInteger, nullable=False),
+    Column("state", String(16), nullable=False),  # challenged, verifying, attested, burned
+    Column("body", String(64), nullable=False),  # SHA-256 of the one body that was accepted
+    Column("claimed", BigInteger, nullable=False),
+    Column("jti", String(64), nullable=False),
+    Column("token", Text, nullable=False),
+    Index("sessions_expires", "expires"),
+)
+
+attestations = Table(
+    "attestations",
+    metadata,
+    Column("jti", String(64), primary_key=True),
+    Column("expires", BigInteger, nullable=False),
+    Column("chip_id", String(160), nullable=False),
+    Column("record", Text, nullable=False),
+    Index("attestations_expires", "expires"),
+    Index("attestations_chip", "chip_id"),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("path", String(390), primary_key=True),
+    Column("repository", String(128), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("policy", Text, nullable=False),
+    Column("current", Integer, nullable=False),
+    Column("releases", BigInteger, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Index("keys_repository", "repository"),
+)
+
+# Deleting a row here is the crypto-shred: the data key exists nowhere else.
+key_versions = Table(
+    "key_versions",
+    metadata,
+    Column("path", String(390), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("root", String(128), nullable=False),
+    Column("wrapped", LargeBinary, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("created", BigInteger, nullable=False),
+)
+
+# Append-only: the newest version of a name is in force. `kind` is native, rego-attestation or rego-resource.
+policies = Table(
+    "policies",
+    metadata,
+    Column("kind", String(24), primary_key=True),
+    Column("name", String(160), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("text", Text, nullable=False),
+    Column("author", String(160), nullable=False),
+    Column("created", BigInteger, nullable=False),
+)
+
+reference_values = Table(
+    "reference_values",
+    metadata,
+    Column("name", String(256), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("value", Text, nullable=False),  # JSON
+    Column("expires", BigInteger, nullable=False),
+    Column("provenance", Text, nullable=False),
+    Column("created", BigInteger, nullable=False),
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("role", String(32), nullable=False),
+    Column("repositories", Text, nullable=False),
+    Column("epoch", Integer, nullable=False),  # tokens of an older epoch are refused
+    Column("created", BigInteger, nullable=False),
+)
+
+revocations = Table(
+    "revocations",
+    metadata,
+    Column("kind", String(24), primary_key=True),  # token, tee-key, chip, gpu
+    Column("value", String(200), primary_key=True),
+    Column("reason", Text, nullable=False),
+    Column("created", BigInteger, nullable=False),
+)
+
+# Signing keys of tokens, admin tokens and the audit log, sealed like any other secret; shared by replicas.
+signing_keys = Table(
+    "signing_keys",
+    metadata,
+    Column("purpose", String(24), primary_key=True),
+    Column("version", Integer, primary_key=True),
+    Column("root", String(128), nullable=False),
+    Column("wrapped", LargeBinary, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("created", BigInteger, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("stream", String(128), primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+    Column("at", BigInteger, nullable=False),
+    Column("event", String(48), nullable=False),
+    Column("subject", String(390), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("previous", String(64), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("signature", LargeBinary, nullable=False),
+    Index("audit_subject", "subject"),
+)
+
+# The lock that orders appends across replicas, and the end of the chain.
+audit_heads = Table(
+    "audit_heads",
+    metadata,
+    Column("stream", String(128), primary_key=True),
+    Column("seq", BigInteger, nullable=False),
+    Column("digest", String(64), nullable=False),
+)
+
+
+def ms(moment: datetime) -> int:
+    """An aware time as stored."""
+    return round(moment.timestamp() * 1000)
+
+
+def moment(stored: int) -> datetime:
+    """Inverse of `ms`."""
+    return datetime.fromtimestamp(stored / 1000, UTC)

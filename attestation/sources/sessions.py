@@ -1,0 +1,148 @@
+"""Handshakes: who holds which nonce, and that exactly one body answers it, whichever replica receives it."""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, update
+
+from attestation.broker.session import Challenged
+from attestation.errors import Unavailable, Untrusted
+from attestation.sources.db import Database
+from attestation.sources.schema import moment, ms, sessions
+from attestation.values import Tee
+
+# A replica that died while verifying: after this time the same body may be tried again (verification takes ms).
+CLAIM_TIMEOUT = timedelta(seconds=60)
+MAX_SESSIONS = 100_000  # unauthenticated callers write these rows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeated:
+    """This very body was answered before, with this token."""
+
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class InProgress:
+    """This very body is being verified now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveSession:
+    """An attested session, as a cookie finds it."""
+
+    jti: str
+    token: str
+    expires: datetime
+
+
+def session_key(cookie: str) -> str:
+    """What is stored for a cookie: its SHA-256, so that a stolen database opens no session."""
+    return hashlib.sha256(cookie.encode()).hexdigest()
+
+
+class SessionStore:
+    """All transitions are single statements, so that replicas need no other coordination."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def add(self, key: str, challenged: Challenged) -> None:
+        """A new handshake."""
+        with self._db.write() as connection:
+            connection.execute(
+                insert(sessions),
+                {
+                    "id": key,
+                    "tee": str(challenged.tee),
+                    "nonce": challenged.nonce,
+                    "expires": ms(challenged.expires),
+                    "state": "challenged",
+                    "body": "",
+                    "claimed": 0,
+                    "jti": "",
+                    "token": "",
+                },
+            )
+
+    def claim(self, key: str, body: str, now: datetime) -> Challenged | Repeated | InProgress:
+        """Take the nonce for this body, atomically and before anything is verified.
+
+        Raises Untrusted for an unknown, expired or burned session and for a second, different body.
+        """
+        with self._db.write() as connection:
+            taken = self._take(connection, key, body, now, sessions.c.state == "challenged")
+            if taken is not None:
+                return taken
+            row = connection.execute(select(sessions).where(sessions.c.id == key)).one_or_none()
+            if row is None or row.expires <= ms(now):
+                raise Untrusted("session-unknown", "no such session, or it has expired")
+            if row.state == "burned":
+                raise Untrusted("session-burned", "this challenge was answered and refused; ask for a new one")
+            if row.body != body:
+                raise Untrusted("nonce-replayed", "this challenge was already answered with other evidence")
+            if row.state == "attested":
+                return Repeated(token=row.token)
+            if row.claimed + ms_of(CLAIM_TIMEOUT) < ms(now):
+                again = (sessions.c.state == "verifying") & (sessions.c.claimed == row.claimed)
+                taken = self._take(connection, key, body, now, again)
+            return taken or InProgress()
+
+    def _take(self, connection: Connection, key: str, body: str, now: datetime, condition: Any) -> Challenged | None:
+        row = connection.execute(
+            update(sessions)
+            .where(sessions.c.id == key, sessions.c.expires > ms(now), condition)
+            .values(state="verifying", body=body, claimed=ms(now))
+            .returning(sessions.c.tee, sessions.c.nonce, sessions.c.expires)
+        ).one_or_none()
+        if row is None:
+            return None
+        return Challenged(tee=Tee(row.tee), nonce=row.nonce, expires=moment(row.expires))
+
+    def finish(self, connection: Connection, key: str, *, jti: str, token: str) -> None:
+        """The body was good; part of the transaction that records the attestation."""
+        done = connection.execute(
+            update(sessions)
+            .where(sessions.c.id == key, sessions.c.state == "verifying")
+            .values(state="attested", jti=jti, token=token)
+        )
+        if done.rowcount != 1:
+            raise Unavailable("session-lost", "the session ended while its evidence was verified")
+
+    def burn(self, connection: Connection, key: str) -> None:
+        """The body was bad: this nonce is spent."""
+        connection.execute(update(sessions).where(sessions.c.id == key).values(state="burned"))
+
+    def reopen(self, key: str) -> None:
+        """We could not tell (collateral or verifier unavailable): the same guest may try this nonce again."""
+        with self._db.write() as connection:
+            connection.execute(
+                update(sessions)
+                .where(sessions.c.id == key, sessions.c.state == "verifying")
+                .values(state="challenged", body="", claimed=0)
+            )
+
+    def live(self, key: str, now: datetime) -> LiveSession | None:
+        """The attested session of a cookie, None for anything else."""
+        with self._db.read() as connection:
+            row = connection.execute(
+                select(sessions.c.jti, sessions.c.token, sessions.c.expires, sessions.c.state).where(
+                    sessions.c.id == key
+                )
+            ).one_or_none()
+        if row is None or row.state != "attested" or row.expires <= ms(now):
+            return None
+        return LiveSession(jti=row.jti, token=row.token, expires=moment(row.expires))
+
+    def sweep(self, now: datetime) -> int:
+        """Delete what has expired."""
+        with self._db.write() as connection:
+            return connection.execute(delete(sessions).where(sessions.c.expires <= ms(now))).rowcount
+
+
+def ms_of(span: timedelta) -> int:
+    """A span as stored."""
+    return round(span.total_seconds() * 1000)

@@ -1,0 +1,78 @@
+"""Signing keys of the broker, made once, sealed in the store and shared by all replicas: a restart changes nothing."""
+
+from datetime import datetime
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from sqlalchemy import insert, select
+
+from attestation.errors import Misconfigured
+from attestation.sources.db import Database
+from attestation.sources.envelope import Envelope, Vault
+from attestation.sources.schema import ms, signing_keys
+from attestation.values import Secret
+
+TOKEN, ADMIN, AUDIT = "token", "admin", "audit"
+_ED25519 = (AUDIT,)
+
+
+class SigningKeys:
+    """PEM keys by purpose, newest first. The first use of a purpose makes its key."""
+
+    def __init__(self, database: Database, vault: Vault) -> None:
+        self._db, self._vault = database, vault
+
+    def load(self, purpose: str, now: datetime) -> tuple[bytes, ...]:
+        """PKCS#8 PEM of every version, newest first; at least one."""
+        found = self._read(purpose)
+        if not found:
+            self.rotate(purpose, now)
+            found = self._read(purpose)
+        return found
+
+    def audit_key(self, now: datetime) -> Ed25519PrivateKey:
+        """The key of the audit log."""
+        key = load_pem_private_key(self.load(AUDIT, now)[0], None)
+        if not isinstance(key, Ed25519PrivateKey):
+            raise Misconfigured("audit-key", "the audit key has another type", expected="Ed25519")
+        return key
+
+    def rotate(self, purpose: str, now: datetime) -> int:
+        """Add a version; the former ones still verify."""
+        key = Ed25519PrivateKey.generate() if purpose in _ED25519 else ec.generate_private_key(ec.SECP256R1())
+        pem = Secret(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        with self._db.write(durable=True) as connection:
+            mine = signing_keys.c.purpose == purpose
+            versions = connection.execute(select(signing_keys.c.version).where(mine)).scalars().all()
+            version = max(versions, default=0) + 1
+            envelope = self._vault.seal(pem, path=_path(purpose), version=version)
+            connection.execute(
+                insert(signing_keys),
+                {
+                    "purpose": purpose,
+                    "version": version,
+                    "root": envelope.root,
+                    "wrapped": envelope.wrapped,
+                    "sealed": envelope.sealed,
+                    "created": ms(now),
+                },
+            )
+        return version
+
+    def _read(self, purpose: str) -> tuple[bytes, ...]:
+        query = select(signing_keys).where(signing_keys.c.purpose == purpose).order_by(signing_keys.c.version.desc())
+        with self._db.read() as connection:
+            rows = connection.execute(query).all()
+        return tuple(
+            self._vault.open(
+                Envelope(root=row.root, wrapped=row.wrapped, sealed=row.sealed),
+                path=_path(purpose),
+                version=row.version,
+            ).expose()
+            for row in rows
+        )
+
+
+def _path(purpose: str) -> str:
+    return f"signing-key/{purpose}"
