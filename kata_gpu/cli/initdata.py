@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from kata_gpu.core.kata.agent_policy import with_devices
 from kata_gpu.core.kata.initdata import (
     ANNOTATION,
     MAX_TOML_BYTES,
@@ -60,11 +61,18 @@ def _facts(document: InitData) -> dict[str, str]:
 @click.option("--kbs-url", required=True, help="URL of the key broker as the guest reaches it")
 @click.option("--kbs-cert", type=click.Path(dir_okay=False), help="PEM certificate that the guest pins")
 @click.option("--policy", required=True, type=click.Path(dir_okay=False), help="agent policy (policy.rego)")
+@click.option(
+    "--vfio-devices",
+    multiple=True,
+    metavar="CONTAINER=COUNT",
+    help="GPUs that claims give to container CONTAINER (0 is the pause container) in genpolicy's policy",
+)
 @click.option("--add", "extra", multiple=True, metavar="NAME=FILE", help="further entry of [data]; may be repeated")
 @click.option("--annotation", is_flag=True, help="print the pod annotation instead of the document")
 @click.option("-o", "out", type=click.Path(dir_okay=False, path_type=Path), help="write here instead of stdout")
 def build(
-    tee: str | None, algorithm: str | None, kbs_url: str, kbs_cert: str | None, policy: str, extra: tuple[str, ...],
+    tee: str | None, algorithm: str | None, kbs_url: str, kbs_cert: str | None, policy: str,
+    vfio_devices: tuple[str, ...], extra: tuple[str, ...],
     annotation: bool, out: Path | None,
 ) -> int:  # fmt: skip
     """Write a document; the digests that policies and reports will carry go to stderr.
@@ -81,10 +89,11 @@ def build(
         if not sep or not name or name in ("aa.toml", "cdh.toml", "policy.rego"):
             raise Misconfigured("initdata-entry", "bad --add", where="--add", expected="NAME=FILE", got=repr(item))
         entries[name] = _text(path)
+    rego = _text(policy)
+    if vfio_devices:
+        rego = with_devices(rego, dict(map(_count, vfio_devices)))
     document = build_initdata(
-        Contents(
-            kbs_url=kbs_url, kbs_cert_pem=_text(kbs_cert) if kbs_cert else "", policy_rego=_text(policy), extra=entries
-        ),
+        Contents(kbs_url=kbs_url, kbs_cert_pem=_text(kbs_cert) if kbs_cert else "", policy_rego=rego, extra=entries),
         _TEE_ALGORITHM[tee] if tee else Algorithm(str(algorithm)),
     )
     body = f"{ANNOTATION}: {document.annotation}\n".encode() if annotation else document.raw
@@ -97,6 +106,13 @@ def build(
     for problem in appraise_initdata(document):
         click.echo(f"warning[{problem.code}]: {problem.what}: {problem.symptom}", err=True)
     return ExitCode.OK
+
+
+def _count(item: str) -> tuple[int, int]:
+    container, _, count = item.partition("=")
+    if not (container.isdecimal() and count.isdecimal()):
+        raise Misconfigured("initdata-devices", "bad count", where="--vfio-devices", expected="1=1", got=repr(item))
+    return int(container), int(count)
 
 
 def _text(path: str) -> str:

@@ -1,0 +1,50 @@
+"""`kata-gpu lint FILE...`: what would go wrong with these pods and claims, before the cluster finds out."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kata_gpu.core.lint.lint import lint as lint_objects
+from kata_gpu.core.yaml12 import MAX_BYTES, load_all
+from kata_gpu.errors import ExitCode, Unavailable
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True)
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def lint(files: tuple[str, ...], output: str) -> int:
+    """Check pods, workloads, claims and claim templates in YAML FILES (- is stdin).
+
+    The same rules run in the API server as ValidatingAdmissionPolicies (`kata-gpu lint` names each by its id).
+
+    \b
+    Example:
+      kata-gpu lint pod.yaml claim.yaml
+      kubectl get pod inference -o yaml | kata-gpu lint -
+    """
+    objects: list[Any] = []
+    for name in files:
+        for document in load_all(_read(name), where=name):
+            items = document.get("items") if isinstance(document, dict) else None
+            objects += items if isinstance(items, list) else [document]
+    violations = lint_objects(objects)
+    if output == "json":
+        click.echo(json.dumps({"ok": not violations, "violations": [v.to_json() for v in violations]}, indent=1))
+    else:
+        for v in violations:
+            click.echo(f"{v.subject}: [{v.rule}] {v.message}\n    leads to: {v.symptom}")
+        click.echo(f"{len(violations)} problems" if violations else f"ok, {len(objects)} objects")
+    return ExitCode.NEGATIVE if violations else ExitCode.OK
+
+
+def _read(name: str) -> bytes:
+    if name == "-":
+        return sys.stdin.buffer.read(MAX_BYTES + 1)
+    try:
+        with Path(name).open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as exc:
+        raise Unavailable("lint-read", "cannot read", where=name, got=exc.strerror or exc) from exc

@@ -1,0 +1,56 @@
+"""The object rules as ValidatingAdmissionPolicies: CEL in the API server, no webhook of ours.
+
+`failurePolicy: Fail`: a policy that cannot be evaluated refuses. Bindings deny; `render` writes both.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from kata_gpu.core.lint import claim, pod
+from kata_gpu.core.lint.rule import Rule
+
+API_VERSION = "admissionregistration.k8s.io/v1"  # GA since Kubernetes 1.30
+
+
+def _policy(name: str, group: str, version: str, resources: list[str], rules: Sequence[Rule],
+            variables: list[dict[str, str]]) -> dict[str, Any]:  # fmt: skip
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "kata-gpu"}},
+        "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": {
+                "resourceRules": [
+                    {"apiGroups": [group], "apiVersions": [version], "operations": ["CREATE", "UPDATE"],
+                     "resources": resources}
+                ]
+            },
+            **({"variables": variables} if variables else {}),
+            "validations": [
+                {"expression": rule.cel, "message": f"[{rule.id}] {rule.message}", "reason": "Invalid"}
+                for rule in rules
+            ],
+        },
+    }  # fmt: skip
+
+
+def _binding(name: str) -> dict[str, Any]:
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "kata-gpu"}},
+        "spec": {"policyName": name, "validationActions": ["Deny"]},
+    }
+
+
+def policies() -> tuple[dict[str, Any], ...]:
+    """Two policies with their bindings, in apply order."""
+    requests = [{"name": "requests", "expression": claim.REQUESTS_CEL}]
+    return (
+        _policy("kata-gpu-pods", "", "v1", ["pods"], pod.RULES, []),
+        _binding("kata-gpu-pods"),
+        _policy("kata-gpu-claims", "resource.k8s.io", "v1", ["resourceclaims", "resourceclaimtemplates"], claim.RULES,
+                requests),
+        _binding("kata-gpu-claims"),
+    )  # fmt: skip
