@@ -1,0 +1,157 @@
+"""SPDM 1.1 evidence of NVIDIA devices: GET_MEASUREMENTS request followed by its MEASUREMENTS response.
+
+gpu-attestation.md 1.1 to 1.3 and 1.5. Everything before the signature is signed, so the parser keeps that very slice;
+every byte is accounted for, and what the opaque data of a device *means* is not decided here (`nv_report`).
+"""
+
+import struct
+from dataclasses import dataclass
+
+from attestation.errors import Malformed
+from attestation.formats.reader import Reader
+
+MAX_REPORT_BYTES = 8 * 1024  # NVML report buffer 0x2000 (gpu-attestation.md 1.8); reports seen have at most 4274 bytes
+MAX_TLVS = 128  # 17 seen; ids above 36 have never been seen
+BLOCK_BYTES = 55
+DIGEST_BYTES = 48
+SIGNATURE_BYTES = 96
+REQUEST_BYTES = 37
+
+_SPDM_1_1, _GET_MEASUREMENTS, _MEASUREMENTS = 0x11, 0xE0, 0x60
+_SIGNATURE_REQUESTED, _ALL_BLOCKS = 0x01, 0xFF
+_DMTF, _DIGEST_OF_MUTABLE_FIRMWARE = 0x01, 0x01
+_BLOCK = struct.Struct("<BBHBH48s")
+_BLOCK_CONSTANTS = (_DMTF, BLOCK_BYTES - 4, _DIGEST_OF_MUTABLE_FIRMWARE, DIGEST_BYTES)
+_BLOCK_FIELDS = ("specification", "size", "value-type", "value-size")
+
+
+@dataclass(frozen=True, slots=True)
+class Tlv:
+    """One element of the opaque data, understood or not."""
+
+    type: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpdmReport:
+    """A report of valid shape; nothing in it is proven. `signed` is the slice that `signature` (r then s) covers.
+
+    `measurements[i]` is block i+1, which reference documents call index i. `opaque` keeps every element, in order.
+    """
+
+    nonce: bytes
+    measurements: tuple[bytes, ...]
+    responder_nonce: bytes
+    opaque: tuple[Tlv, ...]
+    signed: bytes
+    signature: bytes
+    trailing_zeros: int
+
+
+def parse_report(data: bytes, *, max_trailing_zeros: int = 0) -> SpdmReport:
+    """Parse with exact consumption; at most `max_trailing_zeros` zero bytes may follow the signature (1.5).
+
+    Raises Malformed, and TypeError for anything that is not exactly `bytes`.
+    """
+    if type(data) is not bytes:
+        raise TypeError("a report is bytes")
+    if len(data) > MAX_REPORT_BYTES:
+        raise Malformed(
+            "report-size", "too large", where="report", expected=f"at most {MAX_REPORT_BYTES} bytes", got=len(data)
+        )
+    reader = Reader(data, "report")
+    _constant(reader, "request.version", _SPDM_1_1)
+    _constant(reader, "request.code", _GET_MEASUREMENTS)
+    _constant(reader, "request.param1", _SIGNATURE_REQUESTED)
+    _constant(reader, "request.param2", _ALL_BLOCKS)
+    nonce = reader.take(32, "request.nonce")
+    _constant(reader, "request.slot", 0)
+    _constant(reader, "response.version", _SPDM_1_1)
+    _constant(reader, "response.code", _MEASUREMENTS)
+    _constant(reader, "response.param1", 0)
+    _constant(reader, "response.param2", 0)
+    blocks = reader.u8("response.blocks")
+    record_bytes = reader.u24le("response.record-length")
+    if blocks == 0 or record_bytes != blocks * BLOCK_BYTES:
+        raise Malformed(
+            "record-length",
+            "number of blocks and record length disagree",
+            where="report.response",
+            expected=f"N blocks of {BLOCK_BYTES} bytes",
+            got=f"{blocks} blocks in {record_bytes} bytes",
+        )
+    measurements = _parse_record(reader.take(record_bytes, "response.record"))
+    responder_nonce = reader.take(32, "response.nonce")
+    opaque = _parse_opaque(reader.take(reader.u16le("response.opaque-length"), "response.opaque"))
+    signed = data[: reader.position]
+    signature = reader.take(SIGNATURE_BYTES, "response.signature")
+    trailing = reader.take(reader.remaining, "trailing")
+    if len(trailing) > max_trailing_zeros or any(trailing):
+        raise Malformed(
+            "trailing-bytes",
+            "report goes on after its signature",
+            where="report",
+            expected=f"at most {max_trailing_zeros} zero bytes",
+            got=f"{len(trailing)} bytes {trailing[:16].hex()}",
+        )
+    return SpdmReport(
+        nonce=nonce,
+        measurements=measurements,
+        responder_nonce=responder_nonce,
+        opaque=opaque,
+        signed=signed,
+        signature=signature,
+        trailing_zeros=len(trailing),
+    )
+
+
+def _constant(reader: Reader, field: str, want: int) -> None:
+    got = reader.u8(field)
+    if got != want:
+        code = f"spdm-{field.partition('.')[2]}"
+        raise Malformed(code, "unexpected value", where=f"report.{field}", expected=f"{want:#04x}", got=f"{got:#04x}")
+
+
+def _parse_record(record: bytes) -> tuple[bytes, ...]:
+    """1.2: blocks 1..N in ascending order, each one SHA-384 digest, without slack."""
+    measurements: list[bytes] = []
+    for expected, (index, *constants, value) in enumerate(_BLOCK.iter_unpack(record), start=1):
+        if index != expected:
+            raise _misplaced(index, expected, total=len(record) // BLOCK_BYTES)
+        if (*constants,) != _BLOCK_CONSTANTS:
+            for name, want, got in zip(_BLOCK_FIELDS, _BLOCK_CONSTANTS, constants, strict=True):
+                if got != want:
+                    raise Malformed(
+                        f"block-{name}", "unexpected value", where=f"report.block[{index}]", expected=want, got=got
+                    )
+        measurements.append(value)
+    return tuple(measurements)
+
+
+def _misplaced(index: int, expected: int, *, total: int) -> Malformed:
+    if not 1 <= index <= total:
+        code, what = "block-index", "index out of range"
+    elif index < expected:
+        code, what = "block-duplicate", "index seen before"
+    else:
+        code, what = "block-order", "indices are not ascending from 1"
+    return Malformed(code, what, where="report.block", expected=expected, got=index)
+
+
+def _parse_opaque(data: bytes) -> tuple[Tlv, ...]:
+    """1.3: type and size are little-endian u16; every byte belongs to an element; no type occurs twice."""
+    reader = Reader(data, "report.opaque")
+    found: list[Tlv] = []
+    seen: set[int] = set()
+    while reader.remaining:
+        kind = reader.u16le("type")
+        size = reader.u16le("size")
+        value = reader.take(size, f"element[{kind}]")
+        if kind in seen:
+            raise Malformed("tlv-duplicate", "element occurs twice", where="report.opaque", got=f"type {kind}")
+        if len(found) == MAX_TLVS:
+            raise Malformed("tlv-count", "too many elements", where="report.opaque", expected=f"at most {MAX_TLVS}")
+        seen.add(kind)
+        found.append(Tlv(kind, value))
+    return tuple(found)

@@ -1,0 +1,45 @@
+"""What was verified before, kept by whoever wants speed and passed in: there is no module-level state.
+
+Entries are results that do not depend on time, trust anchors are part of every key, and only what verified is stored;
+validity in time and revocation are judged again on every use.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from threading import Lock
+from typing import Generic, TypeVar
+
+V = TypeVar("V")
+
+MAX_CHAINS = 1024  # suffixes of chains: three shared ones per product line, one per device
+MAX_RIMS = 128  # documents; a parsed one takes about 60 kB
+
+
+class BoundedCache(Generic[V]):
+    """Least-recently-used map of fixed capacity, safe to share between threads."""
+
+    __slots__ = ("_capacity", "_entries", "_lock")
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._entries: OrderedDict[Hashable, V] = OrderedDict()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: Hashable) -> V | None:
+        """The stored value, now the most recently used one."""
+        with self._lock:
+            value = self._entries.get(key)
+            if value is not None:
+                self._entries.move_to_end(key)
+            return value
+
+    def put(self, key: Hashable, value: V) -> None:
+        """Store, and forget the least recently used entry when full."""
+        with self._lock:
+            self._entries[key] = value
+            self._entries.move_to_end(key)
+            if len(self._entries) > self._capacity:
+                self._entries.popitem(last=False)
