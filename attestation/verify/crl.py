@@ -5,7 +5,6 @@ less than "not listed means good".
 """
 
 from datetime import datetime
-from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -15,6 +14,7 @@ from cryptography.x509.oid import SignatureAlgorithmOID
 
 from attestation.errors import Malformed, Untrusted
 from attestation.values import Digest
+from attestation.verify.cache import BoundedCache
 from attestation.verify.statement import Said, Statement
 
 MAX_CRL_BYTES = 4 * 1024 * 1024  # Intel's platform CRL is under 100 kB; 4 MiB leaves room for years of entries
@@ -31,12 +31,17 @@ _HASHES = (hashes.SHA256, hashes.SHA384)
 _UNDERSTOOD = (x509.AuthorityKeyIdentifier, x509.CRLNumber, x509.IssuingDistributionPoint, x509.FreshestCRL)
 
 
-@lru_cache(maxsize=64)  # a pure function of its arguments; one CRL a CA
-def verify_crl(der: bytes, issuer: x509.Certificate) -> x509.CertificateRevocationList:
+CrlCache = BoundedCache[x509.CertificateRevocationList]
+
+
+def verify_crl(der: bytes, issuer: x509.Certificate, cache: CrlCache | None = None) -> x509.CertificateRevocationList:
     """A CRL that `issuer` signed and was allowed to sign, complete in kind; time and scope are judged later.
 
-    Raises Malformed or Untrusted.
+    `cache` keeps what verified. Raises Malformed or Untrusted.
     """
+    known = cache.get((der, issuer)) if cache is not None else None
+    if known is not None:
+        return known
     if len(der) > MAX_CRL_BYTES:
         raise Malformed("crl-size", "CRL too large", expected=f"at most {MAX_CRL_BYTES}", got=len(der))
     try:
@@ -56,6 +61,8 @@ def verify_crl(der: bytes, issuer: x509.Certificate) -> x509.CertificateRevocati
     key = issuer.public_key()
     if not isinstance(key, (ec.EllipticCurvePublicKey, rsa.RSAPublicKey)) or not crl.is_signature_valid(key):
         raise Untrusted("crl-signature", "CRL signature does not verify")
+    if cache is not None:
+        cache.put((der, issuer), crl)
     return crl
 
 
@@ -95,9 +102,16 @@ def _require_scope(crl: x509.CertificateRevocationList, certificate: x509.Certif
         raise Untrusted("crl-scope", "the CRL does not cover this certificate")
 
 
-def read_crl(der: bytes, *, certificate: x509.Certificate, issuer: x509.Certificate, now: datetime) -> Statement:
+def read_crl(
+    der: bytes,
+    *,
+    certificate: x509.Certificate,
+    issuer: x509.Certificate,
+    now: datetime,
+    cache: CrlCache | None = None,
+) -> Statement:
     """What a stored CRL says about `certificate`. Raises Malformed or Untrusted."""
-    crl = verify_crl(der, issuer)
+    crl = verify_crl(der, issuer, cache)
     _require_scope(crl, certificate)
     if now < crl.last_update_utc:
         raise Untrusted("crl-future", "the CRL is from the future", expected=f"<= {now}", got=crl.last_update_utc)

@@ -7,7 +7,6 @@ OCSP signing, signed it, and if its CertID names exactly this issuer and serial 
 
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -18,6 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, SignatureAlgorithmOID
 
 from attestation.errors import Malformed, Untrusted
 from attestation.values import Digest
+from attestation.verify.cache import BoundedCache
 from attestation.verify.statement import Said, Statement
 
 MAX_OCSP_BYTES = 64 * 1024  # genuine answers are 1-3 kB with one delegated certificate
@@ -111,12 +111,17 @@ def _require_signature(response: ocsp.OCSPResponse, signer: x509.Certificate) ->
         raise Untrusted("ocsp-signature", "OCSP signature does not verify") from exc
 
 
-@lru_cache(maxsize=256)  # a pure function of its arguments; a fleet uses a handful of CA certificates
-def verify_ocsp(der: bytes, issuer: x509.Certificate) -> VerifiedOcsp:
+OcspCache = BoundedCache[VerifiedOcsp]
+
+
+def verify_ocsp(der: bytes, issuer: x509.Certificate, cache: OcspCache | None = None) -> VerifiedOcsp:
     """Check the signature of a response and the right of its signer to speak for `issuer`; time is judged later.
 
-    Raises Malformed or Untrusted.
+    `cache` keeps what verified. Raises Malformed or Untrusted.
     """
+    known = cache.get((der, issuer)) if cache is not None else None
+    if known is not None:
+        return known
     response = _load(der)
     try:
         signer = _signer(response, issuer)
@@ -125,9 +130,12 @@ def verify_ocsp(der: bytes, issuer: x509.Certificate) -> VerifiedOcsp:
         raise Malformed("ocsp-der", "unreadable certificate in OCSP response", got=str(exc)) from exc
     digest = hashes.Hash(hashes.SHA256())
     digest.update(der)
-    return VerifiedOcsp(
+    verified = VerifiedOcsp(
         response=response, signer=signer, delegated=signer is not issuer, digest=Digest("sha256", digest.finalize())
     )
+    if cache is not None:
+        cache.put((der, issuer), verified)
+    return verified
 
 
 def _require_nonce(response: ocsp.OCSPResponse, nonce: bytes | None) -> None:
@@ -169,14 +177,20 @@ def _until(single: ocsp.OCSPSingleResponse, verified: VerifiedOcsp) -> datetime 
 
 
 def read_ocsp(
-    der: bytes, *, certificate: x509.Certificate, issuer: x509.Certificate, now: datetime, nonce: bytes | None
+    der: bytes,
+    *,
+    certificate: x509.Certificate,
+    issuer: x509.Certificate,
+    now: datetime,
+    nonce: bytes | None,
+    cache: OcspCache | None = None,
 ) -> tuple[Statement, x509.Certificate | None]:
     """What a stored response says about `certificate`, and the delegated signer if there is one.
 
     `nonce`: of the request this must answer; None for a stored response, whose replay is bounded by freshness alone.
     Raises Malformed or Untrusted; `ocsp-other-certificate` where it speaks of others only.
     """
-    verified = verify_ocsp(der, issuer)
+    verified = verify_ocsp(der, issuer, cache)
     _require_nonce(verified.response, nonce)
     try:
         single = next((s for s in verified.response.responses if _is_about(s, certificate, issuer)), None)

@@ -17,12 +17,24 @@ from cryptography import x509
 from attestation.errors import AttestationError, Malformed, Misconfigured, Untrusted
 from attestation.findings import Finding, Result, failed, passed
 from attestation.values import Digest, JsonObject
-from attestation.verify.crl import read_crl
-from attestation.verify.ocsp import read_ocsp
+from attestation.verify.cache import BoundedCache
+from attestation.verify.crl import CrlCache, read_crl
+from attestation.verify.ocsp import OcspCache, read_ocsp
 from attestation.verify.statement import Said, Statement
 
 MAX_CANDIDATES = 64  # documents looked at for one certificate; a store keeps a few per CA
 DEFAULT_MAX_AGE = timedelta(days=30)  # one air-gapped import a month
+
+
+MAX_CACHED_ANSWERS = 256  # a fleet uses a handful of CA certificates, each with a few answers
+
+
+@dataclass(frozen=True, slots=True)
+class RevocationCache:
+    """Documents whose signatures verified before. Time, scope and subject are judged again on every use."""
+
+    ocsp: OcspCache = field(default_factory=lambda: BoundedCache(MAX_CACHED_ANSWERS))
+    crl: CrlCache = field(default_factory=lambda: BoundedCache(MAX_CACHED_ANSWERS))
 
 
 class RevocationStatus(StrEnum):
@@ -148,6 +160,7 @@ def _statements(
     source: RevocationSource,
     now: datetime,
     nonce: bytes | None,
+    cache: RevocationCache,
 ) -> tuple[list[Statement], str]:
     """Every document that truly speaks of `certificate`, and why the others do not."""
     found: list[Statement] = []
@@ -155,25 +168,29 @@ def _statements(
     crls = source.crls(issuer)[:MAX_CANDIDATES]
     for der in crls if nonce is None else ():
         try:
-            found.append(read_crl(der, certificate=certificate, issuer=issuer, now=now))
+            found.append(read_crl(der, certificate=certificate, issuer=issuer, now=now, cache=cache.crl))
         except (Malformed, Untrusted) as exc:
             refused = exc.code
     for der in source.ocsp_responses(certificate, issuer)[:MAX_CANDIDATES]:
         try:
-            statement, signer = read_ocsp(der, certificate=certificate, issuer=issuer, now=now, nonce=nonce)
+            statement, signer = read_ocsp(
+                der, certificate=certificate, issuer=issuer, now=now, nonce=nonce, cache=cache.ocsp
+            )
             if signer is not None:
-                _require_unlisted(signer, issuer, crls, now)
+                _require_unlisted(signer, issuer, crls, now, cache.crl)
             found.append(statement)
         except (Malformed, Untrusted) as exc:
             refused = exc.code
     return found, refused
 
 
-def _require_unlisted(signer: x509.Certificate, issuer: x509.Certificate, crls: Sequence[bytes], now: datetime) -> None:
+def _require_unlisted(
+    signer: x509.Certificate, issuer: x509.Certificate, crls: Sequence[bytes], now: datetime, cache: CrlCache
+) -> None:
     """A delegated signer that a CRL of its issuer lists has no voice, however old that CRL is."""
     for der in crls:
         try:
-            said = read_crl(der, certificate=signer, issuer=issuer, now=now).said
+            said = read_crl(der, certificate=signer, issuer=issuer, now=now, cache=cache).said
         except AttestationError:
             continue  # a CRL that proves nothing cannot silence a signer
         if said is not Said.GOOD:
@@ -200,13 +217,15 @@ def check_revocation(
     rule: RevocationRule,
     now: datetime,
     nonce: bytes | None = None,
+    cache: RevocationCache | None = None,
 ) -> Revocation:
     """Status of `certificate`, made by `issuer`, from stored documents at `now` (aware UTC). Raises nothing of ours.
 
     A revocation for good counts whatever its age; otherwise the newest document decides, and of equally new ones the
     worst. `nonce`: accept only an OCSP response to that request (straight after fetching it).
+    `cache` spares the signatures of documents that verified before.
     """
-    found, refused = _statements(certificate, issuer, source, now, nonce)
+    found, refused = _statements(certificate, issuer, source, now, nonce, cache or RevocationCache())
     for statement in found:
         if statement.said is Said.REVOKED:
             return _outcome(statement, RevocationStatus.REVOKED, statement.reason)

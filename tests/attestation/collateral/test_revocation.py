@@ -18,6 +18,7 @@ from attestation.verify.revocation import (
     ChainKind,
     NoRevocation,
     Revocation,
+    RevocationCache,
     RevocationPolicy,
     RevocationRule,
     RevocationStatus,
@@ -452,3 +453,18 @@ def test_signer_pairs(pki: Pki) -> None:
     made: Signer = delegate(pki.ca, now=NOW)
     assert made.certificate.issuer == pki.ca.certificate.subject
     assert made.certificate.public_key() == made.key.public_key()
+
+
+def test_cache_spares_signatures_and_nothing_else(pki: Pki) -> None:
+    cache = RevocationCache()
+    stored = Stored(ocsp=(answer(pki, signer=pki.ca),), crl=(crl(pki, {}),))
+
+    def ask(issuer: Signer, days: int) -> RevocationStatus:
+        return check_revocation(
+            pki.leaf.certificate, issuer.certificate, stored, rule=POLICY.rim, now=NOW + days * DAY, cache=cache
+        ).status
+
+    assert [ask(pki.ca, 0), ask(pki.ca, 0)] == [RevocationStatus.GOOD] * 2
+    assert (len(cache.ocsp), len(cache.crl)) == (1, 1)
+    assert ask(pki.ca, 30) is RevocationStatus.STALE, "time is judged again"
+    assert ask(pki.impostor, 0) is RevocationStatus.UNKNOWN, "an issuer of the same name has entries of its own"
