@@ -41,7 +41,7 @@ _SWITCH_KNOWN = frozenset({*_SWITCH_SIZES, 12, 27})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuFacts:
-    """A GPU report's own statements. `vbios` is dotted and upper case; `switch_pdis` is empty outside Protected PCIe."""
+    """A GPU report's own statements. `vbios` is dotted, upper case; `switch_pdis` is empty without Protected PCIe."""
 
     driver: str
     vbios: str

@@ -1,4 +1,4 @@
-"""Reference-value documents of NVIDIA (SWID tags) and the one XML signature shape they have, gpu-attestation.md 3.2, 3.3.
+"""Reference-value documents of NVIDIA (SWID tags) and their one signature shape, gpu-attestation.md 3.2 and 3.3.
 
 There is no general XML signature engine here: the document must be the exact tree that NVIDIA signs, the canonical
 form of its SignedInfo is written down once with a hole for the digest, and measurements are read by a second parse,
@@ -141,7 +141,7 @@ def parse_rim_content(content: bytes) -> RimContent:
         raise _unexpected("children of SoftwareIdentity", [child.tag for child in root])
     entity, meta, payload = root
     _attributes(entity, frozenset({"name", "role"}))
-    described = {k: v for k, v in meta.attrib.items() if not k.startswith(f"{{{TCG}}}")}
+    described = {k: v for k, v in _attrib(meta).items() if not k.startswith(f"{{{TCG}}}")}
     if frozenset(described) != _META_ATTRIBUTES or len(entity) or len(meta) or payload.attrib:
         raise _unexpected("attributes of Meta", sorted(described))
     if described["PayloadType"] != "direct" or attributes["tagVersion"] != "0":
@@ -162,7 +162,7 @@ def parse_rim_content(content: bytes) -> RimContent:
         edition=described["edition"],
         version=described["colloquialVersion"],
         tag_id=attributes["tagId"],
-        manufacturer_id=meta.get(f"{{{TCG}}}FirmwareManufacturerId", ""),
+        manufacturer_id=_attrib(meta).get(f"{{{TCG}}}FirmwareManufacturerId", ""),
         golden=MappingProxyType(golden),
     )
 
@@ -193,11 +193,11 @@ def _tree(document: bytes) -> etree._Element:
 def _shape(element: etree._Element, name: str) -> list[etree._Element]:
     """Children of `element`, after it and they were found to be exactly what `_SHAPE` says."""
     attributes, children = _SHAPE[name]
-    if dict(element.attrib) != attributes:
+    if _attrib(element) != attributes:
         code = "rim-reference" if name == "Reference" else "rim-algorithm"
         raise Malformed(
             code, f"unexpected attributes of {name}", where="rim.Signature", expected=dict(attributes),
-            got=dict(element.attrib),
+            got=_attrib(element),
         )  # fmt: skip
     if [child.tag for child in element] != [f"{{{DSIG}}}{child}" for child in children]:
         raise Malformed(
@@ -207,7 +207,7 @@ def _shape(element: etree._Element, name: str) -> list[etree._Element]:
             expected=list(children),
             got=[str(child.tag) for child in element][:8],
         )
-    if name not in _TEXT and element.text or any(child.tail for child in element):
+    if (name not in _TEXT and element.text) or any(child.tail for child in element):
         raise Malformed("rim-signature-shape", "text between signature elements", where=f"rim.Signature.{name}")
     for child, child_name in zip(element, children, strict=True):
         if child_name in _SHAPE and not _SHAPE[child_name][1]:
@@ -217,7 +217,7 @@ def _shape(element: etree._Element, name: str) -> list[etree._Element]:
 
 def _require_transforms(transforms: etree._Element) -> None:
     tag = f"{{{DSIG}}}Transform"
-    got = [dict(child.attrib) if child.tag == tag and not len(child) else {} for child in transforms]
+    got = [_attrib(child) if child.tag == tag and not len(child) else {} for child in transforms]
     if transforms.attrib or got != [{"Algorithm": algorithm} for algorithm in _TRANSFORMS]:
         raise Malformed(
             "rim-transform", "unexpected transforms", where="rim.Signature", expected=_TRANSFORMS, got=got[:4]
@@ -227,7 +227,7 @@ def _require_transforms(transforms: etree._Element) -> None:
 
 
 def _certificates(key_info: etree._Element) -> tuple[bytes, ...]:
-    """KeyInfo is one X509Data of X509Certificates and nothing else: no key, name or address of the document's choice."""
+    """KeyInfo is one X509Data of X509Certificates: no key, name or address of the document's own choice."""
     (data,) = _shape(key_info, "KeyInfo")
     tag = f"{{{DSIG}}}X509Certificate"
     if data.attrib or data.text or not 1 <= len(data) <= MAX_CERTIFICATES:
@@ -273,7 +273,7 @@ def _signed_info(namespaces: Mapping[str | None, str], digest_value: bytes) -> b
 
 def _resource(element: etree._Element) -> tuple[Golden, bool]:
     """One Resource: index, whether it is active, and as many digests as it says it has."""
-    attributes: dict[str, str] = dict(element.attrib)  # type: ignore[arg-type]
+    attributes = _attrib(element)
     values = [value for name in _HASHES if (value := attributes.pop(name, None)) is not None]
     if element.tag != _RESOURCE or len(element) or attributes.keys() != _RESOURCE_ATTRIBUTES:
         raise _unexpected("element or attributes in Payload", [element.tag, *attributes])
@@ -300,9 +300,14 @@ def _resource(element: etree._Element) -> tuple[Golden, bool]:
 
 
 def _attributes(element: etree._Element, want: frozenset[str]) -> Mapping[str, str]:
-    if frozenset(element.attrib) != want:
-        raise _unexpected("attributes", sorted(map(str, element.attrib))[:12])
-    return {str(k): str(v) for k, v in element.attrib.items()}
+    attributes = _attrib(element)
+    if attributes.keys() != want:
+        raise _unexpected("attributes", sorted(attributes)[:12])
+    return attributes
+
+
+def _attrib(element: etree._Element) -> dict[str, str]:
+    return dict(element.attrib)  # type: ignore[arg-type] - parsed documents hold str, never bytes
 
 
 def _unexpected(what: str, got: object) -> Malformed:

@@ -109,7 +109,8 @@ def _verify_issuers(
     ders: tuple[bytes, ...], anchors: frozenset[bytes], where: str, cache: ChainCache | None
 ) -> tuple[PathCertificate, ...]:
     """`ders` from the leaf's issuer to the root. Starts from the longest part of the path that is already known."""
-    start, issuers = len(ders), ()
+    start = len(ders)
+    issuers: tuple[PathCertificate, ...] = ()
     if cache is not None:
         for position in range(len(ders)):
             if known := cache.get((anchors, ders[position:])):

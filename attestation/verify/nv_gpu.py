@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import pairwise
 
 from attestation.errors import Malformed, Untrusted
 from attestation.findings import Finding, Result, failed, passed
@@ -280,7 +281,7 @@ def _device_revocations(
             ),
             rule,
         )
-        for position, (subject, issuer) in enumerate(zip(path.certificates, path.certificates[1:], strict=False))
+        for position, (subject, issuer) in enumerate(pairwise(path.certificates))
         for rule in (rules.device_leaf if position == 0 else rules.device_ca,)
     )
 
@@ -307,7 +308,7 @@ def _compare_slot(
                 got="no document",
                 hint="without this reference document the device is authentic at most",
                 subject=subject,
-            )  # fmt: skip
+            )
         ]
     accepted: list[tuple[Comparison, list[Finding]]] = []
     refused: list[Finding] = []
@@ -379,7 +380,7 @@ def _rim_revocations(rim: VerifiedRim, collateral: Collateral) -> list[Finding]:
             rule,
             subject=subject.name,
         )
-        for subject, issuer in zip(certificates, certificates[1:], strict=False)
+        for subject, issuer in pairwise(certificates)
     ]
 
 
@@ -416,7 +417,7 @@ def _conflicts(comparisons: Sequence[Comparison], subject: str) -> list[Finding]
                 expected="no index in two documents",
                 got=sorted(shared),
                 subject=subject,
-            )  # fmt: skip
+            )
         ]
     return [passed("index-conflict", "none", subject=subject)]
 

@@ -149,10 +149,10 @@ def version_key(text: str, base: int = 10) -> tuple[int, ...]:
         raise Misconfigured("policy-version", "not a dotted version", expected="550.90.07", got=repr(text)) from exc
 
 
-def judge(check: str, rule: VersionRule | ValueRule[T], got: T, *, subject: str) -> Finding:
+def judge(check: str, rule: AtLeast | Exactly[T] | OneOf[T] | Unchecked, got: T, *, subject: str) -> Finding:
     """One finding: `pass`, `fail` with code `policy-<check>`, or `skipped` with the reason that was given."""
     if isinstance(rule, Unchecked):
         return Finding(check=check, result=Result.SKIPPED, expected=str(rule), got=str(got), subject=subject)
-    if rule.accepts(got):  # type: ignore[arg-type] - T is str exactly where the rule is about versions
+    if rule.accepts(str(got)) if isinstance(rule, AtLeast) else rule.accepts(got):
         return passed(check, got, expected=rule, subject=subject)
     return failed(check, f"policy-{check}", expected=rule, got=got, subject=subject)

@@ -5,10 +5,15 @@ Pins are SHA-256 over the DER SubjectPublicKeyInfo. Taken from the roots inside 
 in gpu-attestation.md 2.1.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Self
 
-from attestation.errors import Misconfigured
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from attestation.errors import Malformed, Misconfigured
 
 # CN=NVIDIA Device Identity CA, O=NVIDIA; 2021-11-05 .. 9999-12-31
 DEVICE_ROOT = bytes.fromhex("a90c4eb5acfd3e3d03a25db6a26b84f720ad0503196c627c21ddd48dd85b06a4")
@@ -36,3 +41,17 @@ class NvTrust:
     def production(cls) -> Self:
         """NVIDIA's production roots."""
         return cls(device_roots=frozenset({DEVICE_ROOT}), rim_roots=frozenset({RIM_ROOT}))
+
+    @classmethod
+    def simulated_from(cls, device_pem: bytes, rim_pem: bytes) -> Self:
+        """Roots of a test PKI, from two PEM certificates. Raises Malformed."""
+        return cls(device_roots=frozenset({_pin(device_pem)}), rim_roots=frozenset({_pin(rim_pem)}), simulated=True)
+
+
+def _pin(pem: bytes) -> bytes:
+    """SHA-256 of the public key of the one certificate in `pem`."""
+    try:
+        key = x509.load_pem_x509_certificate(pem).public_key()
+    except (ValueError, UnsupportedAlgorithm) as exc:
+        raise Malformed("root-pem", "not one PEM certificate", where="simulated root", got=str(exc)[:80]) from exc
+    return hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
