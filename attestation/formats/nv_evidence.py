@@ -67,6 +67,11 @@ def parse_evidence(data: bytes) -> tuple[NvEvidence, ...]:
         document = json.loads(data.decode("utf-8"), object_pairs_hook=_unique)
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as exc:
         raise Malformed("evidence-json", "not JSON", where="evidence", got=str(exc)[:80]) from exc
+    return read_evidence(document)
+
+
+def read_evidence(document: object) -> tuple[NvEvidence, ...]:
+    """Devices of a JSON document that was parsed before: the same shapes as `parse_evidence`. Raises Malformed."""
     shared_arch = document.get("arch") if isinstance(document, dict) else None
     if isinstance(document, dict):
         document = next((document[name] for name in _LISTS if name in document), [document])
