@@ -6,7 +6,7 @@ Guest and verifier both call these functions, so the two sides cannot drift apar
 """
 
 import hashlib
-from base64 import b64decode, urlsafe_b64decode
+from base64 import b64decode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -96,25 +96,12 @@ def nonce_bytes(nonce_text: str) -> Nonce:
 
 
 def tee_spki(tee_jwk: Mapping[str, str]) -> bytes:
-    """DER SubjectPublicKeyInfo of an EC (P-256, P-521) or RSA TEE key: what the native profile commits to."""
-    from cryptography.hazmat.primitives.asymmetric import ec, rsa
+    """DER SubjectPublicKeyInfo of an EC or RSA TEE key: what the native profile commits to."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    jwk = require_jwk(tee_jwk)
-    curves: dict[str, ec.EllipticCurve] = {"P-256": ec.SECP256R1(), "P-521": ec.SECP521R1()}
-    key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey
-    try:
-        if jwk["kty"] == "EC":
-            key = ec.EllipticCurvePublicNumbers(_uint(jwk["x"]), _uint(jwk["y"]), curves[jwk["crv"]]).public_key()
-        else:
-            key = rsa.RSAPublicNumbers(_uint(jwk["e"]), _uint(jwk["n"])).public_key()
-    except (KeyError, ValueError) as exc:
-        raise Malformed("tee-pubkey", "not an EC or RSA public key", where="tee-pubkey", got=jwk["kty"]) from exc
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    from attestation.crypto.jwk import parse_tee_key
 
-
-def _uint(text: str) -> int:
-    return int.from_bytes(urlsafe_b64decode(text + "=" * (-len(text) % 4)), "big")
+    return parse_tee_key(tee_jwk).public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def cgpu_device_nonce(nonce_text: str, spki: bytes) -> Nonce:

@@ -62,11 +62,16 @@ def _bad(code: str, what: str, where: str, *, expected: object = "", got: object
 
 
 def parse_snp_evidence(text: str | bytes) -> SnpEvidence:
+    """Evidence as JSON text; see `read_snp_evidence`."""
+    document = parse_json(text, max_bytes=MAX_EVIDENCE_BYTES, what="snp-evidence")
+    return read_snp_evidence(require_object(document, "snp-evidence"))
+
+
+def read_snp_evidence(document: Mapping[str, Any]) -> SnpEvidence:
     """`{"attestation_report": {...}, "cert_chain": [...]}` of the stock attester, or `{"raw": b64, "cert_table": b64}`.
 
     Raises Malformed. What it returns still has to be parsed as a report and verified.
     """
-    document = require_object(parse_json(text, max_bytes=MAX_EVIDENCE_BYTES, what="snp-evidence"), "snp-evidence")
     if "raw" in document:
         table = document.get("cert_table")
         return SnpEvidence(

@@ -108,8 +108,8 @@ _BAD: list[tuple[str, Callable[[], object], str]] = [
     ("surrogate", lambda: binding.trustee_report_data(NONCE, JWK, "\ud800"), "binding-jcs"),
     ("not-base64", lambda: binding.cgpu_device_nonce("*", b"k"), "nonce-base64"),
     ("short-nonce", lambda: binding.cgpu_device_nonce("AAAA", b"k"), "nonce-length"),
-    ("off-curve", lambda: binding.tee_spki(JWK | {"x": "AQ"}), "tee-pubkey"),
-    ("curve", lambda: binding.tee_spki(JWK | {"crv": "P-224"}), "tee-pubkey"),
+    ("off-curve", lambda: binding.tee_spki(JWK | {"x": JWK["y"]}), "tee-key-point"),
+    ("curve", lambda: binding.tee_spki(JWK | {"crv": "P-224"}), "tee-key-curve"),
     ("duplicate", lambda: binding.cgpu_report_data(NONCE, b"k", [GPU, GPU], None), "device-duplicate"),
     (
         "too-many",

@@ -1,0 +1,211 @@
+"""One CPU TEE and its devices, over one nonce and one TEE key: the composition of verifiers (tee.md 4.5, 4.6).
+
+The CPU comes first: what it measured decides whether any device may be believed, since the device is tied to the
+guest only by the guest's own driver. The result says what that does not prove.
+"""
+
+import hmac
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from attestation.crypto import binding
+from attestation.crypto.binding import MAX_DEVICES, DeviceBytes
+from attestation.errors import Denied, Malformed, Untrusted
+from attestation.findings import Finding, Result, passed
+from attestation.formats.initdata import InitData, parse_init_data
+from attestation.formats.json_strict import parse_json, require_object
+from attestation.formats.nv_evidence import NvEvidence, read_evidence
+from attestation.values import Architecture, BindingProfile, DeviceKind, JsonObject, Nonce, Tee
+from attestation.verify.expected import CpuExpected
+from attestation.verify.verified import BoundPlatform, VerifiedCpu, VerifiedDevice
+
+MAX_ADDITIONAL_BYTES = 2 * 1024 * 1024  # as the KBS request body; 12 devices take 137 kB
+NVIDIA = "nvidia"
+NOT_PROVEN = (
+    "no shipping GPU reports which machine or VM it is attached to: the link is the driver of the measured guest, "
+    "and a relay to a genuine GPU elsewhere is not excluded"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlatformEvidence:
+    """What a guest sent, verbatim where it is hashed. `primary` is the CPU evidence object, `additional` the string."""
+
+    tee: Tee
+    primary: JsonObject
+    additional: str
+    nonce: str
+    tee_jwk: Mapping[str, str]
+    init_data: str | None = None
+    profile: BindingProfile = BindingProfile.TRUSTEE_RCAR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What the session fixed before any evidence came."""
+
+    tee: Tee
+    nonce: str
+    profile: BindingProfile = BindingProfile.TRUSTEE_RCAR
+    hash_name: str = binding.DEFAULT_HASH
+    init_data_required: bool = False
+
+
+class CpuVerifier(Protocol):
+    """Verifies CPU evidence of one kind."""
+
+    def __call__(self, tee: Tee, primary: JsonObject, expected: CpuExpected) -> VerifiedCpu:
+        """Proof, or Malformed, Untrusted, Denied, Unavailable."""
+
+
+class DeviceVerifier(Protocol):
+    """Verifies all devices of one platform together."""
+
+    def __call__(
+        self, devices: Sequence[NvEvidence], nonce: Nonce
+    ) -> tuple[Sequence[VerifiedDevice], Sequence[Finding]]:
+        """One proof per device in the same order, and findings about the set; or Malformed, Untrusted, Unavailable."""
+
+
+def parse_additional(text: str) -> tuple[NvEvidence, ...]:
+    """The additional-evidence string to devices: "" or `{}` is none. Raises Malformed, also for unknown kinds."""
+    if not text:
+        return ()
+    document = require_object(
+        parse_json(text, max_bytes=MAX_ADDITIONAL_BYTES, what="additional-evidence"), "additional-evidence"
+    )
+    unknown = sorted(set(document) - {NVIDIA})
+    if unknown:
+        raise Malformed(
+            "device-kind-unknown", "unknown kind of device", where="additional-evidence", expected=NVIDIA, got=unknown
+        )
+    return read_evidence(document[NVIDIA]) if document else ()
+
+
+def bind_platform(
+    evidence: PlatformEvidence, expected: Expected, *, cpu: CpuVerifier, devices: DeviceVerifier
+) -> BoundPlatform:
+    """Verify everything against the session. Raises the first error; a refused CPU is Denied before any device."""
+    _require_session(evidence, expected)
+    init_data = None if evidence.init_data is None else parse_init_data(evidence.init_data)
+    listed = parse_additional(evidence.additional)
+    _require_distinct_bytes(listed)
+    nonce, report_data = _derive(evidence, expected, listed, init_data)
+    wanted = CpuExpected(report_data=report_data, init_data=init_data, init_data_required=expected.init_data_required)
+    verified_cpu = cpu(evidence.tee, evidence.primary, wanted)
+    _require_accepted(verified_cpu)
+    proofs, about_all = devices(listed, nonce)
+    require_distinct(proofs)
+    ordered = tuple(sorted(proofs, key=_order))
+    findings = [*verified_cpu.findings, *(f for device in ordered for f in device.findings), *about_all]
+    return BoundPlatform(
+        cpu=verified_cpu,
+        devices=ordered,
+        profile=expected.profile,
+        nonce=expected.nonce,
+        tee_key=dict(evidence.tee_jwk),
+        init_data_digest=None if init_data is None else init_data.digest,
+        init_data_claims=None if init_data is None else init_data.claims(),
+        binding=_claims(expected.profile, len(ordered)),
+        findings=(*findings, passed("binding", f"{len(ordered)} devices", expected=expected.profile)),
+    )
+
+
+def _require_session(evidence: PlatformEvidence, expected: Expected) -> None:
+    """The evidence answers this challenge, by the profile that was agreed on: nothing can be downgraded later."""
+    if not hmac.compare_digest(evidence.nonce.encode(), expected.nonce.encode()):
+        raise Untrusted("session-nonce", "the nonce is not this session's", where="runtime-data.nonce")
+    if evidence.tee is not expected.tee:
+        raise Untrusted(
+            "session-tee", "another TEE than announced", where="tee", expected=expected.tee, got=evidence.tee
+        )
+    if evidence.profile is not expected.profile:
+        raise Untrusted(
+            "session-profile",
+            "another binding profile than agreed",
+            where="profile",
+            expected=expected.profile,
+            got=evidence.profile,
+        )
+
+
+def _require_distinct_bytes(devices: Sequence[NvEvidence]) -> None:
+    """The cheap half of distinctness, before anything is verified."""
+    if len(devices) > MAX_DEVICES:
+        raise Malformed("device-count", "too many devices", expected=f"<= {MAX_DEVICES}", got=len(devices))
+    if len({device.report for device in devices}) != len(devices):
+        raise Untrusted("device-duplicate", "one report is listed twice", where="additional-evidence")
+
+
+def require_distinct(devices: Sequence[VerifiedDevice]) -> None:
+    """No chip, no certificate and no signed report may count twice. Raises Untrusted."""
+    for name, values in (
+        ("chip id", {(d.kind, d.identity.chip_id) for d in devices}),
+        ("certificate", {d.identity.leaf_serial for d in devices}),
+        ("report", {d.signed_digest for d in devices}),
+    ):
+        if len(values) != len(devices):
+            raise Untrusted(
+                "device-duplicate",
+                f"one {name} is listed twice",
+                where="devices",
+                expected=f"{len(devices)} distinct devices",
+                got=len(values),
+            )
+
+
+def _derive(
+    evidence: PlatformEvidence, expected: Expected, devices: Sequence[NvEvidence], init_data: InitData | None
+) -> tuple[Nonce, bytes]:
+    """What devices and CPU must have answered, from the received bytes and nothing that the evidence claims."""
+    jwk, text = evidence.tee_jwk, expected.nonce
+    if expected.profile is BindingProfile.TRUSTEE_RCAR:
+        return (
+            binding.trustee_device_nonce(text, jwk, expected.hash_name),
+            binding.trustee_report_data(text, jwk, evidence.additional, expected.hash_name),
+        )
+    spki = binding.tee_spki(jwk)
+    raw = [DeviceBytes(kind=_kind(device), report=device.report, chain=device.chain) for device in devices]
+    document = None if init_data is None else init_data.text.encode()
+    return binding.cgpu_device_nonce(text, spki), binding.cgpu_report_data(text, spki, raw, document)
+
+
+def _kind(device: NvEvidence) -> DeviceKind:
+    """The class octet of the native profile; the certificate has to confirm the architecture later."""
+    if device.arch is None:
+        raise Malformed("device-arch", "no architecture", where="additional-evidence.arch", expected="arch member")
+    return DeviceKind.NVSWITCH if device.arch is Architecture.LS10 else DeviceKind.GPU
+
+
+def _require_accepted(cpu: VerifiedCpu) -> None:
+    """A genuine CPU that policy refuses carries nothing else: its devices are not even looked at."""
+    for finding in cpu.findings:
+        if finding.result is Result.FAIL:
+            raise Denied(
+                finding.code,
+                "the CPU TEE is genuine and policy refuses it",
+                where=f"{cpu.tee}.{finding.check}",
+                expected=finding.expected,
+                got=finding.got,
+            )
+
+
+def _order(device: VerifiedDevice) -> tuple[bool, str, int]:
+    return device.kind is not DeviceKind.GPU, device.identity.chip_id, device.identity.leaf_serial
+
+
+def _claims(profile: BindingProfile, count: int) -> JsonObject:
+    """What the binding proves and what it does not. The last three are constants until devices can prove more."""
+    return {
+        "profile": profile,
+        "nonce_bound": True,
+        "key_bound": True,
+        "evidence_set_bound": True,
+        "device_count": count,
+        "distinct_identities": True,
+        "local_gate": "none",
+        "tdisp": "not-available",
+        "colocation": "not-proven",
+        "colocation_why": NOT_PROVEN,
+    }
