@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from hashlib import sha256
 from types import MappingProxyType
 
 from cryptography import x509
 
 from attestation.formats.collateral import Document, Kind, usable
+from attestation.formats.snp_tcb import Product
 from attestation.verify.bundle import BundleInfo
+from attestation.verify.snp_trust import LeafKind
 
 
 def ocsp_id(serial_number: int) -> str:
@@ -19,6 +22,16 @@ def ocsp_id(serial_number: int) -> str:
 def crl_id(issuer_name: x509.Name) -> str:
     """Id of a CRL: SHA-256 of its issuer's DER name."""
     return sha256(issuer_name.public_bytes()).hexdigest()
+
+
+def chain_id(product: Product, kind: LeafKind) -> str:
+    """Id of an AMD CA chain."""
+    return f"{product}-{kind}"
+
+
+def amd_crl_id(product: Product, kind: LeafKind) -> str:
+    """Id of AMD's CRL: both of a product carry the ARK's name, so the name alone would not do."""
+    return f"amd-{product}-{kind}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +73,25 @@ class Collateral:
         """Stored CRLs under the issuer's name."""
         return self._contents(Kind.CRL, crl_id(issuer.subject))
 
-    def vceks(self, chip_id: str) -> tuple[bytes, ...]:
-        """AMD leaf certificates of a chip (one per TCB), DER."""
-        return self._contents(Kind.VCEK, chip_id.lower())
+    def first_seen(self) -> dict[str, datetime]:
+        """When each reference document was first seen, by SHA-256: for the `valid-at-first-seen` policy."""
+        return {
+            d.sha256: d.first_seen for (kind, _), found in self.documents.items() if kind is Kind.RIM for d in found
+        }
 
-    def amd_chains(self, product: str) -> tuple[bytes, ...]:
-        """AMD CA chains of a product as KDS serves them, PEM."""
-        return self._contents(Kind.AMD_CA, product)
+    def veks(self, *, chip_id: bytes, reported_tcb: bytes, product: Product | None) -> tuple[bytes, ...]:  # noqa: ARG002
+        """AMD leaf certificates of a chip, one per TCB, DER. Turin's ids have 8 significant bytes of 64."""
+        short = product.chip_id_bytes if product else Product.TURIN.chip_id_bytes
+        ids = [chip_id.hex()] if any(chip_id[short:]) else [chip_id.hex(), chip_id[:short].hex()]
+        return tuple(der for identifier in dict.fromkeys(ids) for der in self._contents(Kind.VCEK, identifier))
+
+    def authorities(self, product: Product) -> tuple[bytes, ...]:
+        """AMD CA certificates of a product as KDS serves them, PEM."""
+        return tuple(pem for kind in LeafKind for pem in self._contents(Kind.AMD_CA, chain_id(product, kind)))
+
+    def crl(self, product: Product, kind: LeafKind) -> bytes | None:
+        """AMD's newest CRL for a product."""
+        return next(iter(self._contents(Kind.CRL, amd_crl_id(product, kind))), None)
 
     def tdx(self, fmspc: str) -> tuple[bytes, ...]:
         """Intel TDX collateral for a platform family, in the JSON shape of dcap-qvl."""

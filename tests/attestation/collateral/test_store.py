@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -209,19 +208,9 @@ def test_atomic_write_failure_keeps_the_old(tmp_path: Path) -> None:
         read_bounded(tmp_path / "absent", 2)
 
 
-def test_collateral_lookups() -> None:
-    collateral = Collateral.of(
-        [
-            document("aa", b"vcek", kind=Kind.VCEK),
-            document("Genoa", b"chain", kind=Kind.AMD_CA),
-            document("50806f000000", b"{}", kind=Kind.TDX),
-            document("gone", state=State.RETIRED),
-        ]
-    )
-    assert (collateral.vceks("AA"), collateral.amd_chains("Genoa"), collateral.tdx("50806F000000")) == (
-        (b"vcek",),
-        (b"chain",),
-        (b"{}",),
-    )
+def test_retired_documents_are_not_found() -> None:
+    collateral = Collateral.of([document("gone", state=State.RETIRED), document("77", b"{}", kind=Kind.TDX)])
     assert collateral.ids(Kind.RIM) == ()
-    assert timedelta(0) == NOW.utcoffset()
+    assert collateral.tdx("77") == (b"{}",)
+    assert collateral.first_seen() == {}
+    assert Collateral.of([known := document()]).first_seen() == {known.sha256: NOW - 9 * DAY}
