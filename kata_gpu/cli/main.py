@@ -10,6 +10,7 @@ from kata_gpu.errors import ExitCode, KataGpuError
 
 # name -> (module, attribute, short help). Modules are imported only when their command runs: start-up stays fast.
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "measure": ("kata_gpu.cli.measure", "measure", "Compute expected launch measurements (SNP, TDX)."),
     "lint": ("kata_gpu.cli.lint", "lint", "Check pods and claims before the cluster does."),
     "initdata": ("kata_gpu.cli.initdata", "initdata", "Build and check init-data, the measured document of a pod."),
     "kata": ("kata_gpu.cli.kata", "kata", "Check and complete the configuration of Kata Containers."),

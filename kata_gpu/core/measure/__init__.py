@@ -1,0 +1,1 @@
+"""Expected launch measurements, computed from what will be launched; reference values for the broker."""
