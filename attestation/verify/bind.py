@@ -5,9 +5,8 @@ guest only by the guest's own driver. The result says what that does not prove.
 """
 
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from attestation.crypto import binding
 from attestation.crypto.binding import MAX_DEVICES, DeviceBytes
@@ -52,20 +51,10 @@ class Expected:
     init_data_required: bool = False
 
 
-class CpuVerifier(Protocol):
-    """Verifies CPU evidence of one kind."""
-
-    def __call__(self, tee: Tee, primary: JsonObject, expected: CpuExpected) -> VerifiedCpu:
-        """Proof, or Malformed, Untrusted, Denied, Unavailable."""
-
-
-class DeviceVerifier(Protocol):
-    """Verifies all devices of one platform together."""
-
-    def __call__(
-        self, devices: Sequence[NvEvidence], nonce: Nonce
-    ) -> tuple[Sequence[VerifiedDevice], Sequence[Finding]]:
-        """One proof per device in the same order, and findings about the set; or Malformed, Untrusted, Unavailable."""
+# Verify CPU evidence of one kind; verify all devices of one platform together (proofs in the same order, and findings
+# about the set). Both raise Malformed, Untrusted, Denied or Unavailable.
+CpuVerifier = Callable[[Tee, JsonObject, CpuExpected], VerifiedCpu]
+DeviceVerifier = Callable[[Sequence[NvEvidence], Nonce], tuple[Sequence[VerifiedDevice], Sequence[Finding]]]
 
 
 def parse_additional(text: str) -> tuple[NvEvidence, ...]:

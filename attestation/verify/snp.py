@@ -76,6 +76,7 @@ def verify_snp(
     # 6. Policy.  7. Binding.
     findings = (
         passed("snp-signature", f"{vek.kind} of {vek.product}"),
+        _root_finding(vek, trust),
         _crl_finding(vek),
         *check_snp_policy(facts, policy),
         verify_report_data(report.report_data, expected),
@@ -200,6 +201,19 @@ def _agree(report: SnpReport, vek: VerifiedVek, known: Product | None) -> SnpFac
         current=current,
         committed=committed,
         launch=launch,
+    )
+
+
+def _root_finding(vek: VerifiedVek, trust: AmdTrust) -> Finding:
+    if not trust.simulated:
+        return passed("snp-chain", f"ARK-{vek.product}, leaf until {vek.not_after.isoformat()}")
+    return Finding(
+        check="snp-chain",
+        result=Result.WARN,
+        code="simulated-roots",
+        expected="AMD's roots",
+        got=f"ARK-{vek.product}",
+        hint="signed by a test PKI: proves nothing about hardware",
     )
 
 

@@ -1,0 +1,113 @@
+"""The one call that a broker makes: everything a guest sent, against everything that is trusted, at one time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from attestation.errors import Denied
+from attestation.findings import Finding
+from attestation.formats.nv_evidence import NvEvidence
+from attestation.formats.snp_evidence import read_snp_evidence
+from attestation.values import JsonObject, Nonce, Tee
+from attestation.verify.bind import Expected, PlatformEvidence, bind_platform
+from attestation.verify.expected import CpuExpected
+from attestation.verify.nv_gpu import Collateral as DeviceCollateral
+from attestation.verify.nv_gpu import NvCache, prove_device
+from attestation.verify.nv_policy import NvPolicy
+from attestation.verify.revocation import RevocationSource
+from attestation.verify.rim import RimSource
+from attestation.verify.roots import NvTrust
+from attestation.verify.sample import verify_sample
+from attestation.verify.snp import verify_snp
+from attestation.verify.snp_policy import SnpPolicy
+from attestation.verify.snp_trust import AmdCollateral, AmdTrust
+from attestation.verify.verified import BoundPlatform, VerifiedCpu, VerifiedDevice
+
+__all__ = ["Expected", "PlatformCollateral", "PlatformEvidence", "PlatformPolicy", "PlatformTrust", "verify_platform"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlatformTrust:
+    """Roots of every vendor. `unsafe_sample_tee` accepts evidence that anybody can make."""
+
+    amd: AmdTrust
+    nvidia: NvTrust
+    unsafe_sample_tee: bool = False
+
+    @property
+    def simulated(self) -> bool:
+        """Whether anything here can be forged: only keys labelled `test` may be released on it."""
+        return self.amd.simulated or self.nvidia.simulated or self.unsafe_sample_tee
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlatformCollateral:
+    """Stored collateral of every vendor. Sources look up and judge nothing."""
+
+    amd: AmdCollateral
+    rims: RimSource
+    revocation: RevocationSource
+    nv_cache: NvCache | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlatformPolicy:
+    """What the operator demands of each part."""
+
+    snp: SnpPolicy = field(default_factory=SnpPolicy)
+    nvidia: NvPolicy = field(default_factory=NvPolicy)
+
+
+def verify_platform(
+    evidence: PlatformEvidence,
+    *,
+    session: Expected,
+    trust: PlatformTrust,
+    collateral: PlatformCollateral,
+    policy: PlatformPolicy,
+    now: datetime,
+) -> BoundPlatform:
+    """Proof that one CPU TEE and its devices answer this session, or the first error.
+
+    Raises Malformed, Untrusted, Unavailable, and Denied where policy refuses a genuine CPU.
+    """
+
+    def cpu(tee: Tee, primary: JsonObject, expected: CpuExpected) -> VerifiedCpu:
+        return _verify_cpu(tee, primary, expected, trust, collateral, policy, now)
+
+    def devices(listed: Sequence[NvEvidence], nonce: Nonce) -> tuple[list[VerifiedDevice], list[Finding]]:
+        known = DeviceCollateral(
+            trust=trust.nvidia,
+            rims=collateral.rims,
+            revocation=collateral.revocation,
+            policy=policy.nvidia,
+            now=now,
+            cache=collateral.nv_cache,
+        )
+        proofs = [prove_device(d.report, d.chain, known, nonce=nonce, arch=d.arch) for d in listed]
+        return [proof.device for proof in proofs], []
+
+    return bind_platform(evidence, session, cpu=cpu, devices=devices)
+
+
+def _verify_cpu(
+    tee: Tee,
+    primary: JsonObject,
+    expected: CpuExpected,
+    trust: PlatformTrust,
+    collateral: PlatformCollateral,
+    policy: PlatformPolicy,
+    now: datetime,
+) -> VerifiedCpu:
+    if tee is Tee.SNP:
+        return verify_snp(
+            read_snp_evidence(primary),
+            trust=trust.amd,
+            collateral=collateral.amd,
+            policy=policy.snp,
+            expected=expected,
+            now=now,
+        )
+    if tee is Tee.SAMPLE:
+        return verify_sample(primary, unsafe_allow_sample=trust.unsafe_sample_tee, expected=expected)
+    raise Denied("tee-unsupported", "no verifier for this TEE", where="tee", expected="snp|tdx", got=tee)
