@@ -42,7 +42,7 @@ class Boot:
     cmdline: str
 
     @property
-    def page_table(self) -> bytes:
+    def hash_table(self) -> bytes:
         """The hash table that QEMU puts into guest memory (target/i386 `sev_add_kernel_loader_hashes`)."""
         digests = (
             (_HASH_CMDLINE, hashlib.sha256(self.cmdline.encode() + b"\0").digest()),
@@ -96,7 +96,7 @@ def _sections(digest: bytes, ovmf: Ovmf, boot: Boot | None) -> bytes:
 
 def _hash_page(ovmf: Ovmf, boot: Boot, gpa: int, size: int) -> bytes:
     at = ovmf.sev_hash_table_gpa - gpa
-    table = boot.page_table
+    table = boot.hash_table
     if size != PAGE or at < 0 or at + len(table) > PAGE:
         raise Malformed("ovmf-hash-page", "the kernel hash table does not lie in its page", where="firmware",
                         expected=f"one page at {gpa:#x}", got=f"{ovmf.sev_hash_table_gpa:#x}")  # fmt: skip
