@@ -4,8 +4,16 @@ Every method of `Host` has the semantics of the system call it is named after an
 errno; conformance tests compare the implementations row by row. Paths are absolute on the host ("/sys/bus/pci/...").
 """
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from enum import StrEnum
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from kata_gpu.core.checkpoint import Checkpoint
+    from kata_gpu.core.inventory import Inventory
+
+JsonObject = dict[str, Any]
 
 READ_LIMIT = 1 << 20  # the largest text we read is modules.alias (about 1 MiB on distribution kernels)
 
@@ -41,6 +49,22 @@ class HostFiles(Protocol):
 
     def kind(self, path: str) -> FileKind | None:
         """What is there; None where nothing is or where it may not be seen."""
+        ...
+
+
+class Probes(Protocol):
+    """What no file tells. None where it was not tried: on a bundle, or without the privilege."""
+
+    def command(self, *argv: str) -> str | None:
+        """Standard output of a program that changes nothing; "" where the program is not installed."""
+        ...
+
+    def opens(self, path: str) -> bool | None:
+        """Whether a device node opens read-write."""
+        ...
+
+    def connects(self, host: str, port: int) -> str | None:
+        """Why no TCP connection comes about; "" where it does."""
         ...
 
 
@@ -81,4 +105,104 @@ class Host(HostFiles, Protocol):
 
     def sleep(self, seconds: float) -> None:
         """Wait on the host's clock."""
+        ...
+
+
+class NodeDevices(Protocol):
+    """Devices of this node as the claim path needs them. Deadlines are seconds from the call."""
+
+    def observe(self) -> "Inventory":
+        """The inventory as it is now, modes read from the registers."""
+        ...
+
+    def bind(self, address: str, *, deadline_s: float) -> None:
+        """Bring the device and its companions to VFIO and wait for the node; nothing to do where it is there.
+
+        TimedOut leaves the attempt under way, a retry continues it. Any other error means that it was rolled back.
+        """
+        ...
+
+    def reset(self, address: str, *, deadline_s: float) -> None:
+        """Reset the function. Raises when it could not be reset or does not answer afterwards."""
+        ...
+
+    def holders(self, address: str) -> tuple[str, ...]:
+        """Processes, for people to read, that have the VFIO node of the device open."""
+        ...
+
+
+class ClaimStore(Protocol):
+    """The checkpoint file and its lock, shared by two instances during a rolling update."""
+
+    def locked(self, deadline_s: float) -> AbstractContextManager[None]:
+        """Exclusive among threads and processes. TimedOut when it is not free in time."""
+        ...
+
+    def load(self) -> "Checkpoint":
+        """The checkpoint; empty where there is none yet. Raises Malformed or Misconfigured as it was parsed."""
+        ...
+
+    def save(self, checkpoint: "Checkpoint") -> None:
+        """Durable when it returns; unchanged when it raises Unavailable."""
+        ...
+
+
+class CdiFiles(Protocol):
+    """Files of ours in the CDI directory, by name."""
+
+    def names(self) -> tuple[str, ...]:
+        """Names of our per-claim files, sorted."""
+        ...
+
+    def read(self, name: str) -> bytes | None:
+        """Content, or None."""
+        ...
+
+    def write(self, name: str, content: bytes) -> None:
+        """Atomic and durable; no partial or temporary file is left. Raises Unavailable."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Gone when it returns; it may have been gone before. Raises Unavailable."""
+        ...
+
+
+class Kube(Protocol):
+    """The Kubernetes API with objects as plain dicts. Paths are absolute ("/apis/resource.k8s.io/v1/...").
+
+    Raises the errors of `core.api_errors`, and Unavailable for everything that a retry may cure.
+    """
+
+    def get(self, path: str, *, timeout_s: float) -> JsonObject:
+        """One object."""
+        ...
+
+    def list(self, path: str, *, field_selector: str = "", timeout_s: float) -> tuple[list[JsonObject], str]:
+        """All objects of a collection, and the resourceVersion to watch from."""
+        ...
+
+    def create(self, path: str, body: JsonObject, *, timeout_s: float) -> JsonObject:
+        """The object as the server stored it."""
+        ...
+
+    def replace(self, path: str, body: JsonObject, *, timeout_s: float) -> JsonObject:
+        """The object as the server stored it."""
+        ...
+
+    def merge(self, path: str, body: JsonObject, *, timeout_s: float) -> JsonObject:
+        """JSON merge patch."""
+        ...
+
+    def apply(self, path: str, body: JsonObject, *, manager: str, timeout_s: float) -> JsonObject:
+        """Server-side apply, forced: for fields that are ours alone."""
+        ...
+
+    def delete(self, path: str, *, uid: str = "", timeout_s: float) -> None:
+        """Delete; not being there is success. With `uid` only that very object."""
+        ...
+
+    def watch(
+        self, path: str, *, resource_version: str, field_selector: str = "", timeout_s: float
+    ) -> Iterator[JsonObject]:
+        """Events until the server closes. Raises Gone when the version is too old."""
         ...

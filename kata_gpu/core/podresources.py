@@ -1,0 +1,78 @@
+"""From DRA's CDI ids to the device-plugin shape that unmodified Kata reads before it starts a VM (dra.md 4.5, 4.6).
+
+Kata joins `resource_name` + `=` + `device_id` and resolves the result as a CDI name, so `vendor/class=name` is split
+at its one `=`. CDI device names hold no `=`.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kata_gpu.errors import Malformed, Unavailable
+
+# CDI 1.1.0, names: vendor and class start with a letter, all parts end with a letter or digit.
+_CDI_NAME = re.compile(
+    r"(?P<kind>[A-Za-z](?:[A-Za-z0-9._-]*[A-Za-z0-9])?/[A-Za-z](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)"
+    r"=(?P<device>[A-Za-z0-9](?:[A-Za-z0-9._:-]*[A-Za-z0-9])?)\Z"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimDevice:
+    """One entry of `dynamic_resources[].claim_resources[]`."""
+
+    driver: str
+    cdi_ids: tuple[str, ...]
+
+
+def parse_cdi_name(name: str) -> tuple[str, str]:
+    """`vendor/class=device` as (kind, device). Raises Malformed."""
+    match = _CDI_NAME.match(name)
+    if match is None:
+        raise Malformed("cdi-name", "not a CDI device name", expected="vendor/class=device", got=repr(name))
+    return match["kind"], match["device"]
+
+
+def container_devices(
+    devices: Iterable[ClaimDevice], allowed: frozenset[str], seen: set[str]
+) -> dict[str, tuple[str, ...]]:
+    """CDI ids of allowed drivers as resource name -> device ids, each id once per `seen`, in kubelet's order.
+
+    Kubelet repeats earlier ids in later entries of one claim (dra.md 1.5). Raises Malformed for an id that Kata could
+    not resolve, and Unavailable for a device of an allowed driver without any id: a VM must not start without it.
+    """
+    out: dict[str, list[str]] = {}
+    for entry in devices:
+        if entry.driver not in allowed:
+            continue
+        if not entry.cdi_ids:
+            raise Unavailable(
+                "claim-without-device",
+                "kubelet lists a claimed device without a CDI id",
+                where=entry.driver,
+                expected="at least one CDI id",
+                got="none",
+            )
+        for name in entry.cdi_ids:
+            kind, device = parse_cdi_name(name)
+            if name not in seen:
+                seen.add(name)
+                out.setdefault(kind, []).append(device)
+    return {kind: tuple(ids) for kind, ids in out.items()}
+
+
+def require_complete(translated: set[str], promised: frozenset[str], *, where: str) -> None:
+    """Refuse when the driver prepared devices for this pod that kubelet does not list (a feature gate that is off).
+
+    Both are full CDI names. Raises Unavailable naming the missing ones: the VM must not start without its GPU.
+    """
+    missing = sorted(promised - translated)
+    if missing:
+        raise Unavailable(
+            "claim-not-listed",
+            "kubelet does not list devices that were prepared for this pod",
+            where=where,
+            expected="every prepared CDI id under dynamic_resources",
+            got=f"without {', '.join(missing)}",
+            hint="kubelet needs the gates KubeletPodResourcesGet and KubeletPodResourcesDynamicResources",
+        )

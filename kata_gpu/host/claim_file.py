@@ -1,0 +1,140 @@
+"""The checkpoint on disk: atomic, durable, with its previous generation, behind one lock.
+
+The lock is a flock, so that it frees itself when a process dies and orders two instances of a rolling update; the
+thread lock in front of it orders threads, which share one flock per open file.
+"""
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from kata_gpu.core.checkpoint import MAX_BYTES, Checkpoint, parse_checkpoint, render_checkpoint
+from kata_gpu.errors import Malformed, TimedOut, Unavailable
+
+CHECKPOINT = "checkpoint.json"
+PREVIOUS = "checkpoint.previous.json"
+LOCK = "serialize.lock"
+POLL_S = 0.01  # between two tries for a flock that another process has
+KEEP_CORRUPT = 8  # files set aside; older evidence is not worth a full disk
+
+
+class ClaimFileStore:
+    """`ClaimStore` over one directory, which is created with mode 0700."""
+
+    def __init__(self, directory: Path) -> None:
+        self._dir = directory
+        self._threads = threading.Lock()
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    @contextmanager
+    def locked(self, deadline_s: float) -> Iterator[None]:
+        """Exclusive among threads and processes, or TimedOut."""
+        until = time.monotonic() + deadline_s
+        if not self._threads.acquire(timeout=max(0.0, deadline_s)):
+            raise self._busy()
+        try:
+            fd = os.open(self._dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                while True:
+                    try:
+                        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        break
+                    except BlockingIOError:
+                        if time.monotonic() >= until:
+                            raise self._busy() from None
+                        time.sleep(POLL_S)
+                yield
+            finally:
+                os.close(fd)
+        finally:
+            self._threads.release()
+
+    def load(self) -> Checkpoint:
+        """The current generation; empty where no file is."""
+        return self._read(CHECKPOINT) or Checkpoint()
+
+    def load_previous(self) -> Checkpoint | None:
+        """The generation before, as a hint for recovery; None where it is missing or unreadable."""
+        with suppress(Malformed):
+            return self._read(PREVIOUS)
+        return None
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write, sync, keep the old generation, rename, sync. Raises Unavailable and leaves the old file."""
+        current, temporary = self._dir / CHECKPOINT, self._dir / f".{CHECKPOINT}.tmp"
+        try:
+            write_synced(temporary, render_checkpoint(checkpoint), mode=0o600)
+            self._keep_previous(current)
+            os.rename(temporary, current)  # noqa: PTH104 - the exact system call
+            sync_directory(self._dir)
+        except OSError as exc:
+            with suppress(OSError):
+                temporary.unlink()
+            raise Unavailable(
+                "checkpoint-write", "cannot write the checkpoint", where=str(current), got=exc.strerror
+            ) from exc
+
+    def set_aside(self) -> str:
+        """Move an unreadable checkpoint out of the way and return its new name."""
+        taken = sorted(self._dir.glob("checkpoint.corrupt-*.json"))
+        for old in taken[: max(0, len(taken) - KEEP_CORRUPT + 1)]:
+            old.unlink()
+        number = 1 + max((int(p.stem.rsplit("-", 1)[1]) for p in taken), default=0)
+        target = self._dir / f"checkpoint.corrupt-{number:06d}.json"
+        os.rename(self._dir / CHECKPOINT, target)  # noqa: PTH104
+        sync_directory(self._dir)
+        return target.name
+
+    def _read(self, name: str) -> Checkpoint | None:
+        path = self._dir / name
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise Unavailable(
+                "checkpoint-read", "cannot read the checkpoint", where=str(path), got=exc.strerror
+            ) from exc
+        return parse_checkpoint(data)
+
+    def _keep_previous(self, current: Path) -> None:
+        link = self._dir / f".{PREVIOUS}.tmp"
+        with suppress(FileNotFoundError):
+            link.unlink()
+        with suppress(FileNotFoundError):
+            os.link(current, link)
+            os.rename(link, self._dir / PREVIOUS)  # noqa: PTH104
+
+    def _busy(self) -> TimedOut:
+        return TimedOut(
+            "claims-locked", "another call works on claims", where=str(self._dir / LOCK), hint="kubelet retries"
+        )
+
+
+def write_synced(path: Path, content: bytes, *, mode: int) -> None:
+    """A new file with `content`, on disk when this returns. Never follows a link at `path`."""
+    with suppress(FileNotFoundError):
+        path.unlink()
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        os.fchmod(fd, mode)
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames in `directory` durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

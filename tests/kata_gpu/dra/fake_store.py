@@ -1,0 +1,435 @@
+"""What an API server keeps, with the rules that a client can trip over: versions, conflicts, ownership, validation.
+
+Objects are plain dicts. Rules are those of Kubernetes 1.34 to 1.36 for the few resources that the driver uses; the
+`envtest` suite runs the same tests against a real kube-apiserver to keep this honest.
+"""
+
+import copy
+import re
+import threading
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Object = dict[str, Any]
+Events = list[tuple[int, str, Object]]
+HISTORY = 1000  # events kept for watches; older versions answer 410
+
+
+class ApiError(Exception):
+    """A Status answer."""
+
+    def __init__(self, code: int, reason: str, message: str) -> None:
+        super().__init__(f"{code} {reason}: {message}")
+        self.code = code
+        self.body = {
+            "kind": "Status",
+            "apiVersion": "v1",
+            "status": "Failure",
+            "message": message,
+            "reason": reason,
+            "code": code,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One resource."""
+
+    api: str  # "v1" or "group/version"
+    resource: str
+    kind: str
+    namespaced: bool = False
+    status: bool = False
+
+
+_ADMISSION = "admissionregistration.k8s.io/v1"
+_DRA = "resource.k8s.io/v1"
+KINDS = {
+    (k.api, k.resource): k
+    for k in (
+        Kind("v1", "namespaces", "Namespace"),
+        Kind("v1", "nodes", "Node", status=True),
+        Kind("v1", "pods", "Pod", namespaced=True, status=True),
+        Kind("v1", "events", "Event", namespaced=True),
+        Kind("policy/v1", "poddisruptionbudgets", "PodDisruptionBudget", namespaced=True, status=True),
+        Kind(_DRA, "resourceslices", "ResourceSlice"),
+        Kind(_DRA, "deviceclasses", "DeviceClass"),
+        Kind(_DRA, "resourceclaims", "ResourceClaim", namespaced=True, status=True),
+        Kind(_DRA, "resourceclaimtemplates", "ResourceClaimTemplate", namespaced=True),
+        Kind("resource.k8s.io/v1beta2", "devicetaintrules", "DeviceTaintRule", status=True),
+        Kind(_ADMISSION, "validatingadmissionpolicies", "ValidatingAdmissionPolicy", status=True),
+        Kind(_ADMISSION, "validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding"),
+        Kind("node.k8s.io/v1", "runtimeclasses", "RuntimeClass"),
+        Kind("config.kata-gpu.dev/v1alpha1", "nodepolicies", "NodePolicy", status=True),
+    )
+}
+# Lists that server-side apply merges by key (listType=map); all others are atomic.
+MAP_LISTS: dict[str, tuple[str, ...]] = {"conditions": ("type",), "status.devices": ("driver", "pool", "device")}
+Ownership = dict[str, set[tuple[str, ...]]]
+
+
+class Store:
+    """All objects. Thread-safe; every change has its own resourceVersion."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Condition()
+        self.version = 100
+        self.oldest = 100
+        self.objects: dict[Kind, dict[tuple[str, str], Object]] = defaultdict(dict)
+        self.events: dict[Kind, list[tuple[int, str, Object]]] = defaultdict(list)
+        self.owners: dict[str, Ownership] = defaultdict(dict)
+        self.drop: set[str] = set()  # feature gates that are off: "taints", "counters"
+        self.requests: Counter[tuple[str, str]] = Counter()
+        self.admit: Callable[[Kind, Object, str], str | None] = lambda _kind, _obj, _user: None
+
+    # reading
+
+    def get(self, kind: Kind, namespace: str, name: str) -> Object:
+        """A copy, or 404."""
+        self.requests["get", kind.resource] += 1
+        with self.lock:
+            return copy.deepcopy(self._find(kind, namespace, name))
+
+    def list(self, kind: Kind, namespace: str = "", fields: str = "", labels: str = "") -> tuple[list[Object], int]:
+        """Copies of what matches, and the version of this list."""
+        self.requests["list", kind.resource] += 1
+        with self.lock:
+            found = [
+                copy.deepcopy(o)
+                for (ns, _), o in sorted(self.objects[kind].items())
+                if (not namespace or ns == namespace) and matches(o, fields) and labelled(o, labels)
+            ]
+            return found, self.version
+
+    def since(self, kind: Kind, version: int, fields: str = "", labels: str = "") -> Events:
+        """Events after `version`, or 410."""
+        with self.lock:
+            if version < self.oldest:
+                raise ApiError(410, "Expired", f"too old resource version: {version} ({self.oldest})")
+            return [
+                (v, t, copy.deepcopy(o))
+                for v, t, o in self.events[kind]
+                if v > version and matches(o, fields) and labelled(o, labels)
+            ]
+
+    def compact(self) -> None:
+        """Forget history: every open watch and older version is Gone."""
+        with self.lock:
+            self.version += 1
+            self.oldest = self.version
+            self.events.clear()
+            self.lock.notify_all()
+
+    # writing
+
+    def create(self, kind: Kind, namespace: str, body: Object, user: str = "") -> Object:
+        """POST."""
+        self.requests["create", kind.resource] += 1
+        with self.lock:
+            obj = copy.deepcopy(body)
+            meta = obj.setdefault("metadata", {})
+            if not meta.get("name") and meta.get("generateName"):
+                meta["name"] = f"{meta['generateName'][:58]}{uuid.uuid4().hex[:5]}"
+            name = meta.get("name") or ""
+            if not re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", name):
+                raise ApiError(422, "Invalid", f"metadata.name: Invalid value: {name!r}")
+            if (namespace, name) in self.objects[kind]:
+                raise ApiError(409, "AlreadyExists", f"{kind.resource} {name!r} already exists")
+            if kind.namespaced:
+                meta["namespace"] = namespace
+            obj |= {"apiVersion": kind.api, "kind": kind.kind}
+            meta |= {"uid": str(uuid.uuid4()), "generation": 1, "creationTimestamp": "2026-11-21T00:00:00Z"}
+            if kind.status and kind.api != "v1":
+                obj.pop("status", None)
+            self._store(kind, namespace, obj, None, "ADDED", user)
+            return copy.deepcopy(obj)
+
+    def replace(self, kind: Kind, namespace: str, name: str, body: Object, *, status: bool = False) -> Object:
+        """PUT, with optimistic locking when the body carries a resourceVersion."""
+        self.requests["update", kind.resource] += 1
+        with self.lock:
+            old = self._find(kind, namespace, name)
+            self._precondition(old, body.get("metadata", {}))
+            return self._change(kind, namespace, old, copy.deepcopy(body), status)
+
+    def merge(self, kind: Kind, namespace: str, name: str, patch: Object, *, status: bool = False) -> Object:
+        """JSON merge patch, RFC 7386."""
+        self.requests["patch", kind.resource] += 1
+        with self.lock:
+            old = self._find(kind, namespace, name)
+            self._precondition(old, patch.get("metadata", {}))
+            return self._change(kind, namespace, old, merge_patch(copy.deepcopy(old), patch), status)
+
+    def apply(
+        self, kind: Kind, namespace: str, name: str, body: Object, manager: str, *, force: bool, status: bool = False
+    ) -> Object:
+        """Server-side apply: fields have owners, another owner's different value is a conflict unless forced."""
+        self.requests["apply", kind.resource] += 1
+        with self.lock:
+            old = self.objects[kind].get((namespace, name))
+            applied = leaves({k: v for k, v in body.items() if k not in {"apiVersion", "kind", "metadata"}})
+            applied |= leaves(
+                {k: body.get("metadata", {})[k] for k in ("labels", "annotations") if k in body.get("metadata", {})},
+                ("metadata",),
+            )
+            if old is None:
+                if status:
+                    raise ApiError(404, "NotFound", f"{kind.resource} {name!r} not found")
+                created = copy.deepcopy(body)
+                created.setdefault("metadata", {})["name"] = name
+                result = self.create(kind, namespace, created)
+                self.owners[result["metadata"]["uid"]][manager] = set(applied)
+                return result
+            owners = self.owners[old["metadata"]["uid"]]
+            present = leaves(old)
+            for other, paths in owners.items():
+                taken = {p for p in paths & applied.keys() if other != manager and present.get(p) != applied[p]}
+                if taken and not force:
+                    raise ApiError(
+                        409, "Conflict", f"Apply failed with 1 conflict: conflict with {other!r}: {min(taken)}"
+                    )
+                paths -= taken
+            new = copy.deepcopy(old)
+            for path in owners.get(manager, set()) - applied.keys():
+                if not any(path in p for o, p in owners.items() if o != manager):
+                    remove(new, path)
+            for path, value in applied.items():
+                put(new, path, value)
+            owners[manager] = set(applied)
+            return self._change(kind, namespace, old, new, status)
+
+    def delete(self, kind: Kind, namespace: str, name: str, options: Object | None = None) -> None:
+        """DELETE with preconditions."""
+        self.requests["delete", kind.resource] += 1
+        with self.lock:
+            old = self._find(kind, namespace, name)
+            self._precondition(old, (options or {}).get("preconditions", {}))
+            self._remove(kind, namespace, old)
+
+    def delete_collection(self, kind: Kind, fields: str = "") -> int:
+        """DELETE of everything that matches."""
+        self.requests["deletecollection", kind.resource] += 1
+        with self.lock:
+            gone = [(ns, o) for (ns, _), o in self.objects[kind].items() if matches(o, fields)]
+            for namespace, obj in gone:
+                self._remove(kind, namespace, obj)
+            return len(gone)
+
+    # inner
+
+    def _find(self, kind: Kind, namespace: str, name: str) -> Object:
+        try:
+            return self.objects[kind][namespace, name]
+        except KeyError:
+            raise ApiError(404, "NotFound", f'{kind.resource} "{name}" not found') from None
+
+    @staticmethod
+    def _precondition(old: Object, wanted: Object) -> None:
+        for field in ("uid", "resourceVersion"):
+            if wanted.get(field) and wanted[field] != old["metadata"][field]:
+                raise ApiError(409, "Conflict", f"the object has been modified: {field} {old['metadata'][field]}")
+
+    def _change(self, kind: Kind, namespace: str, old: Object, new: Object, status: bool) -> Object:
+        kept = copy.deepcopy(old)
+        meta = new.get("metadata", {})
+        if status:
+            kept["status"] = new.get("status", {})
+        else:
+            for field in ("labels", "annotations", "ownerReferences", "finalizers"):
+                if meta.get(field):
+                    kept["metadata"][field] = meta[field]
+                else:
+                    kept["metadata"].pop(field, None)
+            for field in (set(new) | set(kept)) - {"apiVersion", "kind", "metadata"}:
+                if field == "status" and kind.status:
+                    continue
+                if field in new:
+                    kept[field] = new[field]
+                else:
+                    kept.pop(field, None)
+        self._store(kind, namespace, kept, old, "MODIFIED", "")
+        return copy.deepcopy(kept)
+
+    def _store(self, kind: Kind, namespace: str, obj: Object, old: Object | None, event: str, user: str) -> None:
+        if kind.resource == "resourceslices":
+            validate_slice(obj, old, self.drop)
+        if message := self.admit(kind, obj, user):
+            raise ApiError(422, "Invalid", message)
+        if old is not None:
+            if {k: v for k, v in old.items() if k != "metadata"} == {
+                k: v for k, v in obj.items() if k != "metadata"
+            } and all(
+                old["metadata"].get(f) == obj["metadata"].get(f) for f in ("labels", "annotations", "ownerReferences")
+            ):
+                return  # a no-op write changes no version
+            if old.get("spec") != obj.get("spec"):
+                obj["metadata"]["generation"] = old["metadata"]["generation"] + 1
+        self.version += 1
+        obj["metadata"]["resourceVersion"] = str(self.version)
+        self.objects[kind][namespace, obj["metadata"]["name"]] = obj
+        self._emit(kind, event, obj)
+
+    def _remove(self, kind: Kind, namespace: str, obj: Object) -> None:
+        del self.objects[kind][namespace, obj["metadata"]["name"]]
+        self.owners.pop(obj["metadata"]["uid"], None)
+        self.version += 1
+        last = copy.deepcopy(obj)
+        last["metadata"]["resourceVersion"] = str(self.version)
+        self._emit(kind, "DELETED", last)
+
+    def _emit(self, kind: Kind, event: str, obj: Object) -> None:
+        log = self.events[kind]
+        log.append((self.version, event, copy.deepcopy(obj)))
+        if len(log) > HISTORY:
+            self.oldest = max(self.oldest, log[len(log) - HISTORY][0])
+            del log[: len(log) - HISTORY]
+        self.lock.notify_all()
+
+
+def matches(obj: Object, selector: str) -> bool:
+    """Field selector: `a.b=x,c!=y`."""
+    for term in filter(None, selector.split(",")):
+        path, negated, value = re.fullmatch(r"([^!=]+)(!?)==?(.*)", term).groups()  # type: ignore[union-attr]
+        here: Any = obj
+        for part in path.split("."):
+            here = here.get(part, {}) if isinstance(here, dict) else {}
+        if ((here or "") == value) == bool(negated):
+            return False
+    return True
+
+
+def labelled(obj: Object, selector: str) -> bool:
+    """Label selector with equality only."""
+    labels = obj["metadata"].get("labels", {})
+    return all(labels.get(t.partition("=")[0]) == t.partition("=")[2] for t in filter(None, selector.split(",")))
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """RFC 7386."""
+    if not isinstance(patch, dict):
+        return patch
+    out = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            out.pop(key, None)
+        else:
+            out[key] = merge_patch(out.get(key), value)
+    return out
+
+
+def _keys(path: tuple[str, ...]) -> tuple[str, ...] | None:
+    return MAP_LISTS.get(path[-1]) or MAP_LISTS.get(".".join(path[-2:]))
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Every owned field: maps and keyed lists are entered, the rest is one value."""
+    if isinstance(value, dict) and value:
+        return {p: v for k, inner in value.items() for p, v in leaves(inner, (*path, k)).items()}
+    if isinstance(value, list) and path and (keys := _keys(path)):
+        return {
+            p: v
+            for item in value
+            for p, v in leaves(item, (*path, "k:" + "|".join(str(item.get(k)) for k in keys))).items()
+        }
+    return {path: value}
+
+
+def put(obj: Any, path: tuple[str, ...], value: Any) -> None:
+    """Set one field."""
+    for depth, part in enumerate(path[:-1]):
+        if part.startswith("k:"):
+            keys = _keys(path[:depth]) or ()
+            wanted = part[2:].split("|")
+            found = next((i for i in obj if [str(i.get(k)) for k in keys] == wanted), None)
+            if found is None:
+                found = dict(zip(keys, wanted, strict=True))
+                obj.append(found)
+            obj = found
+        else:
+            obj = obj.setdefault(part, [] if path[depth + 1].startswith("k:") else {})
+    obj[path[-1]] = value
+
+
+def remove(obj: Any, path: tuple[str, ...]) -> None:
+    """Take one field out, and a keyed item that has nothing but its keys left."""
+    for depth, part in enumerate(path[:-1]):
+        if part.startswith("k:"):
+            keys = _keys(path[:depth]) or ()
+            found = next((i for i in obj if [str(i.get(k)) for k in keys] == part[2:].split("|")), None)
+            if found is None:
+                return
+            if path[depth + 1] in keys:
+                obj.remove(found)
+                return
+            obj = found
+        else:
+            obj = obj.get(part)
+            if obj is None:
+                return
+    obj.pop(path[-1], None)
+
+
+def validate_slice(obj: Object, old: Object | None, drop: set[str]) -> None:
+    """dra.md 2.1: what the API server refuses, drops and fills in."""
+
+    def invalid(field: str, why: str) -> ApiError:
+        return ApiError(422, "Invalid", f"ResourceSlice.resource.k8s.io is invalid: {field}: {why}")
+
+    spec = obj.get("spec")
+    if not isinstance(spec, dict):
+        raise invalid("spec", "Required value")
+    devices = spec.get("devices") or []
+    if "counters" in drop:
+        spec.pop("sharedCounters", None)
+    for device in devices:
+        if "counters" in drop:
+            device.pop("consumesCounters", None)
+        if "taints" in drop:
+            device.pop("taints", None)
+    special = any(d.get("taints") or d.get("consumesCounters") for d in devices)
+    if len(devices) > (64 if special else 128):
+        raise invalid("spec.devices", f"Too many: {len(devices)}")
+    if devices and spec.get("sharedCounters"):
+        raise invalid("spec", "only one of devices and sharedCounters can be set")
+    if sum(bool(spec.get(k)) for k in ("nodeName", "nodeSelector", "allNodes", "perDeviceNodeSelection")) != 1:
+        raise invalid("spec", "exactly one of nodeName, nodeSelector, allNodes, perDeviceNodeSelection is required")
+    if spec.get("pool", {}).get("resourceSliceCount", 0) <= 0:
+        raise invalid("spec.pool.resourceSliceCount", "must be greater than zero")
+    if old is not None:
+        for field, before, after in (
+            ("driver", old["spec"]["driver"], spec.get("driver")),
+            ("nodeName", old["spec"].get("nodeName"), spec.get("nodeName")),
+            ("pool.name", old["spec"]["pool"]["name"], spec["pool"].get("name")),
+        ):
+            if before != after:
+                raise invalid(f"spec.{field}", "field is immutable")
+    names = [d.get("name") for d in devices]
+    if len(set(names)) != len(names):
+        raise invalid("spec.devices", "Duplicate value")
+    for index, device in enumerate(devices):
+        where = f"spec.devices[{index}]"
+        if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", device.get("name", "")):
+            raise invalid(f"{where}.name", "must be a DNS label")
+        attributes = device.get("attributes", {})
+        if len(attributes) + len(device.get("capacity", {})) > 32:
+            raise invalid(where, "the total number of attributes and capacities must not exceed 32")
+        for key, value in attributes.items():
+            if len(key.rsplit("/", 1)[-1]) > 32 or not re.fullmatch(r"[A-Za-z_]\w*", key.rsplit("/", 1)[-1]):
+                raise invalid(f"{where}.attributes", f"name {key!r}")
+            if len(value) != 1 or next(iter(value)) not in {"int", "bool", "string", "version"}:
+                raise invalid(f"{where}.attributes[{key}]", "exactly one value must be specified")
+            if any(isinstance(v, str) and len(v) > 64 for v in value.values()):
+                raise invalid(f"{where}.attributes[{key}]", "Too long: may not be more than 64 bytes")
+        if len(device.get("taints", [])) > 16:
+            raise invalid(f"{where}.taints", "Too many")
+        before = {d["name"]: d for d in (old or {}).get("spec", {}).get("devices") or []}.get(device["name"], {})
+        for taint in device.get("taints", []):
+            same = next((t for t in before.get("taints", []) if _taint(t) == _taint(taint)), None)
+            taint.setdefault("timeAdded", same["timeAdded"] if same else "2026-11-21T00:00:00Z")
+
+
+def _taint(taint: Object) -> tuple[Any, ...]:
+    return taint.get("key"), taint.get("value"), taint.get("effect")
