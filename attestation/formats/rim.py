@@ -307,7 +307,7 @@ def _attributes(element: etree._Element, want: frozenset[str]) -> Mapping[str, s
 
 
 def _attrib(element: etree._Element) -> dict[str, str]:
-    return dict(element.attrib)  # type: ignore[arg-type] - parsed documents hold str, never bytes
+    return dict(element.attrib)  # type: ignore[arg-type]  # parsed documents hold str
 
 
 def _unexpected(what: str, got: object) -> Malformed:

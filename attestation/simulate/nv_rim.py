@@ -58,13 +58,17 @@ def _content(product: str, edition: str, version: str, golden: Mapping[int, Sequ
     tag_id = hashlib.sha384(f"{product} {version}".encode()).hexdigest()
     maker = "NVIDIA Corporation"
     lines = [
-        f'<SoftwareIdentity xmlns="{SWID}" xmlns:ns0="{SWID}" xmlns:ns2="{HASH}" corpus="false" name="{product}" '
-        f'patch="false" supplemental="false" tagId="{tag_id}" version="1.0" tagVersion="0">',
+        (
+            f'<SoftwareIdentity xmlns="{SWID}" xmlns:ns0="{SWID}" xmlns:ns2="{HASH}" corpus="false" name="{product}" '
+            f'patch="false" supplemental="false" tagId="{tag_id}" version="1.0" tagVersion="0">'
+        ),
         f'    <ns0:Entity name="{maker}" role="softwareCreator tagCreator"/>',
-        f'    <ns0:Meta xmlns:ns1="{TCG}" colloquialVersion="{version}" edition="{edition}" product="{product}" '
-        f'revision="r1" PayloadType="direct" ns1:BindingSpec="RIMIM" ns1:BindingSpecVersion="1.01" '
-        f'ns1:PlatformManufacturerId="5703" ns1:PlatformManufacturerStr="{maker}" ns1:PlatformModel="{product}" '
-        f'ns1:FirmwareManufacturer="{maker}" ns1:FirmwareManufacturerId="5703"/>',
+        (
+            f'    <ns0:Meta xmlns:ns1="{TCG}" colloquialVersion="{version}" edition="{edition}" product="{product}" '
+            f'revision="r1" PayloadType="direct" ns1:BindingSpec="RIMIM" ns1:BindingSpecVersion="1.01" '
+            f'ns1:PlatformManufacturerId="5703" ns1:PlatformManufacturerStr="{maker}" ns1:PlatformModel="{product}" '
+            f'ns1:FirmwareManufacturer="{maker}" ns1:FirmwareManufacturerId="5703"/>'
+        ),
         f'    <ns0:Payload xmlns:SHA384="{HASH}">',
         *(_resource(index, golden.get(index)) for index in range(_RESOURCES)),
         "    </ns0:Payload>",

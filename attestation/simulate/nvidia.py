@@ -20,7 +20,7 @@ from attestation.verify.rim import RimShelf
 from attestation.verify.roots import NvTrust
 
 GPUS, SWITCHES, LINKS, PORTS = 8, 4, 18, 64
-DEVICE_ROOT_FILE, RIM_ROOT_FILE = "nvidia-device-root.pem", "nvidia-rim-root.pem"
+DEVICE_ROOT_FILE, RIM_ROOT_FILE = NvTrust.SIMULATED_FILES
 
 _SPDM_NAME = x509.ObjectIdentifier("1.3.6.1.4.1.412.274.1")
 _COMPOSITE_DEVICE_ID = x509.ObjectIdentifier("2.23.133.5.4.1")
@@ -199,7 +199,7 @@ class NvidiaForge:
         or, with None, drops opaque elements; `mutate` edits the bytes that are then signed; `specs` the chain.
         """
         product = PRODUCTS[arch]
-        values = self.measurements(arch) | (measurements or {})
+        values = {**self.measurements(arch), **(measurements or {})}
         record = b"".join(
             struct.pack("<BBHBH48s", i + 1, 1, 51, 1, 48, values.get(i, _BLANK_DIGEST)) for i in range(product.blocks)
         )

@@ -45,7 +45,7 @@ class CertSpec:
     not_before: datetime = EPOCH
     not_after: datetime = FOREVER
     extensions: tuple[x509.ExtensionType, ...] = ()
-    digest: hashes.HashAlgorithm = field(default_factory=hashes.SHA384)
+    digest: hashes.SHA256 | hashes.SHA384 = field(default_factory=hashes.SHA384)
 
 
 def derive_key(seed: str, label: str) -> SigningKey:
@@ -95,7 +95,7 @@ def _issue(spec: CertSpec, issuer: CertSpec) -> x509.Certificate:
     builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(spec.key.public_key()), critical=False)
     for extension in spec.extensions:
         builder = builder.add_extension(extension, critical=False)
-    return builder.sign(issuer.key, spec.digest, ecdsa_deterministic=isinstance(issuer.key, SigningKey) or None)
+    return builder.sign(issuer.key, spec.digest, ecdsa_deterministic=True)
 
 
 def _name(spec: CertSpec) -> x509.Name:

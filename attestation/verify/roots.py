@@ -7,7 +7,7 @@ in gpu-attestation.md 2.1.
 
 import hashlib
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -30,6 +30,8 @@ class NvTrust:
     device_roots: frozenset[bytes]
     rim_roots: frozenset[bytes]
     simulated: bool = False
+
+    SIMULATED_FILES: ClassVar[tuple[str, str]] = ("nvidia-device-root.pem", "nvidia-rim-root.pem")
 
     def __post_init__(self) -> None:
         if not self.device_roots or not self.rim_roots:

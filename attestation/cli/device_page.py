@@ -1,0 +1,114 @@
+"""How the result for a set of devices is shown: a page for people, JSON for machines."""
+
+import json
+from collections.abc import Iterator
+from datetime import datetime
+
+from attestation.errors import AttestationError
+from attestation.findings import Finding, Result
+from attestation.values import JsonObject, Level
+from attestation.verify.nv_set import DeviceOutcome, SetResult
+
+_MARKS = {Result.PASS: "ok  ", Result.FAIL: "FAIL", Result.WARN: "warn", Result.SKIPPED: "-   "}
+_WIDTH = 96
+
+
+def render_json(result: SetResult, required: Level) -> str:
+    """`level`, `findings` and `claims`; `devices` repeats them per device. `claims` are those of a single device."""
+    devices = [_device_json(outcome) for outcome in result.outcomes]
+    findings = [*(f for o in result.outcomes if o.proof for f in o.proof.device.findings), *result.findings]
+    single = result.outcomes[0].proof if len(result.outcomes) == 1 else None
+    return _dump(
+        {
+            "level": str(result.level),
+            "required": str(required),
+            "findings": [f.to_json() for f in findings],
+            "claims": single.device.claims if single is not None else {},
+            "devices": devices,
+        }
+    )
+
+
+def render_refusal(error: AttestationError, output: str) -> str:
+    """Evidence that could not even be read."""
+    finding = _refusal(error)
+    if output == "json":
+        return _dump({"level": str(Level.NONE), "findings": [finding.to_json()], "claims": {}, "devices": []})
+    return "\n".join(["level: none", *_lines(finding)])
+
+
+def render_page(result: SetResult, required: Level, now: datetime) -> str:
+    """One section per device, one for the set, and the verdict with everything that stands in its way."""
+    lines = [f"Verified as of {now.isoformat()}, offline."]
+    for outcome in result.outcomes:
+        lines += ["", *_section(outcome)]
+    if len(result.outcomes) > 1 or any(f.result is Result.FAIL for f in result.findings):
+        lines += ["", "Set of devices", *(line for f in result.findings for line in _lines(f))]
+    reached = result.level.at_least(required)
+    lines += ["", f"level: {result.level} ({'reaches' if reached else 'does NOT reach'} the required `{required}`)"]
+    if result.level is not Level.TRUSTED:
+        lines += [f"  because: {reason}" for reason in dict.fromkeys(_reasons(result))]
+    return "\n".join(lines)
+
+
+def _section(outcome: DeviceOutcome) -> list[str]:
+    if outcome.proof is None:
+        assert outcome.refusal is not None
+        return [f"Device {outcome.position}: refused", *_lines(_refusal(outcome.refusal))]
+    device = outcome.proof.device
+    versions = (
+        f"driver {device.driver_version}, VBIOS {device.vbios_version}"
+        if device.driver_version
+        else (f"BIOS {device.vbios_version}")
+    )
+    head = f"Device {outcome.position}: {device.arch} {device.kind} {device.identity}, {versions}, mode {device.mode}"
+    return [head, *(line for f in device.findings for line in _lines(f)), f"  level: {device.level}"]
+
+
+def _lines(finding: Finding) -> Iterator[str]:
+    shown = finding.got if finding.result is Result.PASS else f"{finding.got} (wanted: {finding.expected})"
+    code = f"[{finding.code}] " if finding.code else ""
+    yield f"  {_MARKS[finding.result]} {finding.check:<20} {code}{_shorten(shown)}"
+    if finding.hint and finding.result is not Result.PASS:
+        yield f"       {'':<20} {_shorten(finding.hint, 3 * _WIDTH)}"
+
+
+def _reasons(result: SetResult) -> Iterator[str]:
+    for outcome in result.outcomes:
+        for finding in outcome.proof.device.findings if outcome.proof is not None else ():
+            if finding.result is Result.FAIL or (finding.result is Result.SKIPPED and finding.code):
+                yield f"{finding.check}: {finding.code}, {_shorten(finding.hint or finding.got)}"
+    for finding in result.findings:
+        if finding.result is Result.FAIL:
+            yield f"{finding.check}: {finding.code}, {_shorten(finding.hint or finding.got)}"
+
+
+def _refusal(error: AttestationError) -> Finding:
+    return Finding(
+        check="evidence", result=Result.FAIL, code=error.code, expected=error.expected, got=error.got or error.what,
+        hint=str(error), subject=error.where,
+    )  # fmt: skip
+
+
+def _device_json(outcome: DeviceOutcome) -> JsonObject:
+    if outcome.proof is None:
+        assert outcome.refusal is not None
+        return {"level": str(Level.NONE), "findings": [_refusal(outcome.refusal).to_json()], "claims": {}}
+    device = outcome.proof.device
+    return {
+        "level": str(device.level),
+        "kind": str(device.kind),
+        "arch": str(device.arch),
+        "chip_id": device.identity.chip_id,
+        "mode": str(device.mode),
+        "findings": [f.to_json() for f in device.findings],
+        "claims": device.claims,
+    }
+
+
+def _shorten(text: str, width: int = _WIDTH) -> str:
+    return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
+def _dump(value: JsonObject) -> str:
+    return json.dumps(value, indent=2)
