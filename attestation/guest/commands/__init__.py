@@ -1,0 +1,1 @@
+"""Commands of `kata-gpu-guest`, each imported when it runs."""
