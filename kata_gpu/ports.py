@@ -87,8 +87,8 @@ class Host(HostFiles, Protocol):
         """close(2)."""
         ...
 
-    def ioctl(self, fd: int, request: int, argument: bytearray) -> int:
-        """ioctl(2) with a buffer that the kernel may change. Descriptors inside are descriptors of this port."""
+    def ioctl(self, fd: int, request: int, argument: bytearray | int) -> int:
+        """ioctl(2) with a number, or a buffer that the kernel may change. Descriptors are descriptors of this port."""
         ...
 
     def pread(self, fd: int, size: int, offset: int) -> bytes:

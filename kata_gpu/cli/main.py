@@ -14,6 +14,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "lint": ("kata_gpu.cli.lint", "lint", "Check pods and claims before the cluster does."),
     "initdata": ("kata_gpu.cli.initdata", "initdata", "Build and check init-data, the measured document of a pod."),
     "kata": ("kata_gpu.cli.kata", "kata", "Check and complete the configuration of Kata Containers."),
+    "bundle": ("kata_gpu.cli.bundle", "bundle", "Write a redacted support bundle of this host."),
+    "doctor": ("kata_gpu.cli.doctor", "doctor", "Check this host, and say how to fix what is wrong."),
+    "explain": ("kata_gpu.cli.explain", "explain", "Explain log lines of Kata, QEMU, kernel and containerd."),
     "gpus": ("kata_gpu.cli.gpus", "gpus", "List GPUs and NVSwitches of this host."),
 }
 

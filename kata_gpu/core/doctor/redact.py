@@ -1,0 +1,48 @@
+"""What must not leave a node: secrets, key material, addresses. Idempotent: a redacted text stays as it is.
+
+Policy: values of options that sound secret, URL passwords, bearer tokens, JWTs, PEM private keys, MAC addresses and IP
+addresses other than loopback are replaced. Host names, PCI addresses, versions, digests and certificates stay.
+"""
+
+import ipaddress
+import re
+
+_WORD = (
+    r"[A-Za-z0-9_.-]{0,64}(?:passwd|password|passphrase|secret|token|api_?key|private_?key|luks\.key|credential|auth)s?"
+)
+_RULES: tuple[tuple[re.Pattern[str], str], ...] = (
+    (
+        re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----.{0,20000}?(?:-----END [A-Z0-9 ]{0,40}KEY-----|\Z)", re.S),
+        "redacted-private-key",
+    ),
+    (re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*"), "redacted-token"),
+    (re.compile(r"(?i)\b(bearer|basic)[ \t]+[A-Za-z0-9+/=._~-]{8,}"), r"\1 redacted"),
+    (re.compile(r"(?<=://)[^\s/@:\"']{1,200}:[^\s/@\"']{1,200}@"), "redacted@"),
+    (
+        # name, then = or : (or the NUL between arguments), then a quoted or bare value on the same line
+        re.compile(
+            rf"(?i)(?<![A-Za-z0-9_.])([\"']?{_WORD}[\"']?(?:[ \t]*[=:][ \t]*|\0))"
+            r"(?!redacted\b)(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s,;#\"'{\[}\]\0][^\s,;#}\]\0]*)"
+        ),
+        r'\1"redacted"',
+    ),
+    (re.compile(r"(?<![0-9A-Fa-f:])(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}(?![0-9A-Fa-f:])"), "redacted-mac"),
+)  # fmt: skip
+_ADDRESS = re.compile(
+    r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}(?![\w.]?\d)|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])(?!\.\d))"
+)
+
+
+def redact(text: str) -> str:
+    """The text without secrets and addresses."""
+    for pattern, replacement in _RULES:
+        text = pattern.sub(replacement, text)
+    return _ADDRESS.sub(_address, text)
+
+
+def _address(match: re.Match[str]) -> str:
+    try:
+        address = ipaddress.ip_address(match[0])
+    except ValueError:
+        return match[0]
+    return match[0] if address.is_loopback or address.is_unspecified else "redacted-ip"
