@@ -76,7 +76,15 @@ class PinnedHttp:
         """Drop cookies: the next handshake starts clean."""
         self._session.cookies.clear()
 
-    def call(self, method: str, path: str, *, json: Any = None, headers: Mapping[str, str] | None = None) -> Reply:
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        data: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
         """One exchange; 429, 503 and refused connections are tried again with growing pauses.
 
         Raises Unavailable when patience ends. Any other status is the caller's to judge.
@@ -85,7 +93,7 @@ class PinnedHttp:
         for attempt in range(ATTEMPTS):
             wanted = 0.0
             try:
-                reply, wanted = self._once(method, path, json, headers)
+                reply, wanted = self._once(method, path, json, data, headers)
                 if reply.status not in RETRY_STATUS:
                     return reply
                 failure = f"status {reply.status}"
@@ -105,13 +113,16 @@ class PinnedHttp:
             got=failure,
         )
 
-    def _once(self, method: str, path: str, json: Any, headers: Mapping[str, str] | None) -> tuple[Reply, float]:
+    def _once(
+        self, method: str, path: str, json: Any, data: bytes | None, headers: Mapping[str, str] | None
+    ) -> tuple[Reply, float]:
         where = f"{method} {self.base}{path}"
         deadline = self._pace.clock() + READ_TIMEOUT_S
         with self._session.request(
             method,
             self.base + path,
             json=json,
+            data=data,
             headers=dict(headers or {}),
             timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
             allow_redirects=False,
