@@ -1,0 +1,67 @@
+"""Options to a verifier: whose roots are trusted, and which stored collateral is used. Shared by several commands."""
+
+from pathlib import Path
+
+from attestation.errors import Misconfigured
+from attestation.ops.local_verifier import LocalVerifier
+from attestation.sources.collateral_store import CollateralStore
+from attestation.verify.nv_gpu import NvCache
+from attestation.verify.nv_policy import NvPolicy
+from attestation.verify.platform import PlatformCollateral, PlatformPolicy, PlatformTrust
+from attestation.verify.revocation import ChainKind, NoRevocation, RevocationPolicy, RevocationRule, RevocationStatus
+from attestation.verify.roots import NvTrust
+from attestation.verify.snp_trust import AmdTrust, StaticAmdCollateral
+
+BUILTIN = "builtin"
+
+
+def platform_verifier(
+    *, collateral: Path | None, simulated_roots: str | None = None, sample: bool = False
+) -> LocalVerifier:
+    """Production roots and stored collateral; or, with the unsafe options, roots that anybody can sign under."""
+    if simulated_roots is not None:
+        return _simulated(simulated_roots, sample=sample)
+    trust = PlatformTrust(amd=AmdTrust.production(), nvidia=NvTrust.production(), unsafe_sample_tee=sample)
+    if collateral is None:
+        known = PlatformCollateral(
+            amd=StaticAmdCollateral(), rims=_NoRims(), revocation=NoRevocation(), nv_cache=NvCache()
+        )
+    else:
+        stored = CollateralStore(collateral).load()
+        known = PlatformCollateral(amd=stored, rims=stored, revocation=stored, nv_cache=NvCache())
+    return LocalVerifier(trust=trust, collateral=known, policy=PlatformPolicy())
+
+
+class _NoRims:
+    """Without a collateral store no device is more than authentic."""
+
+    def rims(self, rim_id: str) -> tuple[bytes, ...]:  # noqa: ARG002 - the port's signature
+        return ()
+
+
+def _simulated(where: str, *, sample: bool) -> LocalVerifier:
+    try:
+        from attestation.simulate.amd_pki import simulated_amd_collateral, simulated_amd_trust
+        from attestation.simulate.nvidia import NvidiaForge
+    except ImportError as exc:
+        raise Misconfigured("simulate-absent", "this image has no simulated authorities") from exc
+    forge = NvidiaForge()
+    nvidia = forge.trust
+    if where != BUILTIN:
+        device, rim = (Path(where) / name for name in NvTrust.SIMULATED_FILES)
+        try:
+            nvidia = NvTrust.simulated_from(device.read_bytes(), rim.read_bytes())
+        except OSError as exc:
+            raise Misconfigured(
+                "simulated-roots", f"cannot read: {exc.strerror}", where=where, expected=f"{device.name}, {rim.name}"
+            ) from exc
+    # Nobody runs an OCSP responder for simulated signers.
+    good_or_unknown = frozenset({RevocationStatus.GOOD, RevocationStatus.UNKNOWN})
+    revocation = RevocationPolicy(rim=RevocationRule(kind=ChainKind.RIM, accept=good_or_unknown))
+    return LocalVerifier(
+        trust=PlatformTrust(amd=simulated_amd_trust(), nvidia=nvidia, unsafe_sample_tee=sample),
+        collateral=PlatformCollateral(
+            amd=simulated_amd_collateral(), rims=forge.shelf(), revocation=NoRevocation(), nv_cache=NvCache()
+        ),
+        policy=PlatformPolicy(nvidia=NvPolicy(revocation=revocation)),
+    )

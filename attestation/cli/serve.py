@@ -1,0 +1,140 @@
+"""`kata-gpu-kbs serve`: the broker, on two listeners."""
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from attestation.clock import parse_time, utc_now
+from attestation.errors import Misconfigured
+from attestation.values import Tee
+
+
+@click.command()
+@click.option("--store", required=True, help="Directory of the embedded store, or postgresql://... (made if absent).")
+@click.option("--root-key", type=click.Path(path_type=Path), help="Root key file, mode 0600. Default: in the store.")
+@click.option(
+    "--listen", default="127.0.0.1:8080", show_default=True, help="Guests' listener; port 0 takes a free one."
+)
+@click.option("--admin-listen", default="127.0.0.1:8081", show_default=True, help="Administrators' listener.")
+@click.option(
+    "--tls-cert", type=click.Path(exists=True, dir_okay=False), help="PEM certificate chain of both listeners."
+)
+@click.option("--tls-key", type=click.Path(exists=True, dir_okay=False), help="Its PEM private key.")
+@click.option("--collateral", type=click.Path(path_type=Path), help="Collateral store (see `collateral fetch`).")
+@click.option("--issuer", default="kata-gpu-kbs", show_default=True, help="Issuer and audience of tokens.")
+@click.option("--admin-issuer", "admin_issuers", multiple=True, metavar="FILE", help="Identity provider, TOML.")
+@click.option("--deny-all-admins", is_flag=True, help="Refuse every admin request.")
+@click.option("--compat-deny-status", type=click.Choice(["403", "401"]), default="403", show_default=True,
+              help="401 answers denials as upstream does; guests then attest again and again.")  # fmt: skip
+@click.option("--compat-admin-on-guest-listener", is_flag=True, help="Accept kbs-client admin calls from guests' side.")
+@click.option("--unsafe-trust-simulated-roots", metavar="DIR", is_flag=False, flag_value="builtin",
+              help="UNSAFE: accept evidence that anybody can forge. Only keys labelled test.")  # fmt: skip
+@click.option("--unsafe-sample-tee", is_flag=True, help="UNSAFE: accept the sample TEE. Only keys labelled test.")
+@click.option("--unsafe-frozen-time", metavar="RFC3339", help="UNSAFE: a clock that stands still, for demonstrations.")
+def serve(**options: Any) -> None:
+    """Serve the KBS protocol 0.4.0 to guests and the admin API to administrators.
+
+    Prints one line for each listener once it answers. SIGTERM drains and stops.
+
+    \b
+    Example:
+      kata-gpu-kbs serve --store /var/lib/kbs --collateral /var/lib/collateral --listen 0.0.0.0:8080
+    """
+    import structlog
+
+    from attestation.cli.platform import platform_verifier
+    from attestation.ops.open_world import WorldOptions, close_world, open_world
+    from attestation.service.app import Compat, Service
+    from attestation.service.server import Tls, listen
+    from attestation.service.server import serve as run
+
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    if bool(options["tls_cert"]) != bool(options["tls_key"]):
+        raise Misconfigured("tls-files", "certificate and key go together", expected="--tls-cert and --tls-key")
+    tls = Tls(certificate=options["tls_cert"], key=options["tls_key"]) if options["tls_cert"] else None
+    clock = _clock(options["unsafe_frozen_time"])
+    simulated, sample = options["unsafe_trust_simulated_roots"], options["unsafe_sample_tee"]
+    verifier = platform_verifier(collateral=options["collateral"], simulated_roots=simulated, sample=sample)
+    world = open_world(
+        WorldOptions(
+            store=options["store"],
+            root_key=options["root_key"],
+            issuer=options["issuer"],
+            audience=options["issuer"],
+            tees=frozenset({Tee.SNP, Tee.TDX} | ({Tee.SAMPLE} if sample else set())),
+            simulated=verifier.trust.simulated,
+            admin_issuers=tuple(_issuer(Path(path)) for path in options["admin_issuers"]),
+            deny_all_admins=options["deny_all_admins"],
+        ),
+        verifier,
+        now=clock(),
+    )
+    if world.simulated:
+        click.echo("WARNING: forgeable evidence is accepted; only keys labelled test can be released", err=True)
+    compat = Compat(
+        deny_status=int(options["compat_deny_status"]),
+        admin_on_guest_listener=options["compat_admin_on_guest_listener"],
+        secure_cookie=tls is not None,
+    )
+    service = Service(world, clock=clock, compat=compat)
+    guest = listen(options["listen"], tls=tls is not None)
+    admin = listen(options["admin_listen"], tls=tls is not None)
+
+    def ready() -> None:
+        click.echo(f"guests: {guest.url}")
+        click.echo(f"administrators: {admin.url}")
+        sys.stdout.flush()
+
+    try:
+        run(service, world, guest=guest, admin=admin, clock=clock, tls=tls, ready=ready)
+    finally:
+        close_world(world)
+
+
+def _clock(frozen: str | None) -> Any:
+    if frozen is None:
+        return utc_now
+    moment = parse_time(frozen, where="--unsafe-frozen-time")
+
+    def stand_still() -> datetime:
+        return moment
+
+    return stand_still
+
+
+def _issuer(path: Path) -> Any:
+    """An identity provider: `issuer`, `audience`, `public_key` (PEM file) and a `[roles]` table to our roles."""
+    import tomllib
+
+    from joserfc.errors import JoseError
+    from joserfc.jwk import JWKRegistry
+
+    from attestation.broker.admin import AdminIssuer
+    from attestation.broker.roles import Role
+
+    try:
+        document = tomllib.loads(path.read_text())
+        pem = (path.parent / document["public_key"]).read_bytes()
+        roles = {str(name): Role(role) for name, role in document["roles"].items()}
+        kind = {"ed25519": "OKP", "es256": "EC", "rs256": "RSA"}[document["algorithm"]]
+        key = JWKRegistry.import_key(pem, kind)
+    except (OSError, KeyError, ValueError, AttributeError, JoseError) as exc:
+        raise Misconfigured(
+            "admin-issuer",
+            f"bad identity provider: {exc}",
+            where=str(path),
+            expected='issuer, audience, algorithm = "ed25519|es256|rs256", public_key = "FILE", [roles]',
+        ) from exc
+    return AdminIssuer(key=key, issuer=document.get("issuer"), audience=document.get("audience"), roles=roles)

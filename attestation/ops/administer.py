@@ -1,0 +1,183 @@
+"""What administrators do: authorised for the repository, and audited."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+
+from attestation.appraise.policy import MAX_POLICY_BYTES
+from attestation.broker.admin import render_admin_token, verify_admin_token
+from attestation.broker.keys import MODEL_KEY_BYTES, TEST_LABEL, KeyKind, KeyRecord, parse_bundle
+from attestation.broker.roles import Principal, Role, Verb
+from attestation.errors import Denied, Malformed, Untrusted
+from attestation.ops.release import DEFAULT_POLICY, RESOURCE_POLICY
+from attestation.ops.world import World, conditions_of
+from attestation.sources.policy_store import PolicyKind
+from attestation.sources.reference_store import DEFAULT_LIFETIME
+from attestation.values import JsonValue, ResourcePath, Secret
+
+ADMIN_TOKEN_LIFETIME = timedelta(hours=12)
+_MAX_POLICY_NAME = 128
+
+
+def authenticate_admin(world: World, bearer: str | None, *, now: datetime) -> Principal:
+    """Token to principal. Untrusted (401) for no or a bad token, Denied (403) for a role that means nothing here."""
+    if world.deny_all_admins:
+        raise Denied("admins-denied", "DenyAll authorization_mode is enabled")
+    if bearer is None:
+        raise Untrusted("admin-token-missing", "admin access denied: no bearer token")
+    claims = verify_admin_token(
+        bearer, own=world.admin_key, own_issuer=world.authority.issuer, issuers=world.admin_issuers, now=now
+    )
+    if claims.issuer is not None:
+        role = claims.issuer.roles.get(claims.role)
+        if role is None:
+            raise Denied("role-not-allowed", f"Role {claims.role[:64]} not allowed")
+        return Principal(name=claims.subject, role=role)
+    user = world.users.get(claims.subject)
+    if user is None or user.epoch != claims.epoch:
+        raise Untrusted("admin-token-revoked", "Cannot verify token with any of the issuers: it was taken back")
+    return Principal(name=user.name, role=user.role, repositories=user.repositories)
+
+
+def issue_admin_token(world: World, name: str, *, lifetime: timedelta = ADMIN_TOKEN_LIFETIME, now: datetime) -> str:
+    """A token for an existing user."""
+    user = world.users.get(name)
+    if user is None:
+        raise Malformed("user-unknown", "no such user", where=name[:80])
+    return render_admin_token(
+        world.admin_key,
+        issuer=world.authority.issuer,
+        name=name,
+        role=user.role,
+        epoch=user.epoch,
+        lifetime=lifetime,
+        now=now,
+    )
+
+
+def put_key(
+    world: World,
+    who: Principal,
+    path: ResourcePath,
+    secret: Secret | None,
+    *,
+    kind: KeyKind = KeyKind.RESOURCE,
+    labels: Sequence[str] = (),
+    policy: str | None = None,
+    now: datetime,
+) -> int:
+    """Store bytes, or make a model key where `secret` is None. Returns the version.
+
+    A broker that accepts forgeable evidence labels whatever it stores `test`.
+    """
+    who.require(Verb.WRITE_KEY, path.repository)
+    if policy is not None:
+        conditions_of(policy)
+    if secret is None:
+        secret = Secret(world.random(MODEL_KEY_BYTES))
+    if kind is KeyKind.BUNDLE:
+        parse_bundle(secret)
+    if world.simulated:
+        labels = (*labels, TEST_LABEL)
+    version = world.keys.put(path, secret, kind=kind, labels=labels, policy=policy, now=now)
+    _record(world, who, "key-stored", str(path), {"version": version, "kind": str(kind)}, now)
+    return version
+
+
+def rotate_key(world: World, who: Principal, path: ResourcePath, *, now: datetime) -> int:
+    """A new random version of a model key."""
+    record = _existing(world, path)
+    if record.kind is not KeyKind.MODEL_KEY:
+        raise Malformed("key-kind", "only model keys rotate by themselves", where=str(path), got=record.kind)
+    return put_key(world, who, path, None, kind=KeyKind.MODEL_KEY, labels=record.labels, now=now)
+
+
+def delete_key(world: World, who: Principal, path: ResourcePath, *, now: datetime) -> None:
+    """Shred every version."""
+    who.require(Verb.WRITE_KEY, path.repository)
+    if not world.keys.delete(path):
+        raise Denied("resource-not-found", "no such resource", where=str(path))
+    _record(world, who, "key-deleted", str(path), {}, now)
+
+
+def set_key_policy(world: World, who: Principal, path: ResourcePath, text: str, *, now: datetime) -> None:
+    """Replace a key's own release policy."""
+    who.require(Verb.WRITE_POLICY, path.repository)
+    conditions = conditions_of(text)
+    if not world.keys.set_policy(path, text):
+        raise Denied("resource-not-found", "no such resource", where=str(path))
+    body: dict[str, JsonValue] = {"policy": str(conditions.digest), "waivers": list(conditions.waivers)}
+    _record(world, who, "key-policy-set", str(path), body, now)
+
+
+def set_release_policy(
+    world: World, who: Principal, name: str, text: str, *, expected: int | None = None, now: datetime
+) -> int:
+    """A release policy for a repository, or `default` for all of them."""
+    repository = None if name == DEFAULT_POLICY else name
+    who.require(Verb.WRITE_POLICY if repository else Verb.WRITE_GLOBAL, repository)
+    conditions = conditions_of(text)
+    version = world.policies.put(PolicyKind.RELEASE, name, text, author=who.name, expected=expected, now=now)
+    _record(world, who, "policy-set", name, {"version": version, "policy": str(conditions.digest)}, now)
+    return version
+
+
+def set_rego_policy(world: World, who: Principal, kind: PolicyKind, name: str, text: str, *, now: datetime) -> int:
+    """Upstream's resource policy or an attestation policy; it must compile."""
+    who.require(Verb.WRITE_GLOBAL)
+    if len(text.encode()) > MAX_POLICY_BYTES or not 0 < len(name) <= _MAX_POLICY_NAME:
+        raise Malformed("rego-syntax", "policy or its name is too long", expected=f"{MAX_POLICY_BYTES} bytes")
+    world.rego.check(text)
+    version = world.policies.put(kind, name, text, author=who.name, now=now)
+    _record(world, who, "policy-set", f"{kind}/{name}", {"version": version}, now)
+    return version
+
+
+def policy_names(world: World, who: Principal) -> tuple[str, ...]:
+    """Names of resource policies, as upstream lists them."""
+    who.require(Verb.READ)
+    return world.policies.names(PolicyKind.REGO_RESOURCE) or (RESOURCE_POLICY,)
+
+
+def set_reference_values(
+    world: World,
+    who: Principal,
+    values: Mapping[str, JsonValue],
+    *,
+    provenance: str,
+    lifetime: timedelta = DEFAULT_LIFETIME,
+    now: datetime,
+) -> None:
+    """New versions of reference values."""
+    who.require(Verb.WRITE_GLOBAL)
+    for name, value in values.items():
+        version = world.references.put(name, value, expires=now + lifetime, provenance=provenance, now=now)
+        _record(world, who, "reference-set", name, {"version": version, "provenance": provenance}, now)
+
+
+def add_user(
+    world: World, who: Principal, name: str, role: Role, repositories: tuple[str, ...], *, now: datetime
+) -> None:
+    """A new administrator."""
+    who.require(Verb.MANAGE_USERS)
+    world.users.add(name, role, repositories, now)
+    _record(world, who, "user-added", name, {"role": str(role), "repositories": list(repositories)}, now)
+
+
+def list_keys(world: World, who: Principal, repository: str | None = None) -> tuple[KeyRecord, ...]:
+    """Keys that the principal may see."""
+    who.require(Verb.READ, repository or (who.repositories[0] if who.repositories else None))
+    records = world.keys.list(repository)
+    return tuple(r for r in records if not who.repositories or r.path.repository in who.repositories)
+
+
+def _existing(world: World, path: ResourcePath) -> KeyRecord:
+    record = world.keys.get(path)
+    if record is None:
+        raise Denied("resource-not-found", "no such resource", where=str(path))
+    return record
+
+
+def _record(
+    world: World, who: Principal, event: str, subject: str, body: Mapping[str, JsonValue], now: datetime
+) -> None:
+    world.audit.record(event=event, subject=subject, body={"by": who.name, **body}, now=now)

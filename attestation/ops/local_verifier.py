@@ -1,0 +1,43 @@
+"""The verifier that the broker runs in its own process: offline, on collateral that was stored beforehand."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from attestation.broker.session import Challenged, Submission
+from attestation.verify.platform import (
+    Expected,
+    PlatformCollateral,
+    PlatformEvidence,
+    PlatformPolicy,
+    PlatformTrust,
+    verify_platform,
+)
+from attestation.verify.verified import BoundPlatform
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalVerifier:
+    """`verify_platform` behind the port that the use cases call."""
+
+    trust: PlatformTrust
+    collateral: PlatformCollateral
+    policy: PlatformPolicy
+
+    def verify(self, submission: Submission, challenged: Challenged, *, now: datetime) -> BoundPlatform:
+        """One platform against one challenge."""
+        evidence = PlatformEvidence(
+            tee=challenged.tee,
+            primary=submission.primary,
+            additional=submission.additional,
+            nonce=submission.nonce,
+            tee_jwk=submission.tee_key.jwk,
+            init_data=submission.init_data,
+        )
+        return verify_platform(
+            evidence,
+            session=Expected(tee=challenged.tee, nonce=challenged.nonce),
+            trust=self.trust,
+            collateral=self.collateral,
+            policy=self.policy,
+            now=now,
+        )

@@ -1,0 +1,108 @@
+"""Open a store: database, root key, signing keys, and everything built on them."""
+
+import os
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from joserfc.jwk import ECKey
+
+from attestation.broker.admin import AdminIssuer
+from attestation.broker.token import TokenAuthority, TokenKey
+from attestation.errors import Misconfigured
+from attestation.ops.world import PlatformVerifier, World
+from attestation.sources.attestations import AttestationStore
+from attestation.sources.audit import AuditLog
+from attestation.sources.db import Database
+from attestation.sources.envelope import FileRootKey, Vault
+from attestation.sources.key_store import KeyStore
+from attestation.sources.policy_store import PolicyStore
+from attestation.sources.reference_store import ReferenceStore
+from attestation.sources.rego_worker import RegoWorker
+from attestation.sources.sessions import SessionStore
+from attestation.sources.signing import ADMIN, TOKEN, SigningKeys
+from attestation.sources.users import UserStore
+from attestation.values import Tee
+
+ROOT_KEY_FILE = "root.key"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorldOptions:
+    """What the operator chose. `simulated` accepts forgeable evidence, and only on a store of `test` keys."""
+
+    store: str
+    root_key: Path | None = None
+    issuer: str = "kata-gpu-kbs"
+    audience: str = "kata-gpu-kbs"
+    tees: frozenset[Tee] = frozenset({Tee.SNP, Tee.TDX})
+    simulated: bool = False
+    admin_issuers: tuple[AdminIssuer, ...] = ()
+    deny_all_admins: bool = False
+
+
+def open_world(options: WorldOptions, verifier: PlatformVerifier, *, now: datetime) -> World:
+    """Open the store, creating an empty one with a new root key where a directory is named that is not there yet.
+
+    Raises Misconfigured, also where forgeable evidence is to be accepted beside real keys.
+    """
+    root_path = _prepare(options)
+    root = FileRootKey.load(root_path, secrets.token_bytes)
+    database = Database.open(options.store)
+    vault = Vault(root, secrets.token_bytes)
+    keys = KeyStore(database, vault)
+    forgeable = options.simulated or Tee.SAMPLE in options.tees
+    if forgeable and not keys.only_test_keys():
+        raise Misconfigured(
+            "simulated-with-real-keys",
+            "forgeable evidence is not accepted on a store that holds keys not labelled test",
+            where=options.store,
+            expected="only keys added with --label test",
+        )
+    signing = SigningKeys(database, vault)
+    current, *previous = (TokenKey.of(pem) for pem in signing.load(TOKEN, now))
+    return World(
+        database=database,
+        sessions=SessionStore(database),
+        attestations=AttestationStore(database),
+        keys=keys,
+        policies=PolicyStore(database),
+        references=ReferenceStore(database),
+        users=UserStore(database),
+        audit=AuditLog(database, signing.audit_key(now)),
+        verifier=verifier,
+        rego=RegoWorker(),
+        authority=TokenAuthority(
+            issuer=options.issuer, audience=options.audience, current=current, previous=tuple(previous)
+        ),
+        admin_key=ECKey.import_key(signing.load(ADMIN, now)[0]),
+        random=secrets.token_bytes,
+        tees=options.tees,
+        simulated=forgeable,
+        admin_issuers=options.admin_issuers,
+        deny_all_admins=options.deny_all_admins,
+    )
+
+
+def close_world(world: World) -> None:
+    """Return connections and end the policy worker."""
+    world.rego.close()
+    world.database.close()
+
+
+def _prepare(options: WorldOptions) -> Path:
+    if "://" in options.store:
+        if options.root_key is None:
+            raise Misconfigured("root-key-missing", "a database needs a root key file", expected="--root-key FILE")
+        return options.root_key
+    directory = Path(options.store)
+    root_path = options.root_key or directory / ROOT_KEY_FILE
+    if not directory.exists():
+        try:
+            directory.mkdir(mode=0o700, parents=True)
+        except OSError as exc:
+            raise Misconfigured("store-directory", f"cannot create: {exc.strerror}", where=str(directory)) from exc
+    if not os.path.lexists(root_path) and not any(directory.glob("*.sqlite3")):
+        FileRootKey.create(root_path, secrets.token_bytes)
+    return root_path

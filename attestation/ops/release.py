@@ -1,0 +1,178 @@
+"""`GET /kbs/v0/resource/...`: who asks, may they, and the key, sealed; audited and durable before it leaves."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from attestation.appraise.checks import Usage
+from attestation.broker.keys import KeyKind, KeyRecord, parse_bundle, render_bundle
+from attestation.broker.release import Grant, decide, grant, release
+from attestation.broker.session import Attested
+from attestation.broker.token import token_claims, verify_token
+from attestation.crypto.jwe import Sealed
+from attestation.crypto.jwk import thumbprint
+from attestation.errors import Denied, Malformed, Untrusted
+from attestation.findings import Finding, Result, Verdict
+from attestation.ops.world import World, conditions_of
+from attestation.sources.policy_store import PolicyKind
+from attestation.sources.sessions import session_key
+from attestation.values import DeviceKind, JsonValue, ResourcePath
+
+RESOURCE_POLICY = "resource-policy"  # upstream's one id
+DEFAULT_POLICY = "default"
+TICKET_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """What came with a request; the cookie goes first (keybroker.md 1.12)."""
+
+    cookie: str | None
+    bearer: str | None
+
+
+def authenticate(world: World, credentials: Credentials, *, now: datetime) -> Attested:
+    """The attestation behind a session or token. Untrusted, which is 401, in every other case."""
+    jti = None
+    if credentials.cookie is not None:
+        live = world.sessions.live(session_key(credentials.cookie), now)
+        jti = live.jti if live else None
+    if jti is None and credentials.bearer is not None:
+        jti = verify_token(credentials.bearer, world.authority, now=now)
+    if jti is None:
+        raise Untrusted("token-not-found", "Attestation Token not found")
+    result = world.attestations.get(jti)
+    if result is None:
+        raise Untrusted("token-unknown", "no attestation of this broker has this token id")
+    if now >= result.expires:
+        raise Untrusted("token-expired", "the attestation has expired")
+    subjects = [("token", jti), ("tee-key", thumbprint(result.tee_key)), ("chip", result.facts.cpu.chip_id)]
+    subjects += [("gpu", gpu.chip_id) for gpu in result.facts.of_kind(DeviceKind.GPU)]
+    if (revoked := world.attestations.revoked(tuple(subjects))) is not None:
+        raise Untrusted("revoked", "this identity was revoked", got=revoked)
+    return result
+
+
+def release_resource(
+    world: World, attested: Attested, path: ResourcePath, *, query: dict[str, str], now: datetime
+) -> Sealed:
+    """The key for the attested TEE key, or Denied: with a ticket (403), or `resource-not-found` (404)."""
+    record = world.keys.get(path)
+    verdict = _judge(world, attested, path, record, query, now)
+    _refuse_unless_trusted(world, attested, path, verdict, now)
+    if record is None:
+        raise Denied("resource-not-found", "no such resource", where=str(path))
+    granted = grant(path, attested, verdict)
+    if record.kind is KeyKind.BUNDLE:
+        members = _members(world, attested, record, query, now)
+        secret = render_bundle({str(m.path): world.keys.secret(m.path, m.current_version) for m in members})
+    else:
+        members, secret = (), world.keys.secret(path, record.current_version)
+    sealed = release(granted, secret, random=world.random)
+    _account(world, attested, granted, (record, *members), now)
+    return sealed
+
+
+def explain(world: World, attested: Attested, path: ResourcePath, *, now: datetime) -> Verdict:
+    """What a release would find now. Releases nothing and counts nothing."""
+    return _judge(world, attested, path, world.keys.get(path), {}, now)
+
+
+def _judge(
+    world: World,
+    attested: Attested,
+    path: ResourcePath,
+    record: KeyRecord | None,
+    query: dict[str, str],
+    now: datetime,
+) -> Verdict:
+    text = policy_text(world, path, record)
+    # What is not there has the labels that a key put there by this broker would get.
+    usage = Usage(releases=record.releases if record else 0, test_key=record.is_test if record else world.simulated)
+    return decide(
+        attested,
+        conditions_of(text) if text else None,
+        usage,
+        resource_policy=_resource_policy(world, attested, path, query),
+        references=world.references.get,
+        now=now,
+    )
+
+
+def policy_text(world: World, path: ResourcePath, record: KeyRecord | None) -> str:
+    """The release policy in force: the key's own, its repository's, the default, or none."""
+    if record is not None and record.policy:
+        return record.policy
+    for name in (path.repository, DEFAULT_POLICY):
+        stored = world.policies.get(PolicyKind.RELEASE, name)
+        if stored is not None:
+            return stored.text
+    return ""
+
+
+def _resource_policy(world: World, attested: Attested, path: ResourcePath, query: dict[str, str]) -> bool | None:
+    stored = world.policies.get(PolicyKind.REGO_RESOURCE, RESOURCE_POLICY)
+    if stored is None:
+        return None
+    document = token_claims(attested, world.authority)
+    for name, part in attested.facts.submods():
+        evidence: dict[str, Any] = document["submods"][name].setdefault("ear.veraison.annotated-evidence", {})
+        evidence[str(getattr(part, "tee", "nvidia"))] = part.claims
+    data: dict[str, JsonValue] = {
+        "plugin": "resource",
+        "resource-path": [path.repository, path.type, path.tag],
+        "query": dict(query),
+    }
+    return world.rego.allow(stored.text, document, data)
+
+
+def _refuse_unless_trusted(
+    world: World, attested: Attested, path: ResourcePath, verdict: Verdict, now: datetime
+) -> None:
+    if verdict.trusted:
+        return
+    ticket = world.random(TICKET_BYTES).hex()
+    body: dict[str, JsonValue] = {"ticket": ticket, "jti": attested.jti, "findings": _failures(verdict.failures)}
+    with world.database.write() as connection:
+        world.audit.append(connection, event="release-denied", subject=str(path), body=body, now=now)
+    codes = ",".join(finding.code for finding in verdict.failures)
+    raise Denied("policy-denied", f"Access denied by policy (ticket {ticket})", where=str(path), got=codes)
+
+
+def _members(
+    world: World, attested: Attested, record: KeyRecord, query: dict[str, str], now: datetime
+) -> tuple[KeyRecord, ...]:
+    """Every shard of a bundle, each judged by its own policy."""
+    members: list[KeyRecord] = []
+    for path in parse_bundle(world.keys.secret(record.path, record.current_version)):
+        member = world.keys.get(path)
+        if member is None or member.kind is KeyKind.BUNDLE:
+            raise Malformed("bundle-member", "a bundle names a key that is not there", where=str(path))
+        _refuse_unless_trusted(world, attested, path, _judge(world, attested, path, member, query, now), now)
+        members.append(member)
+    return tuple(members)
+
+
+def _account(world: World, attested: Attested, granted: Grant, records: tuple[KeyRecord, ...], now: datetime) -> None:
+    """Count and record every key in one durable transaction. Where this raises, nothing leaves."""
+    facts = attested.facts
+    with world.database.write(durable=True) as connection:
+        for record in records:
+            text = policy_text(world, record.path, record)
+            conditions = conditions_of(text) if text else None
+            world.keys.count_release(connection, record.path, conditions.limits.max_releases if conditions else None)
+            body: dict[str, JsonValue] = {
+                "jti": attested.jti,
+                "version": record.current_version,
+                "policy": str(conditions.digest) if conditions else RESOURCE_POLICY,
+                "waivers": list(conditions.waivers) if conditions else [],
+                "tee_key": thumbprint(granted.tee_key),
+                "chip_id": facts.cpu.chip_id,
+                "devices": [device.chip_id for device in facts.devices],
+                "simulated": attested.simulated,
+            }
+            world.audit.append(connection, event="released", subject=str(record.path), body=body, now=now)
+
+
+def _failures(findings: tuple[Finding, ...]) -> list[JsonValue]:
+    return [finding.to_json() for finding in findings if finding.result is Result.FAIL]

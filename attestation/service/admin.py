@@ -1,0 +1,187 @@
+"""The administrators' endpoints: upstream's, which `kbs-client` calls and which answer exactly 200, and `/api/v1`."""
+
+import functools
+import json
+from collections.abc import Awaitable, Callable
+
+import structlog
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from attestation.broker.keys import KeyKind
+from attestation.broker.roles import Principal, Verb
+from attestation.crypto.b64 import parse_b64, parse_b64url
+from attestation.errors import AttestationError, Denied, Malformed
+from attestation.ops import administer
+from attestation.ops.release import RESOURCE_POLICY
+from attestation.ops.world import World
+from attestation.service.kbs import Clock
+from attestation.service.metrics import Metrics
+from attestation.service.problems import kbs_problem, problem
+from attestation.service.request import bearer_token, kbs_path, read_body
+from attestation.service.wire import MAX_ADMIN_BODY_BYTES, PolicyUpload, ReferenceUpload, parse_body
+from attestation.service.workers import Workers
+from attestation.sources.policy_store import PolicyKind
+from attestation.values import JsonValue, ResourcePath, Secret
+
+log = structlog.get_logger()
+MAX_TAIL = 1000
+_RVPS_VERSION = "0.1.0"
+Handler = Callable[["AdminApi", Request, Principal, bytes], Response]
+
+
+def _ok() -> Response:
+    return Response(status_code=200)
+
+
+class AdminApi:
+    """Handlers over one world. Each authenticates first; the body is read within its bound before that."""
+
+    def __init__(
+        self, world: World, workers: Workers, metrics: Metrics, *, clock: Clock, deny_status: int = 403
+    ) -> None:
+        self.world, self._workers, self.metrics = world, workers, metrics
+        self.clock, self._deny_status = clock, deny_status
+
+    def endpoint(self, handler: Handler, *, kbs: bool) -> Callable[[Request], Awaitable[Response]]:
+        """Wrap a handler: authenticate, run in the pool, turn errors into the right kind of body."""
+
+        async def run(request: Request) -> Response:
+            try:
+                body = await read_body(request, MAX_ADMIN_BODY_BYTES)
+                return await self._workers.run(self._guarded, handler, request, body)
+            except AttestationError as exc:
+                log.warning("admin.refused", code=exc.code, where=exc.where, reason=exc.what)
+                return kbs_problem(exc, deny_status=self._deny_status) if kbs else problem(exc)
+
+        return functools.wraps(handler)(run)
+
+    def _guarded(self, handler: Handler, request: Request, body: bytes) -> Response:
+        who = administer.authenticate_admin(self.world, bearer_token(request), now=self.clock())
+        return handler(self, request, who, body)
+
+
+def put_resource(api: AdminApi, request: Request, who: Principal, body: bytes) -> Response:
+    """`POST /kbs/v0/resource/...`: the body is the secret, byte for byte."""
+    administer.put_key(api.world, who, _resource_path(request), Secret(body), now=api.clock())
+    return _ok()
+
+
+def delete_resource(api: AdminApi, request: Request, who: Principal, _body: bytes) -> Response:
+    """`DELETE /kbs/v0/resource/...`."""
+    administer.delete_key(api.world, who, _resource_path(request), now=api.clock())
+    return _ok()
+
+
+def put_resource_policy(api: AdminApi, _request: Request, who: Principal, body: bytes) -> Response:
+    """`POST /kbs/v0/resource-policy`."""
+    text = _policy_text(parse_body(PolicyUpload, body).policy)
+    administer.set_rego_policy(api.world, who, PolicyKind.REGO_RESOURCE, RESOURCE_POLICY, text, now=api.clock())
+    return _ok()
+
+
+def list_resource_policies(api: AdminApi, _request: Request, who: Principal, _body: bytes) -> Response:
+    """`GET /kbs/v0/resource-policy`: names."""
+    return JSONResponse(list(administer.policy_names(api.world, who)))
+
+
+def put_attestation_policy(api: AdminApi, _request: Request, who: Principal, body: bytes) -> Response:
+    """`POST /kbs/v0/attestation-policy`."""
+    upload = parse_body(PolicyUpload, body)
+    text = _policy_text(upload.policy)
+    administer.set_rego_policy(api.world, who, PolicyKind.REGO_ATTESTATION, upload.policy_id, text, now=api.clock())
+    return _ok()
+
+
+def put_reference_value(api: AdminApi, _request: Request, who: Principal, body: bytes) -> Response:
+    """`POST /kbs/v0/reference-value`: an RVPS message of type `sample`."""
+    upload = parse_body(ReferenceUpload, body)
+    if upload.version != _RVPS_VERSION or upload.type != "sample":
+        raise Malformed("reference-value", "unsupported RVPS message", expected="version 0.1.0, type sample")
+    try:
+        values = json.loads(parse_b64(upload.payload, where="payload"))
+    except (ValueError, RecursionError) as exc:
+        raise Malformed("reference-value", "payload is not JSON", where="payload") from exc
+    if not isinstance(values, dict):
+        raise Malformed("reference-value", "payload is not a map", where="payload", expected="name to value")
+    administer.set_reference_values(api.world, who, values, provenance=f"rvps-sample by {who.name}", now=api.clock())
+    return JSONResponse(None, headers=None)
+
+
+def get_reference_value(api: AdminApi, request: Request, who: Principal, _body: bytes) -> Response:
+    """`GET /kbs/v0/reference-value/<id>`: the value in force, or `null`."""
+    who.require(Verb.READ)
+    return JSONResponse(api.world.references.raw(request.path_params["name"], api.clock()))
+
+
+def list_keys(api: AdminApi, request: Request, who: Principal, _body: bytes) -> Response:
+    """`GET /api/v1/keys?repository=`."""
+    records = administer.list_keys(api.world, who, request.query_params.get("repository"))
+    return JSONResponse({"keys": [record.to_json() for record in records]})
+
+
+def get_key(api: AdminApi, request: Request, who: Principal, _body: bytes) -> Response:
+    """`GET /api/v1/keys/<path>`: metadata, versions and policy; never the secret."""
+    path = _resource_path(request)
+    who.require(Verb.READ, path.repository)
+    record = api.world.keys.get(path)
+    if record is None:
+        raise Denied("resource-not-found", "no such resource", where=str(path))
+    body = record.to_json() | {"versions": list(api.world.keys.versions(path)), "policy": record.policy}
+    return JSONResponse(body)
+
+
+def make_model_key(api: AdminApi, request: Request, who: Principal, _body: bytes) -> Response:
+    """`POST /api/v1/keys/<path>`: a new model key, or a new version of one. Its bytes never leave the broker here."""
+    path = _resource_path(request)
+    version = administer.put_key(api.world, who, path, None, kind=KeyKind.MODEL_KEY, now=api.clock())
+    return JSONResponse({"path": str(path), "version": version})
+
+
+def put_key_policy(api: AdminApi, request: Request, who: Principal, body: bytes) -> Response:
+    """`PUT /api/v1/policies/<path>`: TOML, the release policy of one key."""
+    path = _resource_path(request)
+    administer.set_key_policy(api.world, who, path, _utf8(body), now=api.clock())
+    return JSONResponse({"path": str(path)})
+
+
+def audit_tail(api: AdminApi, request: Request, who: Principal, _body: bytes) -> Response:
+    """`GET /api/v1/audit?last=100`."""
+    who.require(Verb.READ)
+    last = request.query_params.get("last", "100")
+    if not last.isascii() or not last.isdigit() or not 0 < int(last[:6]) <= MAX_TAIL:
+        raise Malformed("audit-last", "bad count", where="last", expected=f"1..{MAX_TAIL}", got=last[:20])
+    return JSONResponse({"entries": [entry.to_json() for entry in api.world.audit.tail(int(last))]})
+
+
+def attestations(api: AdminApi, _request: Request, who: Principal, _body: bytes) -> Response:
+    """`GET /api/v1/attestations`: the newest results."""
+    who.require(Verb.READ)
+    rows: list[JsonValue] = [
+        {
+            "jti": result.jti,
+            "issued": result.issued.isoformat(),
+            "status": str(result.status),
+            "tee": str(result.facts.cpu.tee),
+            "chip_id": result.facts.cpu.chip_id,
+            "devices": [device.chip_id for device in result.facts.devices],
+        }
+        for result in api.world.attestations.recent(100)
+    ]
+    return JSONResponse({"attestations": rows})
+
+
+def _resource_path(request: Request) -> ResourcePath:
+    kbs_path(request)
+    return ResourcePath.parse(request.path_params["resource"])
+
+
+def _policy_text(encoded: str) -> str:
+    return _utf8(parse_b64url(encoded.rstrip("="), where="policy"))
+
+
+def _utf8(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise Malformed("body", "not UTF-8", where="body") from exc

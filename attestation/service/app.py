@@ -1,0 +1,185 @@
+"""The two ASGI applications: the guests' and the administrators'. They share one world and nothing else."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from attestation.errors import AttestationError, Unavailable
+from attestation.ops.world import World
+from attestation.service import admin as handlers
+from attestation.service.admin import AdminApi, Handler
+from attestation.service.kbs import Clock, GuestApi
+from attestation.service.metrics import Metrics
+from attestation.service.problems import KBS_ERRORS, problem
+from attestation.service.workers import RateLimit, Workers
+
+log = structlog.get_logger()
+_OPENAPI = Path(__file__).with_name("openapi.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceLimits:
+    """Admission. Defaults suit a node's worth of guests starting at once."""
+
+    threads: int = 8  # signature checks release the interpreter lock; more threads only wait for it
+    queue: int = 256
+    rate_per_s: float = 500.0
+    burst: int = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compat:
+    """Switches for tools that expect upstream's ways."""
+
+    deny_status: int = 403
+    admin_on_guest_listener: bool = False
+    secure_cookie: bool = False
+
+
+class Service:
+    """Both applications over one world; `close` when the server has drained."""
+
+    def __init__(
+        self, world: World, *, clock: Clock, limits: ServiceLimits | None = None, compat: Compat | None = None
+    ) -> None:
+        limits, compat = limits or ServiceLimits(), compat or Compat()
+        self._world, self._clock = world, clock
+        self._workers = Workers(threads=limits.threads, queue=limits.queue)
+        self.metrics = Metrics()
+        guest = GuestApi(
+            world,
+            self._workers,
+            self.metrics,
+            clock=clock,
+            limit=RateLimit(rate=limits.rate_per_s, burst=limits.burst),
+            deny_status=compat.deny_status,
+            secure_cookie=compat.secure_cookie,
+        )
+        admin = AdminApi(world, self._workers, self.metrics, clock=clock, deny_status=compat.deny_status)
+        upstream_admin = _upstream_admin(admin)
+        routes: list[BaseRoute] = [
+            Route("/kbs/v0/auth", guest.auth, methods=["POST"]),
+            Route("/kbs/v0/attest", guest.attest, methods=["POST"]),
+            Route("/kbs/v0/{path:path}", guest.unknown, methods=_ALL),
+        ]
+        resource = Route("/kbs/v0/resource/{path:path}", guest.resource, methods=["GET"])
+        more = upstream_admin if compat.admin_on_guest_listener else []
+        self.guest = self._app([*routes[:2], resource, *more, routes[2], *self._common()])
+        self.admin = self._app([*upstream_admin, *_api(admin), *self._common(), *self._operator()])
+
+    def close(self) -> None:
+        """Wait for running requests."""
+        self._workers.close()
+
+    def _app(self, routes: Sequence[BaseRoute]) -> Starlette:
+        handlers_of = {HTTPException: _http_error, Exception: _crash}
+        return Starlette(
+            routes=list(routes),
+            exception_handlers=handlers_of,  # type: ignore[arg-type]
+            middleware=[Middleware(_Count, metrics=self.metrics)],
+        )
+
+    def _common(self) -> list[BaseRoute]:
+        return [
+            Route("/healthz", _healthy, methods=["GET"]),
+            Route("/readyz", self._ready, methods=["GET"]),
+            Route("/.well-known/jwks.json", self._jwks, methods=["GET"]),
+            Route("/openapi.json", _openapi, methods=["GET"]),
+        ]
+
+    def _operator(self) -> list[BaseRoute]:
+        return [Route("/metrics", self._metrics, methods=["GET"])]
+
+    async def _ready(self, _request: Request) -> Response:
+        try:
+            await self._workers.run(self._world.database.ping)
+        except AttestationError as exc:
+            return problem(exc)
+        return PlainTextResponse("ready\n")
+
+    async def _jwks(self, _request: Request) -> Response:
+        return JSONResponse(self._world.authority.jwks())
+
+    async def _metrics(self, _request: Request) -> Response:
+        return Response(self.metrics.render(), media_type="text/plain; version=0.0.4")
+
+
+_ALL = ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"]
+
+
+def _upstream_admin(api: AdminApi) -> list[BaseRoute]:
+    rows: list[tuple[str, str, Handler]] = [
+        ("/kbs/v0/resource/{resource:path}", "POST", handlers.put_resource),
+        ("/kbs/v0/resource/{resource:path}", "DELETE", handlers.delete_resource),
+        ("/kbs/v0/resource-policy", "POST", handlers.put_resource_policy),
+        ("/kbs/v0/resource-policy", "GET", handlers.list_resource_policies),
+        ("/kbs/v0/attestation-policy", "POST", handlers.put_attestation_policy),
+        ("/kbs/v0/reference-value", "POST", handlers.put_reference_value),
+        ("/kbs/v0/reference-value/{name:path}", "GET", handlers.get_reference_value),
+    ]
+    return [Route(path, api.endpoint(handler, kbs=True), methods=[verb]) for path, verb, handler in rows]
+
+
+def _api(api: AdminApi) -> list[BaseRoute]:
+    rows: list[tuple[str, str, Handler]] = [
+        ("/api/v1/keys", "GET", handlers.list_keys),
+        ("/api/v1/keys/{resource:path}", "GET", handlers.get_key),
+        ("/api/v1/keys/{resource:path}", "POST", handlers.make_model_key),
+        ("/api/v1/policies/{resource:path}", "PUT", handlers.put_key_policy),
+        ("/api/v1/audit", "GET", handlers.audit_tail),
+        ("/api/v1/attestations", "GET", handlers.attestations),
+    ]
+    return [Route(path, api.endpoint(handler, kbs=False), methods=[verb]) for path, verb, handler in rows]
+
+
+async def _healthy(_request: Request) -> Response:
+    return PlainTextResponse("")
+
+
+async def _openapi(_request: Request) -> Response:
+    return Response(_OPENAPI.read_bytes(), media_type="application/json")
+
+
+async def _http_error(request: Request, exc: HTTPException) -> Response:
+    """What the router itself refuses: unknown paths and methods."""
+    if request.url.path.startswith("/kbs/"):
+        body = {"type": KBS_ERRORS + "InvalidRequestPath", "detail": str(exc.detail)}
+        return JSONResponse(body, exc.status_code, exc.headers)
+    about = {"type": "about:blank", "title": str(exc.detail), "status": exc.status_code}
+    return JSONResponse(about, exc.status_code, exc.headers, media_type="application/problem+json")
+
+
+async def _crash(request: Request, exc: Exception) -> Response:
+    """A defect of ours: the log has the traceback, the caller learns nothing."""
+    log.error("request.crashed", path=request.url.path.split("/")[1:3], exc_info=exc)
+    if request.url.path.startswith("/kbs/"):
+        return JSONResponse({"type": KBS_ERRORS + "PluginInternalError", "detail": "internal error"}, 500)
+    return problem(Unavailable("internal", "internal error"))
+
+
+class _Count:
+    """Counts responses by status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.requests.labels(status=str(message["status"])).inc()
+            await send(message)
+
+        await self._app(scope, receive, counted)

@@ -1,0 +1,137 @@
+"""The guests' endpoints of KBS protocol 0.4.0: `/auth`, `/attest`, `/resource/...` (docs/protocol.md)."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import format_datetime
+
+import structlog
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from attestation.broker.session import CHALLENGE_LIFETIME
+from attestation.errors import AttestationError, Denied, Malformed
+from attestation.ops.attest import attest
+from attestation.ops.challenge import issue_challenge
+from attestation.ops.release import Credentials, authenticate, release_resource
+from attestation.ops.world import World
+from attestation.service.metrics import Metrics
+from attestation.service.problems import handshake_problem, kbs_problem
+from attestation.service.request import COOKIE, credentials, kbs_path, read_body, session_cookie
+from attestation.service.wire import MAX_BODY_BYTES, AttestRequest, AuthRequest, parse_body
+from attestation.service.workers import RateLimit, Workers
+from attestation.values import ResourcePath
+
+log = structlog.get_logger()
+Clock = Callable[[], datetime]
+
+
+class GuestApi:
+    """Handlers over one world. `now` is read once per request."""
+
+    def __init__(
+        self,
+        world: World,
+        workers: Workers,
+        metrics: Metrics,
+        *,
+        clock: Clock,
+        limit: RateLimit,
+        deny_status: int = 403,
+        secure_cookie: bool = False,
+    ) -> None:
+        self._world, self._workers, self._metrics = world, workers, metrics
+        self._clock, self._limit = clock, limit
+        self._deny_status, self._secure = deny_status, secure_cookie
+
+    async def auth(self, request: Request) -> Response:
+        """`POST /kbs/v0/auth`."""
+        self._metrics.auth_requests.inc()
+        try:
+            self._admit(request)
+            body = parse_body(AuthRequest, await read_body(request, MAX_BODY_BYTES))
+            issued = await self._workers.run(
+                issue_challenge, self._world, version=body.version, tee=body.tee, now=self._clock()
+            )
+        except AttestationError as exc:
+            self._metrics.auth_errors.inc()
+            log.info("auth.refused", code=exc.code)
+            return handshake_problem(exc, "Auth")
+        self._metrics.auth_successes.inc()
+        response = JSONResponse({"nonce": issued.challenged.nonce, "extra-params": ""})
+        self._set_cookie(response, issued.cookie, issued.challenged.expires)
+        return response
+
+    async def attest(self, request: Request) -> Response:
+        """`POST /kbs/v0/attest`."""
+        self._metrics.attestation_requests.inc()
+        now = self._clock()
+        try:
+            self._admit(request)
+            raw = await read_body(request, MAX_BODY_BYTES)
+            cookie = session_cookie(request)
+            answer = await self._workers.run(self._attest, cookie, raw, now)
+        except AttestationError as exc:
+            self._metrics.attestation_failures.inc()
+            log.warning(
+                "attest.refused", code=exc.code, where=exc.where, reason=exc.what, expected=exc.expected, got=exc.got
+            )
+            return handshake_problem(exc, "Attest")
+        self._metrics.attestation_successes.inc()
+        return JSONResponse({"token": answer})
+
+    def _attest(self, cookie: str | None, raw: bytes, now: datetime) -> str:
+        if cookie is None:
+            raise Denied("session-missing", "no session cookie")
+        submission = parse_body(AttestRequest, raw).submission()
+        digest = hashlib.sha256(raw).hexdigest()
+        return attest(self._world, cookie=cookie, submission=submission, body_digest=digest, now=now).token
+
+    async def resource(self, request: Request) -> Response:
+        """`GET /kbs/v0/resource/<repository>/<type>/<tag>`."""
+        try:
+            self._admit(request)
+            sealed = await self._workers.run(
+                self._release, credentials(request), request, dict(request.query_params), self._clock()
+            )
+        except AttestationError as exc:
+            log.warning("release.refused", code=exc.code, where=exc.where, findings=exc.got, reason=exc.what)
+            self._metrics.refused(exc.code)
+            return kbs_problem(exc, deny_status=self._deny_status)
+        self._metrics.resource_reads.inc()
+        return JSONResponse(sealed)
+
+    def _release(self, who: Credentials, request: Request, query: dict[str, str], now: datetime) -> dict[str, str]:
+        attested = authenticate(self._world, who, now=now)
+        path = ResourcePath.parse(kbs_path(request))
+        sealed = release_resource(self._world, attested, path, query=query, now=now)
+        log.info("release.granted", path=str(path), jti=attested.jti, chip_id=attested.facts.cpu.chip_id)
+        return sealed.to_json()
+
+    async def unknown(self, request: Request) -> Response:
+        """Everything else under `/kbs/v0`: a plugin that is not here, or a wrong method; always the error body."""
+        try:
+            plugin = kbs_path(request).partition("/")[0]
+        except Malformed as exc:
+            return kbs_problem(exc)
+        known = {"auth": "POST", "attest": "POST", "resource": "GET"}
+        if plugin in known and request.method != known[plugin]:
+            return kbs_problem(Denied("method-not-allowed", "Illegal HTTP method"))
+        return kbs_problem(Denied("plugin-not-found", f"Plugin {plugin[:64]} not found"))
+
+    def _admit(self, request: Request) -> None:
+        self._limit.take(request.client.host if request.client else "", time.monotonic())
+
+    def _set_cookie(self, response: Response, cookie: str, expires: datetime) -> None:
+        # `Secure` only over TLS: a guest on plain HTTP would not send it back (keybroker.md 4.2, 7).
+        parts = [f"{COOKIE}={cookie}", f"Expires={format_datetime(expires.astimezone(UTC), usegmt=True)}"]
+        # Max-Age beside upstream's Expires: it does not depend on the guest's clock.
+        parts += [
+            f"Max-Age={int(CHALLENGE_LIFETIME.total_seconds())}",
+            "Path=/kbs/v0",
+            "HttpOnly",
+            "SameSite=Strict",
+            *(["Secure"] if self._secure else []),
+        ]
+        response.headers.append("set-cookie", "; ".join(parts))

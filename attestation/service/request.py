@@ -1,0 +1,54 @@
+"""The parts of a request that every endpoint reads: bounded body, session cookie, bearer token, decoded path."""
+
+from starlette.requests import Request
+
+from attestation.errors import Denied, Malformed
+from attestation.ops.release import Credentials
+
+COOKIE = "kbs-session-id"
+MAX_COOKIE_CHARS = 128  # 64 hex digits of ours; anything longer is no session of ours
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body, or Denied once it exceeds `limit`; chunked bodies included."""
+    too_large = Denied("body-too-large", "request body is too large", expected=f"at most {limit} bytes")
+    length = request.headers.get("content-length", "0")
+    if length.isascii() and length.isdigit() and int(length) > limit:
+        raise too_large
+    parts: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise too_large
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+def session_cookie(request: Request) -> str | None:
+    """The value of our cookie among any others; the name is matched exactly."""
+    for header in request.headers.getlist("cookie"):
+        for pair in header.split(";"):
+            name, sep, value = pair.strip().partition("=")
+            if sep and name == COOKIE and 0 < len(value) <= MAX_COOKIE_CHARS:
+                return value
+    return None
+
+
+def bearer_token(request: Request) -> str | None:
+    """The token of `Authorization: Bearer`; the scheme is case-insensitive (RFC 9110)."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" and token.strip() else None
+
+
+def credentials(request: Request) -> Credentials:
+    """Cookie and bearer."""
+    return Credentials(cookie=session_cookie(request), bearer=bearer_token(request))
+
+
+def kbs_path(request: Request) -> str:
+    """What follows `/kbs/v0/`. An encoded slash or dot would mean different paths to a proxy and to us: refused."""
+    raw: bytes = request.scope.get("raw_path", b"")
+    if b"%" in raw.split(b"?")[0]:
+        raise Malformed("resource-path", "percent-encoding is not used in paths", where="path")
+    return str(request.path_params.get("path", ""))

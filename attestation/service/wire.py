@@ -1,0 +1,94 @@
+"""Wire models of the KBS protocol, exactly as upstream's serde reads them; the next line turns them into core types."""
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from attestation.broker.session import Submission
+from attestation.crypto.jwk import parse_tee_key
+from attestation.errors import Malformed, Untrusted
+
+MAX_NONCE_CHARS = 1024  # ours are 44; whatever is longer is compared and refused
+MAX_BODY_BYTES = 2 * 1024 * 1024  # upstream's default payload limit
+MAX_ADMIN_BODY_BYTES = 4 * 1024 * 1024  # a secret of 2 MiB, or a policy in base64
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", populate_by_name=False)
+
+
+class AuthRequest(_Wire):
+    """`POST /kbs/v0/auth`. Unknown members are ignored, `extra-params` may be any JSON (keybroker.md 4.2, 9 and 10)."""
+
+    version: str
+    tee: str
+    extra_params: Annotated[Any, Field(alias="extra-params")]
+
+
+class InitData(_Wire):
+    """The host's init-data document."""
+
+    format: str
+    body: str
+
+
+class RuntimeData(_Wire):
+    """What the CPU report covers."""
+
+    nonce: Annotated[str, Field(max_length=MAX_NONCE_CHARS)]
+    tee_pubkey: Annotated[dict[str, Any], Field(alias="tee-pubkey")]
+
+
+class TeeEvidence(_Wire):
+    """Snake case here is real (keybroker.md 1.5)."""
+
+    primary_evidence: dict[str, Any]
+    additional_evidence: str = ""
+
+
+class AttestRequest(_Wire):
+    """`POST /kbs/v0/attest`."""
+
+    init_data: Annotated[InitData | None, Field(alias="init-data")] = None
+    runtime_data: Annotated[RuntimeData, Field(alias="runtime-data")]
+    tee_evidence: Annotated[TeeEvidence, Field(alias="tee-evidence")]
+
+    def submission(self) -> Submission:
+        """To core types."""
+        if self.init_data is not None and self.init_data.format != "toml":
+            raise Untrusted("init-data-format", "unknown init-data format", expected="toml")
+        return Submission(
+            nonce=self.runtime_data.nonce,
+            tee_key=parse_tee_key(self.runtime_data.tee_pubkey),
+            init_data=None if self.init_data is None else self.init_data.body,
+            primary=self.tee_evidence.primary_evidence,
+            additional=self.tee_evidence.additional_evidence,
+        )
+
+
+class PolicyUpload(_Wire):
+    """`POST resource-policy` and `attestation-policy`: base64url text; `type` is ignored as upstream does."""
+
+    policy: str
+    policy_id: str = "default_cpu"
+
+
+class ReferenceUpload(_Wire):
+    """`POST reference-value`: an RVPS message (keybroker.md 3.7)."""
+
+    version: str
+    type: str
+    payload: str
+
+
+M = TypeVar("M", bound=_Wire)
+
+
+def parse_body(model: type[M], body: bytes) -> M:
+    """JSON bytes to a model, or Malformed naming the first field."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise Malformed("body", f"bad request body: {first['msg']}"[:200], where=where[:200]) from exc

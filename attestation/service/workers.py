@@ -1,0 +1,63 @@
+"""Where use cases run: a bounded pool of threads (signature checks release the interpreter lock) and a bounded queue.
+
+What does not fit is refused at once with `Unavailable`: a guest that waits for a minute times out anyway.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from attestation.errors import Denied, Unavailable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+MAX_PEERS = 10_000  # buckets kept; the oldest is forgotten
+
+
+class Workers:
+    """`run` executes a blocking call in the pool, or refuses."""
+
+    def __init__(self, *, threads: int, queue: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="kbs")
+        self._limit = threads + queue
+        self._inside = 0
+
+    @property
+    def inside(self) -> int:
+        """Calls running or waiting."""
+        return self._inside
+
+    async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of the call, which keeps its exceptions."""
+        if self._inside >= self._limit:
+            raise Unavailable("overloaded", "the broker is busy; try again")
+        self._inside += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: call(*args, **kwargs))
+        finally:
+            self._inside -= 1
+
+    def close(self) -> None:
+        """Wait for what runs."""
+        self._pool.shutdown(wait=True)
+
+
+class RateLimit:
+    """One token bucket per peer: `rate` requests a second, bursts of `burst`."""
+
+    def __init__(self, *, rate: float, burst: int) -> None:
+        self._rate, self._burst = rate, burst
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, peer: str, at: float) -> None:
+        """Take one token, or Denied. `at` is any monotonic clock in seconds."""
+        tokens, last = self._buckets.pop(peer, (float(self._burst), at))
+        tokens = min(self._burst, tokens + (at - last) * self._rate)
+        if tokens < 1:
+            self._buckets[peer] = (tokens, at)
+            raise Denied("rate-limited", "too many requests; try again")
+        self._buckets[peer] = (tokens - 1, at)
+        if len(self._buckets) > MAX_PEERS:
+            self._buckets.popitem(last=False)
