@@ -1,6 +1,7 @@
 """`RealHost`: the Host port on this machine, or read-only on a directory that holds another machine's tree."""
 
-# ruff: noqa: PTH - this adapter is the system calls, under their own names
+# ruff: noqa: PTH114, PTH115, PTH116, PTH118, PTH208
+# This adapter is the system calls, under their own names.
 
 import errno
 import fcntl
@@ -83,9 +84,9 @@ class RealHost:
         """close(2)."""
         os.close(fd)
 
-    def ioctl(self, fd: int, request: int, argument: bytearray) -> int:
-        """ioctl(2) with a buffer."""
-        result: int = fcntl.ioctl(fd, request, argument, True)
+    def ioctl(self, fd: int, request: int, argument: bytearray | int) -> int:
+        """ioctl(2)."""
+        result: int = fcntl.ioctl(fd, request, argument)
         return result
 
     def pread(self, fd: int, size: int, offset: int) -> bytes:

@@ -5,8 +5,9 @@ Measured on Ubuntu 6.17 and 7.0 and Debian 6.1, 6.12 and 7.2; every function rai
 
 import errno
 
-from kata_gpu.host.simkernel.machine import BRIDGE_DRIVERS, VFIO_DRIVERS, Function, Machine
+from kata_gpu.host.simkernel.machine import BRIDGE_DRIVERS, VFIO_DRIVERS, Function, Machine, Process
 
+_FIRST_WAITER = 90000  # above the processes that tests make
 OVERRIDE_LIMIT = 4095  # one page less one byte
 
 
@@ -98,6 +99,8 @@ def release(machine: Machine, function: Function) -> None:
     ) == "hang"
     if blocked:
         function.pending = function.driver or ""
+        waiter = max([_FIRST_WAITER, *machine.processes]) + 1
+        machine.processes[waiter] = Process(pid=waiter, comm="writer", cmdline=["writer"], waits_for=function.address)
     function.driver = None
     function.cdev = None
     if blocked:

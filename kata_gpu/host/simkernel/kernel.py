@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from kata_gpu.errors import Malformed, TimedOut, Unavailable
@@ -120,9 +121,9 @@ class SimKernel:
         with self._changing():
             vfio.close(self.machine, self.pid, fd)
 
-    def ioctl(self, fd: int, request: int, argument: bytearray) -> int:
+    def ioctl(self, fd: int, request: int, argument: bytearray | int) -> int:
         """ioctl(2)."""
-        with self._changing(f"ioctl {request:#x}", bytes(argument)):
+        with self._changing(f"ioctl {request:#x}"):
             try:
                 return vfio.ioctl(self.machine, self.pid, fd, request, argument)
             except Blocked:
@@ -238,6 +239,8 @@ class SimKernel:
     def _resolve(self, path: str, *, follow: bool = True) -> tree.Node:
         if self._root is None:
             self._root = tree.build(self.machine)
+            if self.path is not None:
+                tree.place(self._root, "/run/cdi", partial(_directory_of, run_directory(self.path) / "cdi"))
         return tree.resolve(self._root, path, follow=follow)
 
     @contextmanager
@@ -295,6 +298,18 @@ class SimKernel:
         data = json.dumps({"format": FORMAT} | self.machine.to_json(), separators=(",", ":")).encode()
         replace_file(self.path, data, durable=False)
         self._seen = self._stamp()
+
+
+def run_directory(path: Path) -> Path:
+    """Where the real files of a simulated host are: its /run/cdi and our state."""
+    return path.with_name(f"{path.name}.d")
+
+
+def _directory_of(path: Path) -> tree.Node:
+    """Real files as a directory of the simulated host."""
+    if not path.is_dir():
+        return {}
+    return {p.name: tree.Attr(show=p.read_bytes) for p in path.iterdir() if p.is_file()}
 
 
 def _running(handle: Handle) -> bool:

@@ -83,6 +83,7 @@ class Process:
     cmdline: list[str]
     cgroup: str = "/"
     maps_device: bool = False
+    waits_for: str = ""  # address of the function whose unbind it cannot leave
 
 
 @dataclass(slots=True, kw_only=True)

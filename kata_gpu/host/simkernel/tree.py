@@ -85,24 +85,24 @@ def build(machine: Machine) -> Dir:
     """The root directory."""
     root: Dir = {}
     for path, content in machine.files.items():
-        _place(root, path, Attr(show=content.encode))
+        place(root, path, Attr(show=content.encode))
     for path, target in machine.links.items():
-        _place(root, path, Link(target))
+        place(root, path, Link(target))
     for path, kind in machine.nodes.items():
-        _place(root, path, Device("plain") if kind == "char-device" else Socket())
-    _place(root, "/proc/sys/kernel/random/boot_id", text(machine.boot_id))
-    _place(root, "/proc/sys/kernel/osrelease", text(machine.kernel.release))
+        place(root, path, Device("plain") if kind == "char-device" else Socket())
+    place(root, "/proc/sys/kernel/random/boot_id", text(machine.boot_id))
+    place(root, "/proc/sys/kernel/osrelease", text(machine.kernel.release))
     modes = ("none", "integrity", "confidentiality")
-    _place(
+    place(
         root,
         "/sys/kernel/security/lockdown",
         text(" ".join(f"[{m}]" if m == machine.lockdown else m for m in modes)),
     )
-    _place(root, "/proc/modules", Attr(show=lambda: _modules(machine)))
+    place(root, "/proc/modules", Attr(show=lambda: _modules(machine)))
     for process in machine.processes.values():
-        _place(root, f"/proc/{process.pid}", _process(machine, process.pid))
+        place(root, f"/proc/{process.pid}", _process(machine, process.pid))
     for name in machine.modules:
-        _place(root, f"/sys/module/{name}/initstate", text("live"))
+        place(root, f"/sys/module/{name}/initstate", text("live"))
     devices = _directory(root, "/sys/devices")
     for function in machine.functions.values():
         here = devices
@@ -131,7 +131,8 @@ def _directory(root: Dir, path: str) -> Dir:
     return here
 
 
-def _place(root: Dir, path: str, node: Node) -> None:
+def place(root: Dir, path: str, node: "Node | Callable[[], Node]") -> None:
+    """Put a node at a path, its parents made as needed."""
     parent, _, name = path.rpartition("/")
     if isinstance(node, dict):
         _directory(root, path).update(node)
@@ -321,13 +322,12 @@ def _process(machine: Machine, pid: int) -> Dir:
                 target = "/dev/iommu"
         descriptors[str(handle.fd)] = Link(target)
     line = "7f0000000000-7f0001000000 rw-s 00000000 00:0e 1 anon_inode:[vfio-device]\n" if mapped else ""
-    waiting = next((f for f in machine.functions.values() if f.pending and f.faults.get("waiter") == pid), None)
     return {
         "fd": descriptors,
         "maps": Attr(show=line.encode),
         "comm": text(process.comm),
         "cmdline": Attr(show=lambda: "\0".join([*process.cmdline, ""]).encode()),
         "cgroup": text(f"0::{process.cgroup}"),
-        "wchan": Attr(show=lambda: b"vfio_unregister_group_dev" if waiting else b"0"),
+        "wchan": Attr(show=lambda: b"vfio_unregister_group_dev" if process.waits_for else b"0"),
         "stat": text(f"{pid} ({process.comm}) S 1"),
     }

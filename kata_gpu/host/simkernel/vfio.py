@@ -55,7 +55,10 @@ def close(machine: Machine, pid: int, fd: int) -> None:
         return
     if target.bound:
         _quiet_reset(machine, function)
-    function.pending = ""
+    if function.pending:
+        function.pending = ""
+        for waiter in [p.pid for p in machine.processes.values() if p.waits_for == function.address]:
+            del machine.processes[waiter]
 
 
 def _quiet_reset(machine: Machine, function: Function) -> None:
@@ -73,9 +76,11 @@ def viable(machine: Machine, group: int) -> bool:
     )
 
 
-def ioctl(machine: Machine, pid: int, fd: int, request: int, argument: bytearray) -> int:
+def ioctl(machine: Machine, pid: int, fd: int, request: int, argument: bytearray | int) -> int:
     """ioctl(2) on any VFIO file."""
     file = handle(machine, pid, fd)
+    if isinstance(argument, int):
+        return _ioctl_value(machine, file, request)
     match file.kind, request:
         case "group", uapi.GROUP_GET_STATUS:
             flags = uapi.GROUP_VIABLE * viable(machine, int(file.target)) | uapi.GROUP_CONTAINER_SET * file.bound
@@ -85,14 +90,19 @@ def ioctl(machine: Machine, pid: int, fd: int, request: int, argument: bytearray
             return _set_container(machine, pid, file, argument)
         case "group", uapi.GROUP_GET_DEVICE_FD:
             return _device_fd(machine, pid, file, argument)
-        case "container", uapi.GET_API_VERSION:
-            return 0
-        case "container", uapi.SET_IOMMU:
-            return _set_iommu(machine, file)
         case "cdev", uapi.DEVICE_BIND_IOMMUFD:
             return _bind_iommufd(machine, pid, file, argument)
         case "device" | "cdev", uapi.DEVICE_GET_REGION_INFO:
             return _region_info(machine.functions[file.target], argument)
+    raise fail(errno.ENOTTY)
+
+
+def _ioctl_value(machine: Machine, file: Handle, request: int) -> int:
+    match file.kind, request:
+        case "container", uapi.GET_API_VERSION:
+            return 0
+        case "container", uapi.SET_IOMMU:
+            return _set_iommu(machine, file)
         case "device" | "cdev", uapi.DEVICE_RESET:
             _require_access(file)
             function = machine.functions[file.target]

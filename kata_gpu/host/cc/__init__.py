@@ -1,0 +1,1 @@
+"""What changes the CC mode: backends behind one protocol (`backend.py`)."""

@@ -1,0 +1,172 @@
+"""The node as use cases see it: host, durable state, CDI directory, guard and CC backend, wired once by a shell."""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from kata_gpu.core.cdi import FILES
+from kata_gpu.core.gpu import CcMode, GpuDevice
+from kata_gpu.core.inventory import Inventory
+from kata_gpu.core.pci import PciAddress, PciFunction
+from kata_gpu.core.plan import Observed
+from kata_gpu.errors import KataGpuError, TimedOut, Unavailable
+from kata_gpu.host.binding import read_override
+from kata_gpu.host.cc.backend import CcBackend
+from kata_gpu.host.cc.registers import VfioBackend
+from kata_gpu.host.durable import DurableDir
+from kata_gpu.host.guard import Guard
+from kata_gpu.host.journal import Journal
+from kata_gpu.host.variants import best_driver
+from kata_gpu.ops.observe import observe, text
+from kata_gpu.ports import Host
+
+
+def _silent(_line: str) -> None:
+    return
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """Everything that a use case may touch. `backend` None: our own, over VFIO."""
+
+    host: Host
+    state: DurableDir
+    cdi: DurableDir
+    backend: CcBackend | None = None
+    allocated: Mapping[PciAddress, str] = field(default_factory=dict)
+    pods: Mapping[str, str] = field(default_factory=dict)
+    progress: Callable[[str], None] = _silent
+
+    @property
+    def journal(self) -> Journal:
+        """Its durable state."""
+        return Journal(self.state)
+
+    @property
+    def guard(self) -> Guard:
+        """The in-use guard of this host."""
+        return Guard(self.host, own_pid=os.getpid(), allocated=self.allocated, pods=self.pods)
+
+    def cc_backend(self, inventory: Inventory) -> CcBackend:
+        """The backend that the shell chose, or ours."""
+        return self.backend if self.backend is not None else VfioBackend(self.host, iommufd=inventory.iommufd)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One writer per node: CLI and agent share the lock. Raises Unavailable at once when another one has it."""
+        path = self.state.path / "lock"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = path.open("a")
+        except OSError as exc:
+            raise Unavailable(
+                "no-state-dir", "the state directory cannot be used", where=str(path), got=exc.strerror
+            ) from exc
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as exc:
+                raise Unavailable(
+                    "node-locked",
+                    "another kata-gpu changes this node right now",
+                    where=str(path),
+                    hint="try again later",
+                ) from exc
+            yield
+
+
+def observe_node(node: Node) -> Observed:
+    """Inventory with last verified CC modes, overrides, original bindings and our CDI files.
+
+    A mode counts only while its device is on VFIO since it was verified: nobody else can have changed it then.
+    """
+    inventory = observe(node.host)
+    journal = node.journal
+    modes = journal.modes(inventory.boot_id)
+    wedged = dict(journal.wedged(inventory.boot_id))
+    overrides: dict[PciAddress, str] = {}
+    drivers: dict[PciAddress, str] = {}
+    aliases = _aliases(node.host)
+    devices = []
+    for device in inventory.devices:
+        for function in device.unit:
+            _read_override(node, function, overrides, wedged)
+            drivers[function.address] = best_driver(aliases, text(node.host, _modalias(function)))
+        problem = wedged.get(device.function.address, "")
+        devices.append(
+            replace(device, cc_mode=modes.get(device.function.address) if device.bound else None, problem=problem)
+        )
+    inventory = replace(inventory, devices=tuple(devices))
+    cdi = {file: raw.decode("utf-8", "replace") for file in FILES.values() if (raw := node.cdi.get(file)) is not None}
+    return Observed(
+        inventory=inventory,
+        overrides=overrides,
+        drivers=drivers,
+        origins=journal.origins(inventory.boot_id),
+        cdi=cdi,
+        wedged=wedged,
+    )
+
+
+def _read_override(
+    node: Node, function: PciFunction, overrides: dict[PciAddress, str], wedged: dict[PciAddress, str]
+) -> None:
+    """An earlier wedge is over once no task waits in the kernel for it and the attribute can be read again."""
+    if function.address in wedged and function.driver is None and _waiting(node.host):
+        return
+    wedged.pop(function.address, None)
+    try:
+        override = read_override(node.host, function.address)
+    except TimedOut:
+        wedged[function.address] = "reading its driver override does not return"
+        return
+    if override is not None:
+        overrides[function.address] = override
+
+
+def _waiting(host: Host) -> bool:
+    """Whether a task sits in an unbind that waits for VFIO users."""
+    pids = (name for name in host.listdir("/proc") if name.isdecimal())
+    return any(text(host, f"/proc/{pid}/wchan") == "vfio_unregister_group_dev" for pid in pids)
+
+
+def _modalias(function: PciFunction) -> str:
+    return f"/sys/bus/pci/devices/{function.address}/modalias"
+
+
+def _aliases(host: Host) -> str:
+    release = text(host, "/proc/sys/kernel/osrelease")
+    return text(host, f"/lib/modules/{release}/modules.alias")
+
+
+def read_modes(node: Node, inventory: Inventory) -> Inventory:
+    """The inventory with CC modes read from the devices now. A device that is held keeps its last verified mode.
+
+    Opening a device resets it; that harms nobody, because the guard found it free and the session keeps others out.
+    """
+    backend = node.cc_backend(inventory)
+    modes: dict[PciAddress, CcMode] = dict(node.journal.modes(inventory.boot_id))
+    devices = []
+    for device in inventory.devices:
+        devices.append(_read_mode(node, backend, device))
+        if (mode := devices[-1].cc_mode) is not None:
+            modes[device.function.address] = mode
+    node.journal.set_modes(inventory.boot_id, modes)
+    return replace(inventory, devices=tuple(devices))
+
+
+def _read_mode(node: Node, backend: CcBackend, device: GpuDevice) -> GpuDevice:
+    if not device.modes:
+        return device
+    if reason := backend.unsupported(device):
+        return replace(device, problem=device.problem or reason)
+    try:
+        node.guard.require_free(device.unit)
+        with backend.session([device]) as session:
+            mode = session.query(device.function.address)
+    except KataGpuError as exc:
+        return replace(device, problem=device.problem or str(exc))
+    problem = "" if mode is not None else "an interrupted switch left an invalid CC mode: set any mode again"
+    return replace(device, cc_mode=mode, problem=device.problem or problem)
