@@ -149,7 +149,7 @@ class KubeApi:
                 method,
                 self._configuration.host + path,
                 headers=headers,
-                body=None if body is None else json.dumps(body),
+                body=body,
                 _request_timeout=(min(CONNECT_S, timeout_s), timeout_s),
             )
             response = answer.response
