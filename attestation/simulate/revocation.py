@@ -1,5 +1,6 @@
 """Forged revocation documents: OCSP responses and CRLs signed by whatever key a case needs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -9,6 +10,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from attestation.simulate.pki import CertSpec, mint
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +98,17 @@ def forge_crl(
             entry = entry.add_extension(x509.CRLReason(reason), critical=False)
         builder = builder.add_revoked_certificate(entry.build())
     return builder.sign(issuer.key, hashes.SHA384()).public_bytes(Encoding.DER)
+
+
+def forge_chain_answers(
+    specs: Sequence[CertSpec], *, this_update: datetime, next_update: datetime
+) -> list[tuple[int, bytes]]:
+    """GOOD for every certificate of a forged chain but its root, each signed by its issuer: (serial number, DER)."""
+    certificates = mint(specs)
+    return [
+        (
+            certificate.serial_number,
+            forge_ocsp(certificate, issuer, Signer(issuer, spec.key), this_update=this_update, next_update=next_update),
+        )
+        for certificate, issuer, spec in zip(certificates[:-1], certificates[1:], specs[1:], strict=True)
+    ]

@@ -54,12 +54,12 @@ def read_signer(path: Path) -> BundleSigner:
 def _sign(signed: bytes, key: BundleSigner) -> bytes:
     if isinstance(key, ed25519.Ed25519PrivateKey):
         return key.sign(signed)
-    r, s = decode_dss_signature(key.sign(signed, ec.ECDSA(hashes.SHA384())))
+    r, s = decode_dss_signature(key.sign(signed, ec.ECDSA(hashes.SHA384(), deterministic_signing=True)))
     return r.to_bytes(P384_SCALAR_BYTES, "big") + s.to_bytes(P384_SCALAR_BYTES, "big")
 
 
 def build_bundle(documents: Iterable[Document], key: BundleSigner, *, issued_at: datetime) -> bytes:
-    """A signed bundle of the documents that are not retired. With an Ed25519 key equal input gives equal bytes."""
+    """A signed bundle of the documents that are not retired. Equal input gives equal bytes."""
     kept = [d for d in documents if d.state is not State.RETIRED]
     signed = render_signed_part(kept, issued_at=issued_at)
     return render_bundle(signed, _sign(signed, key), kept)

@@ -69,6 +69,7 @@ def test_retired_documents_stay_home() -> None:
 
 def test_p384_signature() -> None:
     raw = build_bundle(DOCUMENTS, P384, issued_at=NOW)
+    assert raw == build_bundle(DOCUMENTS, P384, issued_at=NOW)
     assert verify_bundle(raw, P384.public_key(), in_use=None, now=NOW).info.issued_at == NOW
     with pytest.raises(Untrusted, match="did not sign"):
         verify_bundle(raw, KEY.public_key(), in_use=None, now=NOW)
