@@ -10,6 +10,11 @@ from kata_gpu.errors import ExitCode, KataGpuError
 
 # name -> (module, attribute, short help). Modules are imported only when their command runs: start-up stays fast.
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "agent": ("kata_gpu.cli.agent", "agent", "Run the node agent: DRA driver, slices, modes, metrics."),
+    "bridge": ("kata_gpu.cli.bridge", "bridge", "Hand DRA devices to unmodified Kata."),
+    "claims": ("kata_gpu.cli.claims", "claims", "List the claims that this node has promised devices to."),
+    "dra": ("kata_gpu.cli.dra", "dra", "Render DeviceClasses and the objects beside NVIDIA's DRA driver."),
+    "status": ("kata_gpu.cli.status", "status", "One table: device, mode, binding, claim, pod, health, reason."),
     "measure": ("kata_gpu.cli.measure", "measure", "Compute expected launch measurements (SNP, TDX)."),
     "lint": ("kata_gpu.cli.lint", "lint", "Check pods and claims before the cluster does."),
     "initdata": ("kata_gpu.cli.initdata", "initdata", "Build and check init-data, the measured document of a pod."),

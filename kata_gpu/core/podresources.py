@@ -5,10 +5,11 @@ at its one `=`. CDI device names hold no `=`.
 """
 
 import re
+import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from kata_gpu.errors import Malformed, Unavailable
+from kata_gpu.errors import Malformed, Misconfigured, Unavailable
 
 # CDI 1.1.0, names: vendor and class start with a letter, all parts end with a letter or digit.
 _CDI_NAME = re.compile(
@@ -75,4 +76,20 @@ def require_complete(translated: set[str], promised: frozenset[str], *, where: s
             expected="every prepared CDI id under dynamic_resources",
             got=f"without {', '.join(missing)}",
             hint="kubelet needs the gates KubeletPodResourcesGet and KubeletPodResourcesDynamicResources",
+        )
+
+
+def refuse_native_support(config: str, *, where: str) -> None:
+    """Raise Misconfigured when this Kata reads DRA itself: both translations would hand each device over twice."""
+    try:
+        runtime = tomllib.loads(config).get("runtime") or {}
+    except tomllib.TOMLDecodeError as exc:
+        raise Malformed("kata-config", "not a TOML file", where=where, got=exc) from exc
+    if "dra" in (runtime.get("pod_resource_device_sources") or []):
+        raise Misconfigured(
+            "kata-native-dra",
+            "this Kata reads DRA claims itself",
+            where=f"{where} runtime.pod_resource_device_sources",
+            expected='no "dra" while the bridge runs',
+            hint="point pod_resource_api_sock at kubelet's own socket and remove the bridge",
         )

@@ -22,11 +22,35 @@ POLL_S = 0.01  # between two tries for a flock that another process has
 KEEP_CORRUPT = 8  # files set aside; older evidence is not worth a full disk
 
 
-class ClaimFileStore:
-    """`ClaimStore` over one directory, which is created with mode 0700."""
+class ClaimFileReader:
+    """The checkpoint for those who only look: status and the bridge. Creates and locks nothing."""
 
     def __init__(self, directory: Path) -> None:
         self._dir = directory
+
+    def load(self) -> Checkpoint:
+        """The current generation; empty where no file is."""
+        return self._read(CHECKPOINT) or Checkpoint()
+
+    def _read(self, name: str) -> Checkpoint | None:
+        path = self._dir / name
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise Unavailable(
+                "checkpoint-read", "cannot read the checkpoint", where=str(path), got=exc.strerror
+            ) from exc
+        return parse_checkpoint(data)
+
+
+class ClaimFileStore(ClaimFileReader):
+    """`ClaimStore` over one directory, which is created with mode 0700."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
         self._threads = threading.Lock()
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -52,10 +76,6 @@ class ClaimFileStore:
                 os.close(fd)
         finally:
             self._threads.release()
-
-    def load(self) -> Checkpoint:
-        """The current generation; empty where no file is."""
-        return self._read(CHECKPOINT) or Checkpoint()
 
     def load_previous(self) -> Checkpoint | None:
         """The generation before, as a hint for recovery; None where it is missing or unreadable."""
@@ -88,19 +108,6 @@ class ClaimFileStore:
         os.rename(self._dir / CHECKPOINT, target)  # noqa: PTH104
         sync_directory(self._dir)
         return target.name
-
-    def _read(self, name: str) -> Checkpoint | None:
-        path = self._dir / name
-        try:
-            with path.open("rb") as file:
-                data = file.read(MAX_BYTES + 1)
-        except FileNotFoundError:
-            return None
-        except OSError as exc:
-            raise Unavailable(
-                "checkpoint-read", "cannot read the checkpoint", where=str(path), got=exc.strerror
-            ) from exc
-        return parse_checkpoint(data)
 
     def _keep_previous(self, current: Path) -> None:
         link = self._dir / f".{PREVIOUS}.tmp"
