@@ -63,7 +63,7 @@ def render_claim(uid: str, devices: Mapping[str, tuple[str, ...]]) -> bytes:
         "devices": [
             {
                 "name": device_name(uid, device),
-                "containerEdits": {"deviceNodes": [{"path": n, "permissions": "rwm"} for n in nodes]},
+                "containerEdits": {"deviceNodes": [{"path": n, "permissions": "rw"} for n in nodes]},
             }
             for device, nodes in devices.items()
         ],

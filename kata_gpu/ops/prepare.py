@@ -10,11 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
-from kata_gpu.core.allocatable import Allocatable, allocatables, foreign_functions, ppcie_board
+from kata_gpu.core.allocatable import Allocatable, allocatables
+from kata_gpu.core.cdi import node_paths
 from kata_gpu.core.checkpoint import Checkpoint, ClaimEntry, ClaimState, HeldDevice
-from kata_gpu.core.claim import Allocated, Claim, ClaimRef, Mode, ResetPolicy, parse_claim
+from kata_gpu.core.claim import Claim, ClaimRef, ResetPolicy, parse_claim
 from kata_gpu.core.claim_cdi import device_id, file_name, render_claim
-from kata_gpu.core.gpu import CcMode, GpuDevice
+from kata_gpu.core.fitness import require_fit, require_mode
 from kata_gpu.core.inventory import Inventory
 from kata_gpu.errors import InUse, KataGpuError, Misconfigured, TimedOut, Unavailable
 from kata_gpu.ops.deadline import Deadline
@@ -23,7 +24,6 @@ from kata_gpu.ports import CdiFiles, ClaimStore, Kube, NodeDevices
 GET_CLAIM_S = 10.0  # one GET; the rest of kubelet's 45 s belongs to the host
 BIND_S = 15.0  # driver_override, unbind, probe and the node of one device
 RESET_S = 10.0  # FLR is 100 ms by PCIe, the boot of a data centre GPU a few seconds
-CONFIDENTIAL = frozenset({CcMode.ON, CcMode.DEVTOOLS, CcMode.PPCIE})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,11 +73,11 @@ class ClaimPreparer:
             claim = parse_claim(body, ref, driver=self._node.driver, pool=self._node.pool)
             inventory = self._devices.observe()
             try:
-                wanted = self._check(claim, inventory, checkpoint)
+                wanted = require_fit(claim, inventory, checkpoint)
             except (Misconfigured, Unavailable, InUse):
                 self._on_change()
                 raise
-            return self._take(claim, wanted, checkpoint, deadline)
+            return self._take(claim, wanted, inventory, checkpoint, deadline)
 
     def unprepare(self, uid: str, deadline: Deadline) -> None:
         """Nothing of the claim is left on this host when this returns. Needs the checkpoint only, never the API."""
@@ -104,84 +104,13 @@ class ClaimPreparer:
                 if entry.state is ClaimState.PREPARED and entry.boot_id == self._node.boot_id:
                     self._refresh_cdi(entry)
 
-    def _check(self, claim: Claim, inventory: Inventory, checkpoint: Checkpoint) -> Mapping[str, Allocatable]:
-        """Everything that can be refused before anything is written. Returns the exclusive devices by name."""
-        offered = {a.name: a for a in allocatables(inventory)}
-        wanted: dict[str, Allocatable] = {}
-        for device in claim.devices:
-            found = offered.get(device.device)
-            if found is None:
-                raise Unavailable(
-                    "device-unknown",
-                    "the allocated device is not on this node",
-                    where=f"pool {device.pool}",
-                    expected=device.device,
-                    got=", ".join(offered) or "no devices",
-                )
-            if device.admin:
-                continue
-            if device.device in wanted:
-                raise Misconfigured("device-twice", "one device allocated twice in a claim", where=device.device)
-            wanted[device.device] = found
-        together = frozenset(a for w in wanted.values() for a in w.addresses)
-        if sum(len(w.addresses) for w in wanted.values()) != len(together):
-            raise Misconfigured("device-twice", "a group and one of its members are in one claim", where=str(claim.ref))
-        for device in claim.devices:
-            if not device.admin:
-                self._check_device(device, wanted[device.device], inventory, checkpoint, claim.ref, together)
-        return wanted
-
-    def _check_device(
+    def _take(
         self,
-        demand: Allocated,
-        device: Allocatable,
+        claim: Claim,
+        wanted: Mapping[str, Allocatable],
         inventory: Inventory,
         checkpoint: Checkpoint,
-        ref: ClaimRef,
-        together: frozenset[str],
-    ) -> None:
-        for member in device.members:
-            address = str(member.function.address)
-            holder = checkpoint.holder(address)
-            if holder and holder.ref.uid != ref.uid:
-                raise InUse("device-held", "another claim has the device", where=device.name, got=str(holder.ref))
-            if aside := checkpoint.quarantined(address):
-                raise Unavailable("device-quarantined", "the device is set aside", where=address, got=aside.reason)
-            if strangers := foreign_functions(member, inventory, together):
-                raise Misconfigured(
-                    "group-foreign",
-                    "other functions share the IOMMU group of the device",
-                    where=address,
-                    expected="only functions of this claim",
-                    got=", ".join(strangers),
-                    hint="move the card behind a port with ACS, or leave it out of the pool",
-                )
-            require_mode(demand, member, where=address)
-            if not inventory.iommufd and needs_iommufd(demand, member):
-                raise Misconfigured(
-                    "iommufd-missing",
-                    "confidential VMs need iommufd and this host has none",
-                    where=address,
-                    expected="/dev/iommu and a vfio-dev node",
-                    hint="kernel 6.6 or newer with CONFIG_IOMMUFD and CONFIG_VFIO_DEVICE_CDEV",
-                )
-            if member.cc_mode is CcMode.PPCIE:
-                missing = {str(d.function.address) for d in ppcie_board(inventory)} - together
-                if missing:
-                    raise Misconfigured(
-                        "ppcie-partial",
-                        "a board in PPCIe mode goes to one VM as a whole",
-                        where=address,
-                        expected="all GPUs and switches of the board",
-                        got=f"without {', '.join(sorted(missing))}",
-                    )
-        if demand.config.ppcie and any(m.cc_mode is not CcMode.PPCIE for m in device.members):
-            raise Misconfigured(
-                "mode-differs", "not in PPCIe mode", where=device.name, expected="ppcie", got=device.mode
-            )
-
-    def _take(
-        self, claim: Claim, wanted: Mapping[str, Allocatable], checkpoint: Checkpoint, deadline: Deadline
+        deadline: Deadline,
     ) -> tuple[HeldDevice, ...]:
         uid = claim.ref.uid
         addresses = tuple(a for w in wanted.values() for a in w.addresses)
@@ -210,7 +139,7 @@ class ClaimPreparer:
         begun = checkpoint.with_entry(entry)
         self._store.save(begun)
         try:
-            self._bring_up(claim, wanted, deadline)
+            self._bring_up(claim, wanted, inventory, deadline)
         except TimedOut:
             raise  # the kernel is still at it: the intent stays, the retry goes on
         except KataGpuError:
@@ -229,35 +158,34 @@ class ClaimPreparer:
         self._store.save(begun.with_entry(done))
         return held
 
-    def _bring_up(self, claim: Claim, wanted: Mapping[str, Allocatable], deadline: Deadline) -> None:
+    def _bring_up(self, claim: Claim, wanted: Mapping[str, Allocatable], before: Inventory, deadline: Deadline) -> None:
         touched = False
         for device in claim.devices:
             for member in wanted[device.device].members if not device.admin else ():
                 address = str(member.function.address)
-                if not member.bound or _node_path(member, iommufd=True) is None:
+                if not (member.bound and node_paths(member, iommufd=before.iommufd)):
                     self._devices.bind(address, deadline_s=deadline.remaining(f"bind {address}", at_most=BIND_S))
                     touched = True
                 if device.config.reset_policy is ResetPolicy.ALWAYS:
                     self._devices.reset(address, deadline_s=deadline.remaining(f"reset {address}", at_most=RESET_S))
                     touched = True
-        inventory = self._devices.observe() if touched else None
-        final = {a.name: a for a in allocatables(inventory)} if inventory else wanted
+        inventory = self._devices.observe() if touched else before
+        final = {a.name: a for a in allocatables(inventory)}
         for device in claim.devices if touched else ():
             for member in final[device.device].members if not device.admin else ():
                 require_mode(device, member, where=str(member.function.address))
         if wanted:
-            self._cdi.write(file_name(claim.ref.uid), self._render(claim, {n: final[n] for n in wanted}))
-
-    def _render(self, claim: Claim, devices: Mapping[str, Allocatable]) -> bytes:
-        api = {d.device for d in claim.devices if d.config.api_device and not d.admin}
-        return render_claim(claim.ref.uid, {n: _nodes(a, api_device=n in api) for n, a in devices.items()})
+            api = {d.device for d in claim.devices if d.config.api_device}
+            nodes = {n: _nodes(final[n], iommufd=inventory.iommufd, api_device=n in api) for n in wanted}
+            self._cdi.write(file_name(claim.ref.uid), render_claim(claim.ref.uid, nodes))
 
     def _refresh_cdi(self, entry: ClaimEntry) -> None:
         """Write the file again where it is missing or names other nodes; leave it alone where it is right."""
         names = [d.device for d in entry.devices if not d.admin]
         if not names:
             return
-        offered = {a.name: a for a in allocatables(self._devices.observe())}
+        inventory = self._devices.observe()
+        offered = {a.name: a for a in allocatables(inventory)}
         if gone := [n for n in names if n not in offered]:
             self._on_change()
             raise Unavailable(
@@ -265,7 +193,8 @@ class ClaimPreparer:
             )
         old = self._cdi.read(file_name(entry.ref.uid))
         api = old is not None and (b'"/dev/iommu"' in old or b'"/dev/vfio/vfio"' in old)
-        new = render_claim(entry.ref.uid, {n: _nodes(offered[n], api_device=api) for n in names})
+        nodes = {n: _nodes(offered[n], iommufd=inventory.iommufd, api_device=api) for n in names}
+        new = render_claim(entry.ref.uid, nodes)
         if new != old:
             self._cdi.write(file_name(entry.ref.uid), new)
 
@@ -297,45 +226,19 @@ class ClaimPreparer:
         return checkpoint
 
 
-def require_mode(demand: Allocated, member: GpuDevice, *, where: str) -> None:
-    """The mode of now is the mode that class or claim demands; nothing is demanded of a device without modes."""
-    wanted = demand.config.require_mode
-    if wanted is None or (wanted is Mode.OFF and not member.modes):
-        return
-    if member.cc_mode is None or member.cc_mode.value != wanted.value:
-        raise Misconfigured(
-            "mode-differs",
-            "the device is not in the demanded mode",
-            where=where,
-            expected=wanted,
-            got=member.cc_mode or f"unknown ({member.problem or 'not readable'})",
-            hint="the node's policy decides the mode; see `kata-gpu status`",
-        )
-
-
-def needs_iommufd(demand: Allocated, member: GpuDevice) -> bool:
-    """Kata refuses the legacy group for confidential VMs; so do we, and never fall back to it silently."""
-    return demand.config.require_mode not in {None, Mode.OFF} or member.cc_mode in CONFIDENTIAL
-
-
-def _node_path(member: GpuDevice, *, iommufd: bool) -> str | None:
-    if iommufd and member.function.vfio_cdev:
-        return f"/dev/vfio/devices/{member.function.vfio_cdev}"
-    if member.function.on_vfio and member.function.iommu_group is not None and member.cc_mode not in CONFIDENTIAL:
-        return f"/dev/vfio/{member.function.iommu_group}"
-    return None
-
-
-def _nodes(device: Allocatable, *, api_device: bool) -> tuple[str, ...]:
-    nodes = []
+def _nodes(device: Allocatable, *, iommufd: bool, api_device: bool) -> tuple[str, ...]:
+    """Device nodes of all members and their companions, for the VM as a whole."""
+    nodes: dict[str, None] = {}
     for member in device.members:
-        node = _node_path(member, iommufd=True)
-        if node is None:
+        paths = node_paths(member, iommufd=iommufd)
+        if not paths:
             raise Unavailable(
-                "vfio-node-missing", "the device has no VFIO node", where=str(member.function.address),
-                expected="/dev/vfio/devices/vfioN",
-            )  # fmt: skip
-        nodes.append(node)
+                "vfio-node-missing",
+                "the device has no VFIO node",
+                where=str(member.function.address),
+                expected="/dev/vfio/devices/vfioN" if iommufd else "/dev/vfio/N",
+            )
+        nodes |= dict.fromkeys(paths)
     if api_device:
-        nodes.append("/dev/iommu" if "/devices/" in nodes[0] else "/dev/vfio/vfio")
-    return tuple(dict.fromkeys(nodes))
+        nodes["/dev/iommu" if iommufd else "/dev/vfio/vfio"] = None
+    return tuple(nodes)
