@@ -11,6 +11,7 @@ from attestation.errors import AttestationError, ExitCode
 # name -> (module, attribute, short help). Modules are imported only when their command runs: start-up stays fast.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "model": ("attestation.cli.model", "model", "Encrypt models for attested guests."),
+    "simulate": ("attestation.cli.simulate", "simulate", "Forged evidence and a simulated VM, without hardware."),
     "verify": ("attestation.cli.verify", "verify", "Verify evidence offline: gpu, snp, tdx, evidence."),
     "serve": ("attestation.cli.serve", "serve", "Serve keys to attested guests, and the admin API."),
 }

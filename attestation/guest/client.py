@@ -4,7 +4,7 @@ The TEE's private key is made here, lives in this object and is never written an
 profiles that were offered and nothing else: a server, or whoever answers in its place, cannot downgrade the binding.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -15,7 +15,8 @@ from attestation.crypto.jwe import parse_sealed, unseal
 from attestation.crypto.jwk import tee_key_of
 from attestation.errors import AttestationError, Denied, Malformed, Misconfigured, Unavailable, Untrusted
 from attestation.formats.json_strict import require_object, require_text
-from attestation.guest.evidence import Challenge, Evidence, EvidenceProvider, collect
+from attestation.guest.evidence import Challenge, Evidence, EvidenceProvider
+from attestation.guest.evidence import collect as collect_evidence
 from attestation.guest.http import PinnedHttp, Reply
 from attestation.values import BindingProfile, ResourcePath, Secret
 
@@ -24,6 +25,8 @@ OFFERED_PROFILES = (BindingProfile.CGPU_V1, BindingProfile.TRUSTEE_RCAR)
 HANDSHAKES = 2  # a session can expire between token and key; one more try tells that from a refusal
 MAX_NONCE_CHARS = 128  # 44 characters of base64 by the protocol
 _MAX_DETAIL_CHARS = 300
+
+Collect = Callable[[EvidenceProvider, Challenge], Evidence]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +47,12 @@ class KbsClient:
         provider: EvidenceProvider,
         *,
         profiles: tuple[BindingProfile, ...] = OFFERED_PROFILES,
+        collect: Collect = collect_evidence,
     ) -> None:
         if not profiles:
             raise Misconfigured("binding-profile", "no binding profile offered", expected="at least one")
         self._http, self._provider, self._profiles = http, provider, profiles
+        self._collect = collect
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._jwk = tee_key_of(self._key.public_key()).jwk
         self.attested: Attested | None = None
@@ -69,7 +74,7 @@ class KbsClient:
         """A new handshake: a fresh nonce, fresh evidence, a token."""
         self._http.forget()
         challenge = self._challenge()
-        evidence = collect(self._provider, challenge)
+        evidence = self._collect(self._provider, challenge)
         reply = self._http.call("POST", "/kbs/v0/attest", json=attest_body(challenge, evidence))
         if reply.status != 200:
             _refuse(reply, "attestation")

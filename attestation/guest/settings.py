@@ -36,10 +36,10 @@ def read_settings(init_data: Path | None, url: str | None, certificate: Path | N
             raise Misconfigured(
                 "broker-twice", "init-data names the broker: nothing else may", expected="--init-data or --broker"
             )
-        return settings_of(parse_init_data(_read(init_data, MAX_INIT_DATA_BYTES)))
+        return settings_of(parse_init_data(read_text(init_data)))
     if not url:
         raise Misconfigured("broker-unknown", "no broker", expected="--init-data FILE, or --broker URL without it")
-    pem = _read(certificate, MAX_INIT_DATA_BYTES) if certificate else None
+    pem = read_text(certificate) if certificate else None
     return GuestSettings(broker_url=url, broker_certificate=pem)
 
 
@@ -89,7 +89,8 @@ def _table(parent: dict[str, Any], name: str, where: str) -> dict[str, Any]:
     return table
 
 
-def _read(path: Path, limit: int) -> str:
+def read_text(path: Path, limit: int = MAX_INIT_DATA_BYTES) -> str:
+    """A small UTF-8 file."""
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)

@@ -1,0 +1,1 @@
+"""The guest client and the encrypted model format."""
