@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 SAMPLES := .cache/nv-local-gpu-verifier/verifier/samples
 NV_WHEEL := nv-local-gpu-verifier==2.7.3
+PEERS := .cache/nv-attestation-sdk
 PYTEST_FLAGS ?= -n 2
 ifdef REQUIRE_VECTORS
 PYTEST_FLAGS += --require-vectors
 endif
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint types layers bench fuzz soak e2e lab lab-short samples test-deps lock proto manifests docs clean dev
+.PHONY: help demo test check lint types layers bench fuzz soak e2e lab lab-short samples peers test-deps lock proto manifests docs clean dev
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,10 +20,10 @@ help: ## List the targets
 demo: $(VENV)/.runtime samples ## The whole path, from a simulated host to a decrypted model
 	@$(BIN)/python -m tests.demo
 
-test: $(VENV)/.dev samples ## Every test that this machine can run; says what it left out
+test: $(VENV)/.dev samples peers ## Every test that this machine can run; says what it left out
 	$(PYTEST) $(PYTEST_FLAGS)
 
-check: $(VENV)/.dev samples lint types layers ## Exactly what CI runs
+check: $(VENV)/.dev samples peers lint types layers ## Exactly what CI runs
 	$(PYTEST) $(PYTEST_FLAGS) --allowed-skips tests/allowed-skips.txt
 
 lint: $(VENV)/.dev 
@@ -42,6 +43,13 @@ $(SAMPLES)/hopperCertChain.txt: requirements/samples.lock | $(VENV)/.runtime
 	@$(BIN)/python -m zipfile -e .cache/nv_local_gpu_verifier-2.7.3-py3-none-any.whl .cache/nv-local-gpu-verifier
 	@touch $@
 
+peers: $(PEERS)/.installed ## NVIDIA's own client in an environment of its own, to be run against our services
+
+$(PEERS)/.installed: requirements/peers.lock | $(VENV)/bin/python
+	@rm -rf $(PEERS) && $(BIN)/python -m venv $(PEERS)
+	@$(PEERS)/bin/pip install -q --disable-pip-version-check --require-hashes -r requirements/peers.lock
+	@touch $@
+
 test-deps: ## Debian packages for the tests that need a real server, browser or machine (root)
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql softhsm2 chromium \
@@ -49,6 +57,10 @@ test-deps: ## Debian packages for the tests that need a real server, browser or 
 
 bench: $(VENV)/.dev samples ## Figures as ratios to limits and peers; exits 1 on a missed promise
 	$(BIN)/python -m tests.bench $(BENCH)
+
+manifests: $(VENV)/.runtime ## Render RuntimeClasses, kustomize bases and the Helm chart again
+	$(BIN)/python -m runtimeclass render runtimeclass/manifests
+	$(BIN)/python -m deploy.render
 
 dev: $(VENV)/.dev
 
@@ -72,6 +84,7 @@ proto: $(VENV)/.dev ## Generate the gRPC stubs from kata_gpu/dra/proto
 lock: $(VENV)/.dev ## Renew the hash-locked requirements (names no index host)
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate pyproject.toml requirements/build.in -o requirements/runtime.lock
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --extra dev pyproject.toml requirements/build.in -c requirements/runtime.lock -o requirements/dev.lock
+	echo 'nv-attestation-sdk==2.7.3' | $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate - -o requirements/peers.lock
 
 clean: ## Remove everything that can be made again
 	rm -rf $(VENV) .cache build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

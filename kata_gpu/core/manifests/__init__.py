@@ -1,0 +1,1 @@
+"""Everything that a cluster admin applies: one set of objects, rendered for kustomize, Helm and `install`."""

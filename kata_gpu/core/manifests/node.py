@@ -1,0 +1,238 @@
+"""The node component: DaemonSet of agent and bridge, its rights, and what it may write."""
+
+from typing import Any
+
+from kata_gpu.core.manifests.template import Document
+
+NAME = "kata-gpu-node"
+DRIVER = "cgpu.kata-gpu.dev"
+LABELS = {"app.kubernetes.io/name": NAME, "app.kubernetes.io/part-of": "kata-gpu"}
+HEALTH_PORT = 9440
+
+
+def _meta(name: str = NAME, *, namespaced: bool = True, **extra: Any) -> dict[str, Any]:
+    return {"name": name, **({"namespace": "${namespace}"} if namespaced else {}), "labels": dict(LABELS), **extra}
+
+
+def _rule(groups: str, resources: list[str], verbs: list[str]) -> dict[str, Any]:
+    return {"apiGroups": [groups], "resources": resources, "verbs": verbs}
+
+
+NAMESPACE = Document(
+    file="namespace",
+    obj={
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        # The agent binds devices and writes sysfs: it cannot run under a stricter profile.
+        "metadata": {"name": "${namespace}", "labels": {"pod-security.kubernetes.io/enforce": "privileged"}},
+    },
+)
+
+ACCOUNT = Document(
+    file="node-rbac",
+    when="node.enabled",
+    obj={"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _meta()},
+)
+
+ROLE = Document(
+    file="node-rbac",
+    when="node.enabled",
+    obj={
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": _meta(namespaced=False),
+        "rules": [
+            _rule(
+                "resource.k8s.io", ["resourceslices"], ["get", "list", "watch", "create", "update", "patch", "delete"]
+            ),
+            _rule("resource.k8s.io", ["resourceclaims"], ["get", "list", "watch"]),
+            _rule("resource.k8s.io", ["resourceclaims/status"], ["patch", "update"]),
+            _rule("resource.k8s.io", ["deviceclasses"], ["get", "list"]),
+            # Labels, taints and conditions of its own node; the admission policy below keeps it to that node.
+            _rule("", ["nodes"], ["get", "list", "watch", "patch"]),
+            _rule("", ["nodes/status"], ["patch"]),
+            _rule("", ["pods"], ["get", "list", "watch"]),
+            _rule("", ["pods/eviction"], ["create"]),
+            _rule("events.k8s.io", ["events"], ["create", "patch"]),
+        ],
+    },
+)
+
+BINDING = Document(
+    file="node-rbac",
+    when="node.enabled",
+    obj={
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": _meta(namespaced=False),
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": NAME},
+        "subjects": [{"kind": "ServiceAccount", "name": NAME, "namespace": "${namespace}"}],
+    },
+)
+
+_OUR_ACCOUNT = f"request.userInfo.username == 'system:serviceaccount:${{namespace}}:{NAME}'"
+_OWN_NODE = "authentication.kubernetes.io/node-name"  # bound service-account tokens carry the node's name
+
+_NODE_OF_TOKEN = (
+    f"has(request.userInfo.extra) && '{_OWN_NODE}' in request.userInfo.extra ? "
+    f"request.userInfo.extra['{_OWN_NODE}'][0] : ''"
+)
+
+OWN_NODE_POLICY = Document(
+    file="node-own-node",
+    when="node.enabled",
+    obj={
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": _meta("kata-gpu-own-node", namespaced=False),
+        "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": {
+                "resourceRules": [
+                    {"apiGroups": ["resource.k8s.io"], "apiVersions": ["*"], "resources": ["resourceslices"],
+                     "operations": ["CREATE", "UPDATE", "DELETE"]},
+                    {"apiGroups": [""], "apiVersions": ["v1"], "resources": ["nodes", "nodes/status"],
+                     "operations": ["UPDATE"]},
+                ]
+            },
+            "matchConditions": [{"name": "our-agent", "expression": _OUR_ACCOUNT}],
+            "variables": [
+                {"name": "node", "expression": _NODE_OF_TOKEN},
+                {"name": "target", "expression": "request.operation == 'DELETE' ? oldObject : object"},
+            ],
+            "validations": [
+                {"expression": "variables.node != ''",
+                 "message": "the agent's token names no node", "reason": "Forbidden"},
+                {"expression": "variables.target.kind == 'Node' ? variables.target.metadata.name == variables.node : "
+                               "has(variables.target.spec.nodeName) && "
+                               "variables.target.spec.nodeName == variables.node",
+                 "message": "an agent writes only its own node's objects", "reason": "Forbidden"},
+                {"expression": "variables.target.kind == 'Node' || variables.target.spec.driver == "
+                               f"'{DRIVER}'",
+                 "message": "an agent writes only its own driver's slices", "reason": "Forbidden"},
+            ],
+        },
+    },
+)  # fmt: skip
+
+OWN_NODE_BINDING = Document(
+    file="node-own-node",
+    when="node.enabled",
+    obj={
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": _meta("kata-gpu-own-node", namespaced=False),
+        "spec": {"policyName": "kata-gpu-own-node", "validationActions": ["Deny"]},
+    },
+)
+
+POLICY = Document(
+    file="node-daemonset",
+    when="node.enabled",
+    obj={
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _meta("kata-gpu-node-policy"),
+        "data": {
+            "node-policy.yaml": "apiVersion: config.kata-gpu.dev/v1alpha1\nkind: NodePolicy\n"
+            "bind: ${node.policy.bind}\nbackend: ${node.policy.backend}\n"
+            "devices:\n  - select: all\n    mode: ${node.policy.mode}\n"
+        },
+    },
+)  # fmt: skip
+
+
+def _host(name: str, path: str, kind: str = "") -> dict[str, Any]:
+    return {"name": name, "hostPath": {"path": path, **({"type": kind} if kind else {})}}
+
+
+def _mount(name: str, path: str, *, read_only: bool = False) -> dict[str, Any]:
+    return {"name": name, "mountPath": path, **({"readOnly": True} if read_only else {})}
+
+
+_AGENT = {
+    "name": "agent",
+    "image": "${node.image}",
+    "args": ["agent", "run", "--policy", "/etc/kata-gpu/node-policy.yaml", "--health-port", str(HEALTH_PORT)],
+    "env": [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}],
+    # Privileged: it writes sysfs, opens /dev/vfio and looks for holders in every process (docs/operations.md).
+    "securityContext": {"privileged": True, "readOnlyRootFilesystem": True},
+    "resources": "${node.resources}",
+    "ports": [{"name": "health", "containerPort": HEALTH_PORT}],
+    "livenessProbe": {
+        "httpGet": {"path": "/healthz", "port": "health"},
+        "initialDelaySeconds": 10,
+        "periodSeconds": 10,
+    },
+    "readinessProbe": {"httpGet": {"path": "/readyz", "port": "health"}, "periodSeconds": 5},
+    "volumeMounts": [
+        _mount("sys", "/sys"),
+        _mount("dev", "/dev"),
+        _mount("modules", "/lib/modules", read_only=True),
+        _mount("run", "/run/kata-gpu"),
+        _mount("state", "/var/lib/kata-gpu"),
+        _mount("cdi", "/var/run/cdi"),
+        _mount("plugins", "${node.kubeletRoot}/plugins"),
+        _mount("registry", "${node.kubeletRoot}/plugins_registry"),
+        _mount("pod-resources", "${node.kubeletRoot}/pod-resources", read_only=True),
+        _mount("policy", "/etc/kata-gpu", read_only=True),
+    ],
+}
+_BRIDGE = {
+    "name": "bridge",
+    "image": "${node.image}",
+    "args": ["bridge", "run"],
+    # Root only because kubelet's socket belongs to root; it has no capability and sees no device.
+    "securityContext": {
+        "runAsUser": 0,
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    },
+    "resources": {"requests": {"cpu": "5m", "memory": "40Mi"}, "limits": {"memory": "100Mi"}},
+    "volumeMounts": [
+        _mount("run", "/run/kata-gpu"),
+        _mount("pod-resources", "${node.kubeletRoot}/pod-resources", read_only=True),
+    ],
+}
+
+DAEMONSET = Document(
+    file="node-daemonset",
+    when="node.enabled",
+    obj={
+        "apiVersion": "apps/v1",
+        "kind": "DaemonSet",
+        "metadata": _meta(),
+        "spec": {
+            "selector": {"matchLabels": {"app.kubernetes.io/name": NAME}},
+            "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}},
+            "template": {
+                "metadata": {"labels": dict(LABELS)},
+                "spec": {
+                    "serviceAccountName": NAME,
+                    "priorityClassName": "system-node-critical",
+                    "hostPID": True,  # the in-use guard reads /proc of every process
+                    "nodeSelector": "${node.nodeSelector}",
+                    "tolerations": [{"operator": "Exists"}],
+                    "terminationGracePeriodSeconds": 30,
+                    "containers": [_AGENT, _BRIDGE],
+                    "volumes": [
+                        _host("sys", "/sys"),
+                        _host("dev", "/dev"),
+                        _host("modules", "/lib/modules"),
+                        _host("run", "/run/kata-gpu", "DirectoryOrCreate"),
+                        _host("state", "/var/lib/kata-gpu", "DirectoryOrCreate"),
+                        _host("cdi", "/var/run/cdi", "DirectoryOrCreate"),
+                        _host("plugins", "${node.kubeletRoot}/plugins", "Directory"),
+                        _host("registry", "${node.kubeletRoot}/plugins_registry", "Directory"),
+                        _host("pod-resources", "${node.kubeletRoot}/pod-resources", "Directory"),
+                        {"name": "policy", "configMap": {"name": "kata-gpu-node-policy"}},
+                    ],
+                },
+            },
+        },
+    },
+)
+
+DOCUMENTS = (ACCOUNT, ROLE, BINDING, OWN_NODE_POLICY, OWN_NODE_BINDING, POLICY, DAEMONSET)

@@ -1,0 +1,188 @@
+"""What is checked in is what is rendered; Helm and kustomize say the same; every workload obeys our invariants."""
+
+import json
+import re
+import shutil
+import subprocess
+from typing import Any
+
+import celpy
+import pytest
+from celpy.adapter import json_to_cel
+
+from deploy.render import BASES, DEPLOY, render
+from kata_gpu.core.manifests import broker, classes, node
+from kata_gpu.core.manifests.template import Document, fill, lookup, render_helm
+from kata_gpu.core.manifests.values import VALUES
+from kata_gpu.core.yaml12 import load_all
+from kata_gpu.errors import Misconfigured
+
+HELM = shutil.which("helm")
+ALL = (*classes.documents(), *node.DOCUMENTS, *broker.DOCUMENTS)
+Object = dict[str, Any]
+
+
+def test_checked_in_files_are_the_rendered_ones() -> None:
+    on_disk = {
+        str(p.relative_to(DEPLOY)): p.read_text()
+        for folder in ("base", "chart")
+        for p in (DEPLOY / folder).rglob("*")
+        if p.is_file()
+    }
+    assert on_disk == render()
+
+
+def objects(base: str) -> list[Object]:
+    return [fill(d.obj, VALUES) for d in BASES[base]]
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_file_of_a_base_is_listed_and_parses(base: str) -> None:
+    folder = DEPLOY / "base" / base
+    listed = load_all((folder / "kustomization.yaml").read_text(), where=base)[0]["resources"]
+    assert sorted(listed) == sorted(p.name for p in folder.iterdir() if p.name != "kustomization.yaml")
+    parsed = [o for name in listed for o in load_all((folder / name).read_text(), where=name)]
+    key = lambda o: (o["kind"], o["metadata"]["name"])
+    assert sorted(parsed, key=key) == sorted(objects(base), key=key)
+
+
+def go_template(text: str) -> str:
+    """The little of Go's template language that the chart uses, evaluated with the default values."""
+
+    def condition(match: re.Match[str]) -> str:
+        names = re.findall(r"\.Values\.([A-Za-z0-9.]+)", match.group(1))
+        return match.group(2) if all(lookup(VALUES, n) for n in names) else ""
+
+    text = re.sub(r"\{\{- if and ([^}]*) true \}\}\n(.*?)\{\{- end \}\}\n", condition, text, flags=re.DOTALL)
+    text = re.sub(r"\{\{ \.Values\.([A-Za-z0-9.]+) \| toJson \}\}", lambda m: json.dumps(lookup(VALUES, m[1])), text)
+    text = re.sub(r"\{\{ \.Release\.Namespace \| toJson \}\}", json.dumps(VALUES["namespace"]), text)
+    text = re.sub(r"\{\{ \.Values\.([A-Za-z0-9.]+) \}\}", lambda m: str(lookup(VALUES, m[1])), text)
+    text = text.replace("{{ .Release.Namespace }}", VALUES["namespace"])
+    assert "{{" not in text
+    return text
+
+
+def enabled() -> list[Object]:
+    return [fill(d.obj, VALUES) for d in ALL if all(lookup(VALUES, n) for n in d.when.split())]
+
+
+def sorted_objects(found: list[Object]) -> list[str]:
+    return sorted(json.dumps(o, sort_keys=True) for o in found)
+
+
+def test_chart_with_defaults_is_what_kustomize_applies() -> None:
+    rendered: list[Object] = []
+    for path in sorted((DEPLOY / "chart/kata-gpu/templates").glob("*.yaml")):
+        rendered += [o for o in load_all(go_template(path.read_text()), where=path.name) if o]
+    assert sorted_objects(rendered) == sorted_objects(enabled())
+    kustomized = [o for base in ("classes", "node", "broker") for o in objects(base) if o["kind"] != "Namespace"]
+    assert sorted_objects(rendered) == sorted_objects(kustomized)
+
+
+@pytest.mark.skipif(HELM is None, reason="helm: not installed")
+@pytest.mark.parametrize("settings", [
+    pytest.param([], id="defaults"),
+    pytest.param(["broker.sqlite=false", "broker.postgres=true", "monitoring.enabled=true"], id="postgres"),
+])  # fmt: skip
+def test_helm_itself_renders_the_same(settings: list[str]) -> None:
+    argv = [str(HELM), "template", "t", str(DEPLOY / "chart/kata-gpu"), "-n", "kata-gpu", "--kube-version", "1.36.0"]
+    text = subprocess.run([*argv, *(f"--set={s}" for s in settings)], check=True, capture_output=True, text=True).stdout
+    found = [o for o in load_all(text, where="helm") if o]
+    if not settings:
+        assert sorted_objects(found) == sorted_objects(enabled())
+    else:
+        kinds = {(o["kind"], o["metadata"]["name"]) for o in found}
+        assert {("PodDisruptionBudget", "kata-gpu-kbs"), ("ServiceMonitor", "kata-gpu-kbs")} <= kinds
+        assert ("PersistentVolumeClaim", "kata-gpu-kbs-data") not in kinds
+
+
+def test_braces_of_the_content_survive_helm() -> None:
+    text = render_helm(Document(file="f", obj={"a": "{{ x }} ${node.image}"}), VALUES)
+    assert '{{ "{{" }} x {{ "}}" }} {{ .Values.node.image }}' in text
+
+
+def test_unknown_values_are_refused() -> None:
+    for render_with in (lambda d: render_helm(d, VALUES), lambda d: fill(d.obj, VALUES)):
+        with pytest.raises(Misconfigured):
+            render_with(Document(file="f", obj={"a": "${node.imagge}"}))
+
+
+def pods() -> list[tuple[str, Object]]:
+    return [
+        (f"{o['kind']}/{o['metadata']['name']}", o["spec"]["template"]["spec"])
+        for base in BASES
+        for o in objects(base)
+        if o["kind"] in ("DaemonSet", "Deployment")
+    ]
+
+
+def containers(pod: Object) -> list[Object]:
+    return [*pod["containers"], *pod.get("initContainers", [])]
+
+
+@pytest.mark.parametrize(("name", "pod"), pods())
+def test_every_container_is_bounded_and_hardened(name: str, pod: Object) -> None:
+    for c in containers(pod):
+        security = c["securityContext"]
+        assert security["readOnlyRootFilesystem"] is True, name
+        assert {"requests", "limits"} <= set(c["resources"]), name
+        assert "memory" in c["resources"]["limits"], name
+        if security.get("privileged"):
+            assert (name, c["name"]) == ("DaemonSet/kata-gpu-node", "agent")
+        else:
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert security["allowPrivilegeEscalation"] is False
+    mounted = {m["name"] for c in containers(pod) for m in c.get("volumeMounts", [])}
+    assert mounted == {v["name"] for v in pod["volumes"]}, name
+
+
+@pytest.mark.parametrize(("name", "pod"), [p for p in pods() if p[0] == "Deployment/kata-gpu-kbs"])
+def test_broker_is_unprivileged_and_knows_no_api_server(name: str, pod: Object) -> None:
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["automountServiceAccountToken"] is False
+    assert not any("hostPath" in v for v in pod["volumes"])
+    args = pod["containers"][0]["args"]
+    assert not [a for a in args if "unsafe" in a or "compat" in a], name
+    assert args[args.index("--listen") + 1] != args[args.index("--admin-listen") + 1]
+
+
+def test_guests_cannot_reach_the_admin_listener() -> None:
+    policy = next(o for o in objects("broker") if o["kind"] == "NetworkPolicy")
+    rules = policy["spec"]["ingress"]
+    for rule in rules:
+        if {"port": broker.ADMIN_PORT, "protocol": "TCP"} in rule["ports"]:
+            assert rule["from"] == [{"podSelector": {}}]
+    assert {p["port"] for r in rules for p in r["ports"]} == {broker.GUEST_PORT, broker.ADMIN_PORT}
+
+
+def test_rights_of_the_agent_are_listed_one_by_one() -> None:
+    role = next(o for o in objects("node") if o["kind"] == "ClusterRole")
+    assert not [r for r in role["rules"] if "*" in r["verbs"] + r["resources"] + r["apiGroups"]]
+    assert not [r for r in role["rules"] if "secrets" in r["resources"]]
+
+
+@pytest.mark.parametrize(("user", "obj", "allowed"), [
+    pytest.param("n1", {"kind": "ResourceSlice", "spec": {"nodeName": "n1", "driver": node.DRIVER}}, True, id="own-slice"),
+    pytest.param("n1", {"kind": "ResourceSlice", "spec": {"nodeName": "n2", "driver": node.DRIVER}}, False, id="other-node"),
+    pytest.param("n1", {"kind": "ResourceSlice", "spec": {"allNodes": True, "driver": node.DRIVER}}, False, id="all-nodes"),
+    pytest.param("n1", {"kind": "ResourceSlice", "spec": {"nodeName": "n1", "driver": "gpu.nvidia.com"}}, False, id="driver"),
+    pytest.param("", {"kind": "ResourceSlice", "spec": {"nodeName": "n1", "driver": node.DRIVER}}, False, id="no-node"),
+    pytest.param("n1", {"kind": "Node", "metadata": {"name": "n1"}, "spec": {}}, True, id="own-node-object"),
+    pytest.param("n1", {"kind": "Node", "metadata": {"name": "n2"}, "spec": {}}, False, id="other-node-object"),
+])  # fmt: skip
+def test_admission_keeps_an_agent_to_its_node(user: str, obj: Object, allowed: bool) -> None:
+    spec = fill(node.OWN_NODE_POLICY.obj, VALUES)["spec"]
+    extra = {"authentication.kubernetes.io/node-name": [user]} if user else {}
+    account = "system:serviceaccount:kata-gpu:kata-gpu-node"
+    request = {"operation": "UPDATE", "userInfo": {"username": account, "extra": extra}}
+    context: Object = {"object": json_to_cel(obj), "oldObject": json_to_cel(obj), "request": json_to_cel(request)}
+    environment = celpy.Environment()
+
+    def evaluate(expression: str) -> Any:
+        return environment.program(environment.compile(expression)).evaluate(context)
+
+    assert bool(evaluate(spec["matchConditions"][0]["expression"]))
+    variables = {v["name"]: evaluate(v["expression"]) for v in spec["variables"]}
+    context["variables"] = celpy.celtypes.MapType({celpy.celtypes.StringType(k): v for k, v in variables.items()})
+    # The API server evaluates all and refuses on the first false one.
+    assert all(bool(evaluate(v["expression"])) for v in spec["validations"]) == allowed
