@@ -92,7 +92,7 @@ def serve(**options: Any) -> None:
     guest = listen(options["listen"], tls=tls is not None)
     admin = listen(options["admin_listen"], tls=tls is not None)
 
-    def ready() -> None:
+    def ready(_stop: Any) -> None:
         click.echo(f"guests: {guest.url}")
         click.echo(f"administrators: {admin.url}")
         sys.stdout.flush()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -104,9 +105,9 @@ def serve(
     admin: Listener,
     clock: Clock,
     tls: Tls | None = None,
-    ready: Callable[[], None] = lambda: None,
+    ready: Callable[[Callable[[], None]], None],
 ) -> None:
-    """Run until SIGTERM or SIGINT, then drain. `ready` is called once both listeners answer."""
+    """Run until SIGTERM or SIGINT, then drain. Once both listeners answer, `ready` gets a way to stop them."""
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -121,7 +122,7 @@ async def _serve(
     admin: Listener,
     clock: Clock,
     tls: Tls | None,
-    ready: Callable[[], None],
+    ready: Callable[[Callable[[], None]], None],
 ) -> None:
     servers = [_server(app, tls) for app in (service.guest, service.admin)]
     loop = asyncio.get_running_loop()
@@ -130,8 +131,9 @@ async def _serve(
         for server in servers:
             server.should_exit = True
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
     tasks = [
         asyncio.create_task(server.serve(sockets=[listener.socket]))
         for server, listener in zip(servers, (guest, admin), strict=True)
@@ -139,7 +141,7 @@ async def _serve(
     sweeper = asyncio.create_task(_sweep(world, clock))
     while not all(server.started for server in servers) and not any(task.done() for task in tasks):  # noqa: ASYNC110 - flags
         await asyncio.sleep(0.01)
-    ready()
+    ready(lambda: loop.call_soon_threadsafe(stop))
     try:
         await asyncio.gather(*tasks)
     finally:
