@@ -35,18 +35,12 @@ _ROOT, _ENTITY, _META, _PAYLOAD, _RESOURCE = (
     f"{{{SWID}}}{name}" for name in ("SoftwareIdentity", "Entity", "Meta", "Payload", "Resource")
 )
 _SIGNATURE = f"{{{DSIG}}}Signature"
-_FORBIDDEN = (
-    (b"<!--", "rim-comment"),
-    (b"<![", "rim-cdata"),
-    (b"<!", "rim-doctype"),
-    (b"<?", "rim-instruction"),
-    (b"\0", "rim-encoding"),
-)
+_MARKUP_DECLARATIONS = {b"<!--": "rim-comment", b"<![C": "rim-cdata"}  # everything else is DOCTYPE, ENTITY and kin
 _ROOT_ATTRIBUTES = frozenset({"corpus", "name", "patch", "supplemental", "tagId", "version", "tagVersion"})
 _META_ATTRIBUTES = frozenset({"colloquialVersion", "edition", "product", "revision", "PayloadType"})
 _RESOURCE_ATTRIBUTES = frozenset({"type", "index", "active", "alternatives", "name", "size"})
 _HASHES = tuple(f"{{{HASH}}}Hash{n}" for n in range(MAX_ALTERNATIVES))
-_INDEX = re.compile(r"0|[1-9][0-9]?")
+_INDICES = {str(index): index for index in range(MAX_INDEX + 1)}
 _DIGEST = re.compile(r"[0-9a-f]{96}")
 
 # 3.3: the signature's skeleton. Tag -> (attributes, child tags); leaves of text have no children.
@@ -151,12 +145,12 @@ def parse_rim_content(content: bytes) -> RimContent:
     golden: dict[int, Golden] = {}
     seen: set[int] = set()
     for resource in payload:
-        entry, active = _resource(resource)
-        if entry.index in seen:
-            raise Malformed("rim-index-duplicate", "index occurs twice", where="rim.Payload", got=entry.index)
-        seen.add(entry.index)
+        index, name, digests, active = _resource(resource)
+        if index in seen:
+            raise Malformed("rim-index-duplicate", "index occurs twice", where="rim.Payload", got=index)
+        seen.add(index)
         if active:
-            golden[entry.index] = entry
+            golden[index] = Golden(index=index, name=name, alternatives=tuple(map(bytes.fromhex, digests)))
     return RimContent(
         product=described["product"],
         edition=described["edition"],
@@ -175,9 +169,13 @@ def _tree(document: bytes) -> etree._Element:
         raise Malformed(
             "rim-size", "too large", where="rim", expected=f"at most {MAX_RIM_BYTES} bytes", got=len(document)
         )
-    for mark, code in _FORBIDDEN:
-        if mark in document:
-            raise Malformed(code, "construct that reference documents never have", where="rim", got=repr(mark))
+    if b"\0" in document:
+        raise Malformed("rim-encoding", "not UTF-8 text", where="rim", got="NUL")
+    if b"!" in document and (position := document.find(b"<!")) >= 0:  # one byte is found faster than two
+        code = _MARKUP_DECLARATIONS.get(document[position : position + 4], "rim-doctype")
+        raise Malformed(code, "construct that these documents never have", where="rim", got="<!")
+    if b"?" in document and b"<?" in document:
+        raise Malformed("rim-instruction", "construct that these documents never have", where="rim", got="<?")
     parser = etree.XMLParser(
         encoding="utf-8", resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, recover=False
     )
@@ -271,32 +269,30 @@ def _signed_info(namespaces: Mapping[str | None, str], digest_value: bytes) -> b
     ).encode()
 
 
-def _resource(element: etree._Element) -> tuple[Golden, bool]:
-    """One Resource: index, whether it is active, and as many digests as it says it has."""
+def _resource(element: etree._Element) -> tuple[int, str, list[str], bool]:
+    """One Resource: index, name, as many digests as it says it has, and whether it is active."""
     attributes = _attrib(element)
-    values = [value for name in _HASHES if (value := attributes.pop(name, None)) is not None]
+    values: list[str] = []
+    while len(values) < MAX_ALTERNATIVES and (value := attributes.pop(_HASHES[len(values)], None)) is not None:
+        values.append(value)
     if element.tag != _RESOURCE or len(element) or attributes.keys() != _RESOURCE_ATTRIBUTES:
         raise _unexpected("element or attributes in Payload", [element.tag, *attributes])
-    index, active, count = attributes["index"], attributes["active"], attributes["alternatives"]
-    if not _INDEX.fullmatch(index) or int(index) > MAX_INDEX:
-        raise Malformed("rim-index", "index", where="rim.Payload", expected=f"0..{MAX_INDEX}", got=repr(index))
-    where = f"rim.Payload[{index}]"
+    index = _INDICES.get(attributes["index"])
+    if index is None:
+        raise Malformed(
+            "rim-index", "index", where="rim.Payload", expected=f"0..{MAX_INDEX}", got=repr(attributes["index"])
+        )
+    where, active, count = "rim.Payload", attributes["active"], attributes["alternatives"]
     if active not in ("True", "False"):
-        raise Malformed("rim-active", "active", where=where, expected="True or False", got=repr(active))
+        raise Malformed("rim-active", f"active of index {index}", where=where, expected="True or False", got=active)
     if attributes["size"] != str(DIGEST_BYTES) or attributes["type"] != "Measurement":
-        raise Malformed(
-            "rim-digest-size", "size or type", where=where, expected="48, Measurement", got=attributes["size"]
-        )
-    # Names are taken in order, so a count that fits also means Hash0 to Hash{count-1} without a gap.
-    if not values or str(len(values)) != count or _HASHES[len(values) - 1] not in element.attrib:
-        raise Malformed(
-            "rim-alternatives", "number of digests", where=where, expected=repr(count), got=f"{len(values)} digests"
-        )
+        raise Malformed("rim-digest-size", f"size or type of index {index}", where=where, expected="48, Measurement")
+    if not values or str(len(values)) != count:
+        raise Malformed("rim-alternatives", f"digests of index {index}", where=where, expected=count, got=len(values))
     for value in values:
         if not _DIGEST.fullmatch(value):
-            raise Malformed("rim-hash", "not a lower-case SHA-384 digest", where=where, got=repr(value[:100]))
-    alternatives = tuple(map(bytes.fromhex, values))
-    return Golden(index=int(index), name=attributes["name"], alternatives=alternatives), active == "True"
+            raise Malformed("rim-hash", f"not a SHA-384 digest at index {index}", where=where, got=repr(value[:100]))
+    return index, attributes["name"], values, active == "True"
 
 
 def _attributes(element: etree._Element, want: frozenset[str]) -> Mapping[str, str]:
@@ -307,7 +303,7 @@ def _attributes(element: etree._Element, want: frozenset[str]) -> Mapping[str, s
 
 
 def _attrib(element: etree._Element) -> dict[str, str]:
-    return dict(element.attrib)  # type: ignore[arg-type]  # parsed documents hold str
+    return dict(element.items())  # type: ignore[arg-type]  # parsed documents hold str
 
 
 def _unexpected(what: str, got: object) -> Malformed:

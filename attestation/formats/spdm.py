@@ -20,8 +20,11 @@ REQUEST_BYTES = 37
 _SPDM_1_1, _GET_MEASUREMENTS, _MEASUREMENTS = 0x11, 0xE0, 0x60
 _SIGNATURE_REQUESTED, _ALL_BLOCKS = 0x01, 0xFF
 _DMTF, _DIGEST_OF_MUTABLE_FIRMWARE = 0x01, 0x01
-_BLOCK = struct.Struct("<BBHBH48s")
+_HEADER = struct.Struct("<BBHBH")
+_HEADER_BYTES = BLOCK_BYTES - DIGEST_BYTES
+_TLV = struct.Struct("<HH")
 _BLOCK_CONSTANTS = (_DMTF, BLOCK_BYTES - 4, _DIGEST_OF_MUTABLE_FIRMWARE, DIGEST_BYTES)
+_HEADERS = tuple(_HEADER.pack(index, *_BLOCK_CONSTANTS) for index in range(1, 256))  # NumberOfBlocks is one byte
 _BLOCK_FIELDS = ("specification", "size", "value-type", "value-size")
 
 
@@ -116,17 +119,21 @@ def _constant(reader: Reader, field: str, want: int) -> None:
 def _parse_record(record: bytes) -> tuple[bytes, ...]:
     """1.2: blocks 1..N in ascending order, each one SHA-384 digest, without slack."""
     measurements: list[bytes] = []
-    for expected, (index, *constants, value) in enumerate(_BLOCK.iter_unpack(record), start=1):
-        if index != expected:
-            raise _misplaced(index, expected, total=len(record) // BLOCK_BYTES)
-        if (*constants,) != _BLOCK_CONSTANTS:
-            for name, want, got in zip(_BLOCK_FIELDS, _BLOCK_CONSTANTS, constants, strict=True):
-                if got != want:
-                    raise Malformed(
-                        f"block-{name}", "unexpected value", where=f"report.block[{index}]", expected=want, got=got
-                    )
-        measurements.append(value)
+    for number, start in enumerate(range(0, len(record), BLOCK_BYTES)):
+        if record[start : start + _HEADER_BYTES] != _HEADERS[number]:
+            raise _bad_block(record[start : start + _HEADER_BYTES], number + 1, total=len(record) // BLOCK_BYTES)
+        measurements.append(record[start + _HEADER_BYTES : start + BLOCK_BYTES])
     return tuple(measurements)
+
+
+def _bad_block(header: bytes, expected: int, *, total: int) -> Malformed:
+    index, *constants = _HEADER.unpack(header)
+    if index != expected:
+        return _misplaced(index, expected, total=total)
+    name, want, got = next(
+        row for row in zip(_BLOCK_FIELDS, _BLOCK_CONSTANTS, constants, strict=True) if row[1] != row[2]
+    )
+    return Malformed(f"block-{name}", "unexpected value", where=f"report.block[{index}]", expected=want, got=got)
 
 
 def _misplaced(index: int, expected: int, *, total: int) -> Malformed:
@@ -141,17 +148,26 @@ def _misplaced(index: int, expected: int, *, total: int) -> Malformed:
 
 def _parse_opaque(data: bytes) -> tuple[Tlv, ...]:
     """1.3: type and size are little-endian u16; every byte belongs to an element; no type occurs twice."""
-    reader = Reader(data, "report.opaque")
-    found: list[Tlv] = []
-    seen: set[int] = set()
-    while reader.remaining:
-        kind = reader.u16le("type")
-        size = reader.u16le("size")
-        value = reader.take(size, f"element[{kind}]")
-        if kind in seen:
+    found: dict[int, Tlv] = {}
+    position = 0
+    while position < len(data):
+        if len(data) - position < _TLV.size:
+            raise _short_tlv("header", _TLV.size, len(data) - position)
+        kind, size = _TLV.unpack_from(data, position)
+        position += _TLV.size
+        value = data[position : position + size]
+        if len(value) != size:
+            raise _short_tlv(f"element[{kind}]", size, len(value))
+        if kind in found:
             raise Malformed("tlv-duplicate", "element occurs twice", where="report.opaque", got=f"type {kind}")
         if len(found) == MAX_TLVS:
             raise Malformed("tlv-count", "too many elements", where="report.opaque", expected=f"at most {MAX_TLVS}")
-        seen.add(kind)
-        found.append(Tlv(kind, value))
-    return tuple(found)
+        found[kind] = Tlv(kind, value)
+        position += size
+    return tuple(found.values())
+
+
+def _short_tlv(what: str, want: int, got: int) -> Malformed:
+    return Malformed(
+        "tlv-truncated", "opaque data ends early", where=f"report.opaque.{what}", expected=f"{want} bytes", got=got
+    )

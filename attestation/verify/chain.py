@@ -12,16 +12,20 @@ from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from attestation.errors import Untrusted
 from attestation.formats.certs import MAX_CERTIFICATES
+from attestation.formats.der import SEQUENCE, parse_element, parse_members
 from attestation.verify.cache import BoundedCache
-from attestation.verify.roots import DEBUG_ROOTS
+from attestation.verify.roots import DEBUG_ROOTS, Anchors
 
 MIN_CERTIFICATES = 2  # a root never signs evidence itself
+_TBS_FIELDS = 8  # version to extensions; unique identifiers are obsolete and never present
+_ECDSA_WITH_SHA384 = bytes.fromhex("300a06082a8648ce3d040303")
+_ALGORITHM = ec.ECDSA(hashes.SHA384())
 _UNDERSTOOD_CRITICAL = frozenset({ExtensionOID.KEY_USAGE, ExtensionOID.BASIC_CONSTRAINTS})
 
 
@@ -31,7 +35,10 @@ class PathCertificate:
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePublicKey
-    spki: bytes
+    tbs: bytes  # what the issuer signed
+    spki: bytes  # the very slice of the certificate, as are the two names
+    subject: bytes
+    issuer: bytes
     name: str
     not_before: datetime
     not_after: datetime
@@ -58,11 +65,18 @@ ChainCache = BoundedCache[tuple[PathCertificate, ...]]
 
 
 def verify_path(
-    ders: Sequence[bytes], *, anchors: frozenset[bytes], where: str, cache: ChainCache | None = None
+    ders: Sequence[bytes],
+    *,
+    anchors: Anchors,
+    where: str,
+    cache: ChainCache | None = None,
+    keep_leaf: bool = False,
 ) -> VerifiedPath:
-    """Prove that `ders`, leaf first, lead to a key in `anchors` (SHA-256 of SubjectPublicKeyInfo). Raises Untrusted.
+    """Prove that `ders`, leaf first, lead to a key in `anchors`. Raises Untrusted, and
+    Malformed for what is not DER.
 
-    `cache` keeps verified issuers, so that a known path costs one signature; leaves are verified every time.
+    `cache` keeps verified issuers, so that a known path costs one signature. Device leaves are verified every time;
+    `keep_leaf` is for the few leaves that sign many reference documents.
     """
     if not MIN_CERTIFICATES <= len(ders) <= MAX_CERTIFICATES:
         raise Untrusted(
@@ -72,11 +86,17 @@ def verify_path(
             expected=f"{MIN_CERTIFICATES} to {MAX_CERTIFICATES}",
             got=len(ders),
         )
+    leaf_key = ("leaf", anchors, *ders)
+    if keep_leaf and cache is not None and (known := cache.get(leaf_key)):
+        return VerifiedPath(certificates=known)
     issuers = _verify_issuers(tuple(ders[1:]), anchors, where, cache)
     leaf = _load(ders[0], where)
     _require_leaf(leaf, where)
     _require_issued(leaf, issuers[0], where)
-    return VerifiedPath(certificates=(leaf, *issuers))
+    path = VerifiedPath(certificates=(leaf, *issuers))
+    if keep_leaf and cache is not None:
+        cache.put(leaf_key, path.certificates)
+    return path
 
 
 def require_valid(
@@ -106,7 +126,7 @@ def require_valid(
 
 
 def _verify_issuers(
-    ders: tuple[bytes, ...], anchors: frozenset[bytes], where: str, cache: ChainCache | None
+    ders: tuple[bytes, ...], anchors: Anchors, where: str, cache: ChainCache | None
 ) -> tuple[PathCertificate, ...]:
     """`ders` from the leaf's issuer to the root. Starts from the longest part of the path that is already known."""
     start = len(ders)
@@ -124,7 +144,8 @@ def _verify_issuers(
         else:
             _require_pinned(subject, anchors, where)
             _require_ca(subject, below=position, where=where)
-            _require_issued(subject, subject, where)
+            if hashlib.sha256(ders[position]).digest() not in anchors.certificates:
+                _require_issued(subject, subject, where)
         issuers = (subject, *issuers)
         if cache is not None:
             cache.put((anchors, ders[position:]), issuers)
@@ -140,12 +161,20 @@ def _load(der: bytes, where: str) -> PathCertificate:
         names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         critical = {extension.oid for extension in certificate.extensions if extension.critical}
         validity = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        tbs = certificate.tbs_certificate_bytes
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension) as exc:
         raise Untrusted("certificate-syntax", "not an X.509 v3 certificate", where=where, got=str(exc)[:80]) from exc
     name = str(names[0].value)[:80] if names else "(no common name)"
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise Untrusted("certificate-key", "wrong key type", where=f"{where} {name}", expected="EC P-384")
-    if algorithm != SignatureAlgorithmOID.ECDSA_WITH_SHA384:
+    fields = parse_members(parse_element(tbs, SEQUENCE).content)
+    if len(fields) != _TBS_FIELDS:
+        raise Untrusted(
+            "certificate-syntax", "fields of the certificate", where=f"{where} {name}", expected=_TBS_FIELDS,
+            got=len(fields),
+        )  # fmt: skip
+    _version, _serial, inner, issuer, _validity, subject, spki, _extensions = fields
+    if algorithm != SignatureAlgorithmOID.ECDSA_WITH_SHA384 or inner.raw != _ECDSA_WITH_SHA384:
         raise Untrusted(
             "certificate-algorithm",
             "wrong signature algorithm",
@@ -163,7 +192,10 @@ def _load(der: bytes, where: str) -> PathCertificate:
     return PathCertificate(
         certificate=certificate,
         key=key,
-        spki=key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+        tbs=tbs,
+        spki=spki.raw,
+        subject=subject.raw,
+        issuer=issuer.raw,
         name=name,
         not_before=validity[0],
         not_after=validity[1],
@@ -213,30 +245,31 @@ def _require_ca(certificate: PathCertificate, *, below: int, where: str) -> None
         )
 
 
-def _require_pinned(root: PathCertificate, anchors: frozenset[bytes], where: str) -> None:
+def _require_pinned(root: PathCertificate, anchors: Anchors, where: str) -> None:
     pin = hashlib.sha256(root.spki).digest()
     if pin in DEBUG_ROOTS:
         raise Untrusted("debug-root", "signed under a debug root", where=f"{where} {root.name}", got=pin.hex())
-    if pin not in anchors:
+    if pin not in anchors.keys:
         raise Untrusted(
             "chain-root",
             "last certificate is not a pinned root",
             where=f"{where} {root.name}",
-            expected="|".join(sorted(a.hex() for a in anchors)),
+            expected="|".join(sorted(key.hex() for key in anchors.keys)),
             got=pin.hex(),
         )
 
 
 def _require_issued(subject: PathCertificate, issuer: PathCertificate, where: str) -> None:
-    try:
-        subject.certificate.verify_directly_issued_by(issuer.certificate)
-    except InvalidSignature as exc:
-        raise Untrusted("chain-signature", f"not signed by {issuer.name}", where=f"{where} {subject.name}") from exc
-    except (ValueError, TypeError) as exc:
+    """Name and signature, with the issuer's key as it was loaded: its point is checked once, not once per use."""
+    if subject.issuer != issuer.subject:
         raise Untrusted(
             "chain-issuer",
             "issued by another certificate than the next one",
             where=f"{where} {subject.name}",
             expected=f"issuer {issuer.name}",
             got=subject.certificate.issuer.rfc4514_string()[:120],
-        ) from exc
+        )
+    try:
+        issuer.key.verify(subject.certificate.signature, subject.tbs, _ALGORITHM)
+    except InvalidSignature as exc:
+        raise Untrusted("chain-signature", f"not signed by {issuer.name}", where=f"{where} {subject.name}") from exc

@@ -157,8 +157,9 @@ def prove_device(
 
     # 8 to 10. Documents, fit, conflicts, comparison.
     comparisons: list[Comparison] = []
+    signers = _Signers(collateral)
     for need in needs:
-        comparison, reported = _compare_slot(need, needs, parsed, facts, collateral, subject)
+        comparison, reported = _compare_slot(need, needs, parsed, facts, collateral, signers, subject)
         findings += reported
         if comparison is not None:
             comparisons.append(comparison)
@@ -292,6 +293,7 @@ def _compare_slot(
     parsed: SpdmReport,
     facts: GpuFacts | SwitchFacts,
     collateral: Collateral,
+    signers: "_Signers",
     subject: str,
 ) -> tuple[Comparison | None, list[Finding]]:
     """The best accepted document of one slot, and what is to be said about it and about those that were refused."""
@@ -310,8 +312,9 @@ def _compare_slot(
                 subject=subject,
             )
         ]
-    accepted: list[tuple[Comparison, list[Finding]]] = []
+    accepted: list[Comparison] = []
     refused: list[Finding] = []
+    reported: list[Finding] = []
     other_versions = frozenset(n.version.upper() for n in needs if n is not need)
     for document in documents[:MAX_DOCUMENTS]:
         try:
@@ -322,16 +325,17 @@ def _compare_slot(
                        subject=f"{subject} {need.rim_id} sha256:{hashlib.sha256(document).hexdigest()[:16]}")
             )  # fmt: skip
             continue
-        signers = _rim_revocations(rim, collateral)
-        if any(f.result is Result.FAIL for f in signers):
-            refused += signers
+        acceptable, judged = signers.judge(rim)
+        if not acceptable:
+            refused += judged or [failed(check, "rim-signer-revocation", expected="accepted signers", got=rim.sha256)]
             continue
-        accepted.append((compare_measurements(parsed.measurements, rim, need, nvdec0_enabled=nvdec0), signers))
+        reported += judged
+        accepted.append(compare_measurements(parsed.measurements, rim, need, nvdec0_enabled=nvdec0))
     if not accepted:
         return None, refused
-    best, signers = min(accepted, key=lambda entry: (len(entry[0].mismatches), -entry[0].compared))
+    best = min(accepted, key=lambda comparison: (len(comparison.mismatches), -comparison.compared))
     # Where one document is good, the others under its id are only worth a remark.
-    findings = [_remark(f) for f in refused] + signers
+    findings = [_remark(f) for f in refused] + reported
     label = f"{best.compared - len(best.mismatches)} of {best.compared} measurements"
     named = f"{subject} {need.rim_id} sha256:{best.rim.sha256[:16]}"
     if best.matches:
@@ -369,19 +373,34 @@ def _accept_rim(document: bytes, need: RimNeed, other_versions: frozenset[str], 
     return rim
 
 
-def _rim_revocations(rim: VerifiedRim, collateral: Collateral) -> list[Finding]:
-    rule = collateral.policy.revocation.rim
-    certificates = rim.path.certificates
-    return [
-        judge_revocation(
-            check_revocation(
-                subject.certificate, issuer.certificate, collateral.revocation, rule=rule, now=collateral.now
-            ),
-            rule,
-            subject=subject.name,
-        )
-        for subject, issuer in pairwise(certificates)
-    ]
+class _Signers:
+    """Revocation of reference-value signers within one verification: documents share their upper certificates."""
+
+    __slots__ = ("_collateral", "_findings")
+
+    def __init__(self, collateral: Collateral) -> None:
+        self._collateral = collateral
+        self._findings: dict[bytes, Finding] = {}  # by what the issuer signed
+
+    def judge(self, rim: VerifiedRim) -> tuple[bool, list[Finding]]:
+        """Whether policy accepts every signer of `rim`, and the findings that were not given before."""
+        rule, new = self._collateral.policy.revocation.rim, []
+        acceptable = True
+        for subject, issuer in pairwise(rim.path.certificates):
+            finding = self._findings.get(subject.tbs)
+            if finding is None:
+                status = check_revocation(
+                    subject.certificate,
+                    issuer.certificate,
+                    self._collateral.revocation,
+                    rule=rule,
+                    now=self._collateral.now,
+                )
+                finding = judge_revocation(status, rule, subject=subject.name)
+                self._findings[subject.tbs] = finding
+                new.append(finding)
+            acceptable = acceptable and finding.result is not Result.FAIL
+        return acceptable, new
 
 
 def _neighbours(collateral: Collateral, but: VerifiedRim) -> list[VerifiedRim]:

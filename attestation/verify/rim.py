@@ -21,6 +21,7 @@ from attestation.verify.cache import BoundedCache
 from attestation.verify.chain import ChainCache, VerifiedPath, require_valid, verify_path
 from attestation.verify.identity import DeviceCertificate
 from attestation.verify.nv_policy import ExpiryMode, SignerExpiry
+from attestation.verify.roots import Anchors
 from attestation.verify.signature import verify_raw_p384
 
 MAX_DOCUMENTS = 16  # per id; two are known for one id
@@ -122,7 +123,7 @@ def check_id(rim_id: str) -> str:
 def verify_rim(
     document: bytes,
     *,
-    anchors: frozenset[bytes],
+    anchors: Anchors,
     chains: ChainCache | None = None,
     cache: RimCache | None = None,
 ) -> VerifiedRim:
@@ -135,7 +136,7 @@ def verify_rim(
     if cache is not None and (known := cache.get(key)):
         return known
     signed = parse_signed_rim(document)
-    path = verify_path(signed.certificates, anchors=anchors, where="RIM chain", cache=chains)
+    path = verify_path(signed.certificates, anchors=anchors, where="RIM chain", cache=chains, keep_leaf=True)
     if hashlib.sha384(signed.content).digest() != signed.digest_value:
         raise Untrusted("rim-digest", "the document was changed after it was signed", where="rim")
     verify_raw_p384(
