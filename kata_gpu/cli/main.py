@@ -10,6 +10,15 @@ from kata_gpu.errors import ExitCode, KataGpuError
 
 # name -> (module, attribute, short help). Modules are imported only when their command runs: start-up stays fast.
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "bind": ("kata_gpu.cli.vfio", "bind", "Bring devices and their companions to VFIO."),
+    "cc": ("kata_gpu.cli.cc", "cc", "Query, set and verify the confidential-computing mode."),
+    "cdi": ("kata_gpu.cli.cdi", "cdi", "Check the CDI files of this node."),
+    "gc": ("kata_gpu.cli.vfio", "gc", "Remove stale CDI entries, name orphaned holders."),
+    "node": ("kata_gpu.cli.node", "node", "Bring this node to its policy: plan, setup, status, reset."),
+    "recover": ("kata_gpu.cli.vfio", "recover", "Undo what a killed run left half done."),
+    "release": ("kata_gpu.cli.vfio", "release", "Give devices back to the drivers they came from."),
+    "sim": ("kata_gpu.cli.sim", "sim", "Simulated hosts, to try everything without a GPU."),
+    "vfio": ("kata_gpu.cli.vfio", "vfio", "VFIO bindings and who holds them."),
     "agent": ("kata_gpu.cli.agent", "agent", "Run the node agent: DRA driver, slices, modes, metrics."),
     "bridge": ("kata_gpu.cli.bridge", "bridge", "Hand DRA devices to unmodified Kata."),
     "claims": ("kata_gpu.cli.claims", "claims", "List the claims that this node has promised devices to."),

@@ -66,8 +66,11 @@ class Switch:
         return replace(self, found=tuple(found[c.address] for c in self.changes))
 
     def __str__(self) -> str:
-        lines = [f"CC mode  {c.address}  {c.before or 'not read yet'} -> {c.after}" for c in self.changes]
-        return "\n".join(lines)
+        if self.found is None:
+            rows = [(c, c.before or "not read yet") for c in self.changes]
+        else:
+            rows = [(c, mode or "invalid") for c, mode in zip(self.changes, self.found, strict=True)]
+        return "\n".join(f"CC mode  {c.address}  {before} -> {c.after}" for c, before in rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

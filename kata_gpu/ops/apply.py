@@ -22,14 +22,14 @@ from kata_gpu.ops.observe import observe
 APPLIED, UNDONE = "applied", "undone"
 
 
-def apply(node: Node, plan: Plan, observed: Observed) -> None:
-    """Carry out a plan that was made from `observed`, under the caller's lock.
+def apply(node: Node, plan: Plan, observed: Observed) -> Plan:
+    """Carry out a plan that was made from `observed`, under the caller's lock. Returns it with what was found out.
 
     Raises InUse before anything is changed; RolledBack when a step failed and all was undone (LockedOutOfBand, InUse
     keep their own type then); anything else when undoing failed too: the journal stays open for `recover`.
     """
     if not plan.actions:
-        return
+        return plan
     if (left := node.journal.open_transaction()) is not None:
         raise Unavailable("transaction-open", f"an earlier run did not finish: {left}", hint="kata-gpu recover")
     inventory = observed.inventory
@@ -47,6 +47,7 @@ def apply(node: Node, plan: Plan, observed: Observed) -> None:
             raise
         raise RolledBack("rolled-back", f"undone because: {exc}", hint=exc.hint) from exc
     node.journal.close(transaction, APPLIED)
+    return replace(plan, actions=transaction.actions)
 
 
 def undo(node: Node, transaction: Transaction, *, reason: str) -> None:

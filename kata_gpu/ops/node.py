@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -141,7 +141,7 @@ def _aliases(host: Host) -> str:
     return text(host, f"/lib/modules/{release}/modules.alias")
 
 
-def read_modes(node: Node, inventory: Inventory) -> Inventory:
+def read_modes(node: Node, inventory: Inventory, only: Sequence[PciAddress] | None = None) -> Inventory:
     """The inventory with CC modes read from the devices now. A device that is held keeps its last verified mode.
 
     Opening a device resets it; that harms nobody, because the guard found it free and the session keeps others out.
@@ -150,7 +150,8 @@ def read_modes(node: Node, inventory: Inventory) -> Inventory:
     modes: dict[PciAddress, CcMode] = dict(node.journal.modes(inventory.boot_id))
     devices = []
     for device in inventory.devices:
-        devices.append(_read_mode(node, backend, device))
+        wanted = only is None or device.function.address in only
+        devices.append(_read_mode(node, backend, device) if wanted else device)
         if (mode := devices[-1].cc_mode) is not None:
             modes[device.function.address] = mode
     node.journal.set_modes(inventory.boot_id, modes)

@@ -40,8 +40,7 @@ def run(node: Node, planner: Planner, *, dry_run: bool) -> Outcome:
     with node.locked():
         recovered = recover(node)
         observed = observe_node(node)
-        plan = planner(observed)
-        apply(node, plan, observed)
+        plan = apply(node, planner(observed), observed)
         now = observe_node(node) if plan.actions else observed
         left_over = planner(now)
     if left_over.actions:

@@ -43,6 +43,13 @@ class SimKernel:
         if machine is None:
             self._load()
 
+    @classmethod
+    def create(cls, machine: Machine, path: Path) -> "SimKernel":
+        """Write a new state file. Raises Unavailable."""
+        kernel = cls(machine, path=path)
+        kernel._save()
+        return kernel
+
     # Host port: reading.
 
     def read(self, path: str, *, max_bytes: int = READ_LIMIT, deadline_s: float | None = None) -> bytes:
