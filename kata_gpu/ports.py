@@ -4,7 +4,7 @@ Every method of `Host` has the semantics of the system call it is named after an
 errno; conformance tests compare the implementations row by row. Paths are absolute on the host ("/sys/bus/pci/...").
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
@@ -111,8 +111,8 @@ class Host(HostFiles, Protocol):
 class NodeDevices(Protocol):
     """Devices of this node as the claim path needs them. Deadlines are seconds from the call."""
 
-    def observe(self) -> "Inventory":
-        """The inventory as it is now, modes read from the registers."""
+    def observe(self, verify: Collection[str] = ()) -> "Inventory":
+        """The inventory as it is now. Modes of the addresses in `verify` are read again from the registers."""
         ...
 
     def bind(self, address: str, *, deadline_s: float) -> None:
@@ -126,8 +126,8 @@ class NodeDevices(Protocol):
         """Reset the function. Raises when it could not be reset or does not answer afterwards."""
         ...
 
-    def holders(self, address: str) -> tuple[str, ...]:
-        """Processes, for people to read, that have the VFIO node of the device open."""
+    def holders(self, addresses: Collection[str]) -> Mapping[str, tuple[str, ...]]:
+        """By address, for people to read: who has the VFIO node of a device open. Free devices are left out."""
         ...
 
 

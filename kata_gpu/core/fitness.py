@@ -69,7 +69,8 @@ def _require_device(
                 got=", ".join(strangers),
                 hint="move the card behind a port with ACS, or leave it out of the pool",
             )
-        require_mode(demand, member, where=address)
+        if member.bound:  # else its mode cannot be read yet; it is checked after binding
+            require_mode(demand, member, where=address)
         if not inventory.iommufd and needs_iommufd(demand, member):
             raise Misconfigured(
                 "iommufd-missing",

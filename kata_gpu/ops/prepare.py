@@ -74,6 +74,10 @@ class ClaimPreparer:
             inventory = self._devices.observe()
             try:
                 wanted = require_fit(claim, inventory, checkpoint)
+                addresses = tuple(a for w in wanted.values() for a in w.addresses)
+                self._require_free(addresses)
+                inventory = self._devices.observe(verify=addresses)  # opens the devices: they had to be free
+                wanted = require_fit(claim, inventory, checkpoint)
             except (Misconfigured, Unavailable, InUse):
                 self._on_change()
                 raise
@@ -113,8 +117,6 @@ class ClaimPreparer:
         deadline: Deadline,
     ) -> tuple[HeldDevice, ...]:
         uid = claim.ref.uid
-        addresses = tuple(a for w in wanted.values() for a in w.addresses)
-        self._require_free(addresses)
         held = tuple(
             HeldDevice(
                 request=d.request,
@@ -169,7 +171,9 @@ class ClaimPreparer:
                 if device.config.reset_policy is ResetPolicy.ALWAYS:
                     self._devices.reset(address, deadline_s=deadline.remaining(f"reset {address}", at_most=RESET_S))
                     touched = True
-        inventory = self._devices.observe() if touched else before
+        inventory = before
+        if touched:
+            inventory = self._devices.observe(verify=tuple(a for w in wanted.values() for a in w.addresses))
         final = {a.name: a for a in allocatables(inventory)}
         for device in claim.devices if touched else ():
             for member in final[device.device].members if not device.admin else ():
@@ -205,16 +209,15 @@ class ClaimPreparer:
             self._store.save(before.without(uid))
 
     def _require_free(self, addresses: tuple[str, ...]) -> None:
-        for address in addresses:
-            if holders := self._devices.holders(address):
-                raise InUse(
-                    "device-open",
-                    "a process still has the device open",
-                    where=address,
-                    expected="nobody",
-                    got=", ".join(holders),
-                    hint="the VM must exit first; kubelet retries",
-                )
+        for address, holders in self._devices.holders(addresses).items() if addresses else ():
+            raise InUse(
+                "device-open",
+                "a process still has the device open",
+                where=address,
+                expected="nobody",
+                got=", ".join(holders),
+                hint="the VM must exit first; kubelet retries",
+            )
 
     def _reset_or_quarantine(self, address: str, checkpoint: Checkpoint, deadline: Deadline) -> Checkpoint:
         """Reset for the next tenant. A device that fails is set aside: its claim must not wait for it for ever."""

@@ -122,12 +122,14 @@ def _rebuild(
                 doubtful[address] = "rebuilt: two claims name it"
         checkpoint = checkpoint.with_entry(entry)
         rebuilt.append(uid)
+    free = [a for own in addresses.values() for a in own if not checkpoint.holder(a)]
+    open_by = devices.holders(free)
     for name, own in addresses.items():
         for address in own:
             if checkpoint.holder(address):
                 continue
-            if holders := devices.holders(address):
-                doubtful[address] = f"rebuilt: open without a claim by {', '.join(holders)}"
+            if address in open_by:
+                doubtful[address] = f"rebuilt: open without a claim by {', '.join(open_by[address])}"
             elif any(i.endswith(f"-{name}") for i in in_use):
                 doubtful[address] = "rebuilt: kubelet lists it, no file of ours does"
     for address, reason in doubtful.items():

@@ -1,5 +1,6 @@
 """A node of GPUs for the claim path: `NodeDevices` over a plain table, with faults that a test switches on."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -79,11 +80,13 @@ class FakeNode:
             self.change(address, vfio_cdev=f"vfio{self.next_vfio}")
             self.next_vfio += 1
 
-    def observe(self) -> Inventory:
+    def observe(self, verify: Collection[str] = ()) -> Inventory:
         """The inventory of now."""
         devices = find_devices(self.functions.values())
         return Inventory(
-            devices=tuple(replace(d, cc_mode=self.modes[str(d.function.address)]) for d in devices),
+            devices=tuple(
+                replace(d, cc_mode=self.modes[str(d.function.address)] if d.bound else None) for d in devices
+            ),
             iommufd=self.iommufd,
             boot_id=self.boot_id,
             facts=NodeFacts(tee=self.tee, iommu=True),
@@ -105,9 +108,9 @@ class FakeNode:
         if error := self.reset_error.get(address):
             raise error
 
-    def holders(self, address: str) -> tuple[str, ...]:
-        """Who has it open."""
-        return self.open_by.get(address, ())
+    def holders(self, addresses: Collection[str]) -> Mapping[str, tuple[str, ...]]:
+        """Who has them open."""
+        return {a: self.open_by[a] for a in addresses if a in self.open_by}
 
 
 def wedged(address: str) -> TimedOut:
