@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from attestation.errors import Denied
 from attestation.findings import Finding
 from attestation.formats.nv_evidence import NvEvidence
 from attestation.formats.snp_evidence import read_snp_evidence
+from attestation.formats.tdx_evidence import read_tdx_evidence
 from attestation.values import JsonObject, Nonce, Tee
 from attestation.verify.bind import Expected, PlatformEvidence, bind_platform
 from attestation.verify.expected import CpuExpected
@@ -21,6 +21,8 @@ from attestation.verify.sample import verify_sample
 from attestation.verify.snp import verify_snp
 from attestation.verify.snp_policy import SnpPolicy
 from attestation.verify.snp_trust import AmdCollateral, AmdTrust
+from attestation.verify.tdx import verify_tdx
+from attestation.verify.tdx_trust import IntelCollateral, IntelTrust, StaticIntelCollateral, TdxPolicy
 from attestation.verify.verified import BoundPlatform, VerifiedCpu, VerifiedDevice
 
 __all__ = ["Expected", "PlatformCollateral", "PlatformEvidence", "PlatformPolicy", "PlatformTrust", "verify_platform"]
@@ -32,12 +34,13 @@ class PlatformTrust:
 
     amd: AmdTrust
     nvidia: NvTrust
+    intel: IntelTrust = field(default_factory=IntelTrust.production)
     unsafe_sample_tee: bool = False
 
     @property
     def simulated(self) -> bool:
         """Whether anything here can be forged: only keys labelled `test` may be released on it."""
-        return self.amd.simulated or self.nvidia.simulated or self.unsafe_sample_tee
+        return self.amd.simulated or self.intel.simulated or self.nvidia.simulated or self.unsafe_sample_tee
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,7 @@ class PlatformCollateral:
     amd: AmdCollateral
     rims: RimSource
     revocation: RevocationSource
+    intel: IntelCollateral = field(default_factory=StaticIntelCollateral)
     nv_cache: NvCache | None = None
 
 
@@ -55,6 +59,7 @@ class PlatformPolicy:
     """What the operator demands of each part."""
 
     snp: SnpPolicy = field(default_factory=SnpPolicy)
+    tdx: TdxPolicy = field(default_factory=TdxPolicy)
     nvidia: NvPolicy = field(default_factory=NvPolicy)
 
 
@@ -108,6 +113,13 @@ def _verify_cpu(
             expected=expected,
             now=now,
         )
-    if tee is Tee.SAMPLE:
-        return verify_sample(primary, unsafe_allow_sample=trust.unsafe_sample_tee, expected=expected)
-    raise Denied("tee-unsupported", "no verifier for this TEE", where="tee", expected="snp|tdx", got=tee)
+    if tee is Tee.TDX:
+        return verify_tdx(
+            read_tdx_evidence(primary),
+            trust=trust.intel,
+            collateral=collateral.intel,
+            policy=policy.tdx,
+            expected=expected,
+            now=now,
+        )
+    return verify_sample(primary, unsafe_allow_sample=trust.unsafe_sample_tee, expected=expected)

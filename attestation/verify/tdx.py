@@ -1,0 +1,267 @@
+"""Intel TDX verification: dcap-qvl for the cryptography and TCB evaluation, and around it what it leaves open.
+
+dcap-qvl 0.7 accepts trailing bytes, revocation lists from the future, another PCE id and reserved TD attributes, and
+returns normally for TCBs that are out of date (tee.md 3.1). Each of these is judged here. Its network helpers are
+never called.
+"""
+
+import json
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+import dcap_qvl
+
+from attestation.errors import Denied, Malformed, Unavailable, Untrusted
+from attestation.findings import Finding, Result, passed
+from attestation.formats.tdx_collateral import TdxCollateral, parse_tdx_collateral
+from attestation.formats.tdx_evidence import TdxEvidence
+from attestation.formats.tdx_quote import TdxQuote, parse_tdx_quote
+from attestation.values import JsonObject, JsonValue, Tee
+from attestation.verify.event_log import verify_event_log
+from attestation.verify.expected import CpuExpected, verify_init_data, verify_report_data
+from attestation.verify.tdx_chain import verify_signatures, verify_windows
+from attestation.verify.tdx_policy import DEBUG, SEPT_VE_DISABLE, TdxFacts, check_tdx_policy, unknown_attributes
+from attestation.verify.tdx_trust import IntelCollateral, IntelTrust, TcbStatus, TdxPolicy
+from attestation.verify.verified import VerifiedCpu
+
+# Last words of dcap-qvl that no check of ours explains first; the refusal stands whatever the text.
+_REASONS = (
+    ("No matching", "tdx-tcb-unsupported"),
+    ("evoked", "tdx-tcb-revoked"),
+    ("QE", "tdx-qe-identity"),
+    ("Enclave", "tdx-qe-identity"),
+    ("MRSIGNER", "tdx-module-identity"),
+    ("odule", "tdx-module-identity"),
+)
+
+
+def verify_tdx(
+    evidence: TdxEvidence,
+    *,
+    trust: IntelTrust,
+    collateral: IntelCollateral,
+    policy: TdxPolicy,
+    expected: CpuExpected,
+    now: datetime,
+) -> VerifiedCpu:
+    """A genuine Intel platform signed this quote, at a TCB that is known, over the expected data.
+
+    Raises Malformed, Untrusted, Denied (DEBUG and other states that nothing may allow) or Unavailable. What policy
+    refuses is a failed finding.
+    """
+    # 1. Structure; what follows the quote in its buffer is zeros, or the quote is refused.
+    quote = parse_tdx_quote(evidence.quote)
+    trailing = _require_trailing(quote, policy)
+
+    # 2. The platform that the PCK certificate names, and collateral for it.
+    pck = _pck(quote.raw)
+    documents = collateral.tdx(str(pck["fmspc"]))
+    if not documents:
+        raise Unavailable("tdx-collateral-missing", "no collateral", where="tdx", expected=f"FMSPC {pck['fmspc']}")
+
+    # 3. - 5. Dates, names, signatures and TCB levels, for the first set of collateral that fits.
+    known, claims = _verify_with(quote, pck, documents, trust, now)
+
+    # 6. Attributes that dcap-qvl lets pass, and policy.
+    unknown = unknown_attributes(quote.td.td_attributes)
+    if unknown:
+        raise Untrusted("tdx-reserved-attributes", "reserved TD attributes are set", where="td_attributes", got=unknown)
+    facts = TdxFacts(
+        quote=quote,
+        status=TcbStatus(claims["tcb"]["status"]),
+        advisories=tuple(claims["tcb"]["advisory_ids"]),
+        tcb_date=str(claims["platform"]["tcb_level"]["tcbDate"]),
+        evaluation=known.tcb_info.evaluation,
+        platform_instance=bytes(claims["platform"]["pck"]["platform_instance_id"] or b"").hex(),
+        flags={name: claims["platform"]["pck"][name] for name in ("dynamic_platform", "cached_keys", "smt_enabled")},
+    )
+
+    # 7. Binding, and the registers that an event log explains.
+    events, event_finding = verify_event_log(evidence.event_log, quote.td.rtmrs)
+    findings = (
+        passed("tdx-signature", f"quote version {quote.version}"),
+        _root_finding(trust),
+        trailing,
+        *check_tdx_policy(facts, policy),
+        event_finding,
+        verify_report_data(quote.td.report_data, expected),
+        verify_init_data(quote.td.mr_config_id, expected),
+    )
+    return VerifiedCpu(
+        tee=Tee.TDX,
+        product="TDX",
+        chip_id=facts.platform_instance,
+        report_data=quote.td.report_data,
+        init_data=quote.td.mr_config_id,
+        measurement=quote.td.mr_td.hex(),
+        claims=_claims(facts, claims, known, events),
+        findings=findings,
+    )
+
+
+def _require_trailing(quote: TdxQuote, policy: TdxPolicy) -> Finding:
+    size = len(quote.trailing)
+    if any(quote.trailing) or size > policy.trailing_zeros:
+        raise Untrusted(
+            "tdx-trailing-bytes",
+            "bytes after the quote",
+            where="tdx",
+            expected=f"at most {policy.trailing_zeros} zeros",
+            got=f"{size} bytes",
+        )
+    return passed("tdx-structure", f"{len(quote.raw)} bytes, {size} zeros after them")
+
+
+@lru_cache(maxsize=256)
+def _pck(raw: bytes) -> dict[str, str]:
+    try:
+        parsed = dcap_qvl.parse_quote(raw)
+        return {"fmspc": parsed.fmspc().lower(), "pce_id": bytes(parsed.pck_extension().pce_id).hex()}
+    except ValueError as exc:
+        raise Malformed("tdx-pck", "unreadable PCK certificate", where="pck_chain", got=str(exc)[:120]) from exc
+
+
+@lru_cache(maxsize=16)
+def _collateral(data: bytes) -> tuple[TdxCollateral, Any]:
+    parsed = parse_tdx_collateral(data)
+    try:
+        return parsed, dcap_qvl.QuoteCollateralV3.from_json(parsed.text)
+    except ValueError as exc:
+        raise Malformed("tdx-collateral", "unreadable collateral", where="tdx", got=str(exc)[:120]) from exc
+
+
+def _verify_with(
+    quote: TdxQuote, pck: dict[str, str], documents: Any, trust: IntelTrust, now: datetime
+) -> tuple[TdxCollateral, dict[str, Any]]:
+    failure: Malformed | Untrusted | Denied | None = None
+    for document in documents:
+        try:
+            known, native = _collateral(document)
+            _require_fitting(known, pck)
+            verify_windows(quote, known, trust, now)
+            return known, _verify_native(quote, known, native, trust, now)
+        except (Malformed, Untrusted, Denied) as exc:
+            failure = failure or exc
+    assert failure is not None
+    raise failure
+
+
+def _require_fitting(known: TdxCollateral, pck: dict[str, str]) -> None:
+    """Collateral of the right kind, for this platform and PCE, all of one evaluation."""
+    for code, where, expected, got in (
+        ("tdx-collateral-id", "tcb_info", ("TDX", 3), (known.tcb_info.id, known.tcb_info.version)),
+        ("tdx-collateral-id", "qe_identity", ("TD_QE", 2), (known.qe_identity.id, known.qe_identity.version)),
+        ("tdx-fmspc-mismatch", "tcb_info", pck["fmspc"], known.fmspc),
+        ("tdx-pceid-mismatch", "tcb_info", pck["pce_id"], known.pce_id),
+        ("tdx-evaluation-mixed", "qe_identity", known.tcb_info.evaluation, known.qe_identity.evaluation),
+    ):
+        if expected != got:
+            raise Untrusted(code, "collateral does not fit the quote", where=where, expected=expected, got=got)
+
+
+def _verify_native(
+    quote: TdxQuote, known: TdxCollateral, native: Any, trust: IntelTrust, now: datetime
+) -> dict[str, Any]:
+    seconds = int(now.timestamp())
+    try:
+        verifier = dcap_qvl.QuoteVerifier(quote.pck_chain[2])
+        claims = verifier.verify_with_policy(quote.raw, native, seconds, dcap_qvl.QuotePolicy.claims_only(seconds))
+        parsed: dict[str, Any] = json.loads(claims.to_json())
+    except ValueError as exc:
+        _explain(quote, known, trust, str(exc))
+        raise Untrusted("tdx-refused", "refused by dcap-qvl", where="tdx", got=str(exc)[:200]) from exc
+    return parsed
+
+
+def _explain(quote: TdxQuote, known: TdxCollateral, trust: IntelTrust, text: str) -> None:
+    """A refusal gets a stable code: ours where a check of ours fails as well, then by what dcap-qvl said."""
+    verify_signatures(quote, known, trust)
+    td = quote.td
+    for code, holds, expected in (
+        ("tdx-debug", not td.td_attributes & DEBUG, "DEBUG off"),
+        ("tdx-sept-ve", bool(td.td_attributes & SEPT_VE_DISABLE), "SEPT_VE_DISABLE on"),
+        ("tdx-service-td", not any(td.mr_service_td or b""), "no bound service TD"),
+    ):
+        if not holds:
+            raise Denied(code, "the TD is genuine and in a state that nothing allows", where="tdx", expected=expected)
+    for fragment, code in _REASONS:
+        if fragment in text:
+            raise Untrusted(code, "refused by dcap-qvl", where="tdx", got=text[:200])
+
+
+def _root_finding(trust: IntelTrust) -> Finding:
+    if not trust.simulated:
+        return passed("tdx-chain", "Intel SGX Root CA")
+    return Finding(
+        check="tdx-chain",
+        result=Result.WARN,
+        code="simulated-roots",
+        expected="Intel's root",
+        got="simulated root",
+        hint="signed by a test PKI: proves nothing about hardware",
+    )
+
+
+def _claims(
+    facts: TdxFacts, native: dict[str, Any], known: TdxCollateral, events: tuple[JsonObject, ...]
+) -> JsonObject:
+    """Names and types of trustee's `tdx` map (tee.md 6.4)."""
+    quote, td, attributes = facts.quote, facts.quote.td, facts.quote.td.td_attributes
+    header = quote.header
+    body: dict[str, JsonValue] = {
+        "tcb_svn": td.tee_tcb_svn.hex(),
+        "mr_seam": td.mr_seam.hex(),
+        "mrsigner_seam": td.mrsigner_seam.hex(),
+        "seam_attributes": td.seam_attributes.hex(),
+        "td_attributes": attributes.to_bytes(8, "little").hex(),
+        "xfam": td.xfam.to_bytes(8, "little").hex(),
+        "mr_td": td.mr_td.hex(),
+        "mr_config_id": td.mr_config_id.hex(),
+        "mr_owner": td.mr_owner.hex(),
+        "mr_owner_config": td.mr_owner_config.hex(),
+        "report_data": td.report_data.hex(),
+        **{f"rtmr_{index}": register.hex() for index, register in enumerate(td.rtmrs)},
+    }
+    if td.tee_tcb_svn2 is not None and td.mr_service_td is not None:
+        body |= {"tee_tcb_svn2": td.tee_tcb_svn2.hex(), "mr_servicetd": td.mr_service_td.hex()}
+    platform = native["platform"]
+    return {
+        "quote": {
+            "header": {
+                "version": header[0:2].hex(),
+                "att_key_type": header[2:4].hex(),
+                "tee_type": header[4:8].hex(),
+                "reserved": header[8:12].hex(),
+                "vendor_id": header[12:28].hex(),
+                "user_data": header[28:48].hex(),
+            },
+            "body": body,
+        },
+        "td_attributes": {
+            "debug": bool(attributes & DEBUG),
+            "septve_disable": bool(attributes & SEPT_VE_DISABLE),
+            "protection_keys": bool(attributes >> 30 & 1),
+            "key_locker": bool(attributes >> 31 & 1),
+            "perfmon": bool(attributes >> 63 & 1),
+        },
+        "report_data": td.report_data.hex(),
+        "init_data": td.mr_config_id.hex(),
+        "uefi_event_logs": list(events),
+        "tcb_status": facts.status,
+        "tcb_date": facts.tcb_date,
+        "tcb_eval_num": facts.evaluation,
+        "advisory_ids": list(facts.advisories),
+        "collateral_expiration_status": "0",
+        "earliest_expiration_date": min(known.tcb_info.next_update, known.qe_identity.next_update).isoformat(),
+        "earliest_issue_date": native["earliest_issue_date"],
+        "latest_issue_date": native["latest_issue_date"],
+        "pck_crl_num": platform["pck_crl_num"],
+        "root_ca_crl_num": platform["root_ca_crl_num"],
+        "root_key_id": bytes(platform["root_key_id"]).hex(),
+        "sgx_type": platform["pck"]["sgx_type"],
+        "is_dynamic_platform": facts.flags["dynamic_platform"] == "True",
+        "is_cached_keys": facts.flags["cached_keys"] == "True",
+        "is_smt_enabled": facts.flags["smt_enabled"] == "True",
+        "platform_instance_id": facts.platform_instance,
+    }
