@@ -111,8 +111,12 @@ class Host(HostFiles, Protocol):
 class NodeDevices(Protocol):
     """Devices of this node as the claim path needs them. Deadlines are seconds from the call."""
 
-    def observe(self, verify: Collection[str] = ()) -> "Inventory":
-        """The inventory as it is now. Modes of the addresses in `verify` are read again from the registers."""
+    def observe(self) -> "Inventory":
+        """The inventory as it is now, with modes as last read back."""
+        ...
+
+    def verify(self, inventory: "Inventory", addresses: Collection[str]) -> "Inventory":
+        """The same inventory with the modes of free devices read again from their registers."""
         ...
 
     def bind(self, address: str, *, deadline_s: float) -> None:
@@ -126,7 +130,7 @@ class NodeDevices(Protocol):
         """Reset the function. Raises when it could not be reset or does not answer afterwards."""
         ...
 
-    def holders(self, addresses: Collection[str]) -> Mapping[str, tuple[str, ...]]:
+    def holders(self, inventory: "Inventory", addresses: Collection[str]) -> Mapping[str, tuple[str, ...]]:
         """By address, for people to read: who has the VFIO node of a device open. Free devices are left out."""
         ...
 

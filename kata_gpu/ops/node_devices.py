@@ -31,37 +31,44 @@ class HostDevices:
         self._running: dict[str, Future[None]] = {}
         self._lock = threading.Lock()
 
-    def observe(self, verify: Collection[str] = ()) -> Inventory:
+    def observe(self) -> Inventory:
         """The inventory of now. Modes are those last read back since the device came to VFIO: nobody else can have
-        changed them; for the addresses in `verify` they are read again from the registers, where the device is free.
+        changed them without taking it from there.
         """
         inventory = observe(self._node.host)
         modes = self._node.journal.modes(inventory.boot_id)
         wedged = self._node.journal.wedged(inventory.boot_id)
-        devices = []
-        for device in inventory.devices:
-            address = device.function.address
-            known = replace(
-                device, cc_mode=modes.get(address) if device.bound else None, problem=wedged.get(address, "")
+        devices = (
+            replace(
+                d,
+                cc_mode=modes.get(d.function.address) if d.bound else None,
+                problem=wedged.get(d.function.address, ""),
             )
-            devices.append(known)
-        inventory = replace(inventory, devices=tuple(devices))
-        if not verify:
-            return inventory
+            for d in inventory.devices
+        )
+        return replace(inventory, devices=tuple(devices))
+
+    def verify(self, inventory: Inventory, addresses: Collection[str]) -> Inventory:
+        """Read the modes of these devices from their registers; what cannot be read is unknown, with its problem."""
         backend = self._node.cc_backend(inventory)
-        fresh = dict(modes)
-        for index, device in enumerate(devices):
-            if str(device.function.address) not in verify or not (device.bound and device.modes):
+        before = self._node.journal.modes(inventory.boot_id)
+        modes, devices = dict(before), []
+        for device in inventory.devices:
+            if str(device.function.address) not in addresses or not (device.bound and device.modes):
+                devices.append(device)
                 continue
+            modes.pop(device.function.address, None)
             try:
                 with backend.session([device]) as session:
-                    devices[index] = replace(device, cc_mode=session.query(device.function.address))
+                    mode = session.query(device.function.address)
             except KataGpuError as exc:
-                devices[index] = replace(device, cc_mode=None, problem=str(exc))
-            fresh.pop(device.function.address, None)
-            if (mode := devices[index].cc_mode) is not None:
-                fresh[device.function.address] = mode
-        self._node.journal.set_modes(inventory.boot_id, fresh)
+                devices.append(replace(device, cc_mode=None, problem=str(exc)))
+                continue
+            devices.append(replace(device, cc_mode=mode))
+            if mode is not None:
+                modes[device.function.address] = mode
+        if modes != before:
+            self._node.journal.set_modes(inventory.boot_id, modes)
         return replace(inventory, devices=tuple(devices))
 
     def bind(self, address: str, *, deadline_s: float) -> None:
@@ -99,10 +106,9 @@ class HostDevices:
                     raise TimedOut("reset-no-answer", "the device does not answer after its reset", where=address)
                 self._node.host.sleep(POLL_S)
 
-    def holders(self, addresses: Collection[str]) -> Mapping[str, tuple[str, ...]]:
+    def holders(self, inventory: Inventory, addresses: Collection[str]) -> Mapping[str, tuple[str, ...]]:
         """Who has the VFIO nodes open: one look at all processes."""
-        wanted = {PciAddress.parse(a) for a in addresses}
-        functions = [f for d in observe(self._node.host).devices for f in d.unit if f.address in wanted]
+        functions = [f for d in inventory.devices if str(d.function.address) in addresses for f in d.unit]
         return {str(a): tuple(map(str, h)) for a, h in self._node.guard.holders(functions).items() if h}
 
     def _bind(self, address: str, future: "Future[None]") -> None:

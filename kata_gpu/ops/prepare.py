@@ -75,8 +75,8 @@ class ClaimPreparer:
             try:
                 wanted = require_fit(claim, inventory, checkpoint)
                 addresses = tuple(a for w in wanted.values() for a in w.addresses)
-                self._require_free(addresses)
-                inventory = self._devices.observe(verify=addresses)  # opens the devices: they had to be free
+                self._require_free(inventory, addresses)
+                inventory = self._devices.verify(inventory, addresses)  # opens the devices: they had to be free
                 wanted = require_fit(claim, inventory, checkpoint)
             except (Misconfigured, Unavailable, InUse):
                 self._on_change()
@@ -92,9 +92,10 @@ class ClaimPreparer:
                 return
             present: tuple[str, ...] = ()
             if entry.boot_id == self._node.boot_id:
-                here = {str(d.function.address) for d in self._devices.observe().devices}
+                inventory = self._devices.observe()
+                here = {str(d.function.address) for d in inventory.devices}
                 present = tuple(sorted(entry.exclusive & here))
-                self._require_free(present)
+                self._require_free(inventory, present)
             self._cdi.remove(file_name(uid))
             for address in present if entry.needs_reset or entry.state is ClaimState.PREPARING else ():
                 checkpoint = self._reset_or_quarantine(address, checkpoint, deadline)
@@ -173,7 +174,8 @@ class ClaimPreparer:
                     touched = True
         inventory = before
         if touched:
-            inventory = self._devices.observe(verify=tuple(a for w in wanted.values() for a in w.addresses))
+            addresses = tuple(a for w in wanted.values() for a in w.addresses)
+            inventory = self._devices.verify(self._devices.observe(), addresses)
         final = {a.name: a for a in allocatables(inventory)}
         for device in claim.devices if touched else ():
             for member in final[device.device].members if not device.admin else ():
@@ -208,8 +210,8 @@ class ClaimPreparer:
             self._cdi.remove(file_name(uid))
             self._store.save(before.without(uid))
 
-    def _require_free(self, addresses: tuple[str, ...]) -> None:
-        for address, holders in self._devices.holders(addresses).items() if addresses else ():
+    def _require_free(self, inventory: Inventory, addresses: tuple[str, ...]) -> None:
+        for address, holders in self._devices.holders(inventory, addresses).items():
             raise InUse(
                 "device-open",
                 "a process still has the device open",

@@ -88,7 +88,8 @@ def _rebuild(
     An entry comes back when a CDI file exists and nothing contradicts it. Every address of a contradiction, and every
     device that a process holds without a claim, is quarantined.
     """
-    addresses = {a.name: a.addresses for a in allocatables(devices.observe())}
+    inventory = devices.observe()
+    addresses = {a.name: a.addresses for a in allocatables(inventory)}
     files = _files(cdi)
     in_use = _listed(listed)
     allocated = _allocated(node, kube, deadline)
@@ -123,7 +124,7 @@ def _rebuild(
         checkpoint = checkpoint.with_entry(entry)
         rebuilt.append(uid)
     free = [a for own in addresses.values() for a in own if not checkpoint.holder(a)]
-    open_by = devices.holders(free)
+    open_by = devices.holders(inventory, free)
     for name, own in addresses.items():
         for address in own:
             if checkpoint.holder(address):

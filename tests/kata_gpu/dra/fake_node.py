@@ -80,7 +80,11 @@ class FakeNode:
             self.change(address, vfio_cdev=f"vfio{self.next_vfio}")
             self.next_vfio += 1
 
-    def observe(self, verify: Collection[str] = ()) -> Inventory:
+    def verify(self, inventory: Inventory, addresses: Collection[str]) -> Inventory:
+        """The registers say what the table says."""
+        return inventory
+
+    def observe(self) -> Inventory:
         """The inventory of now."""
         devices = find_devices(self.functions.values())
         return Inventory(
@@ -108,7 +112,7 @@ class FakeNode:
         if error := self.reset_error.get(address):
             raise error
 
-    def holders(self, addresses: Collection[str]) -> Mapping[str, tuple[str, ...]]:
+    def holders(self, inventory: Inventory, addresses: Collection[str]) -> Mapping[str, tuple[str, ...]]:
         """Who has them open."""
         return {a: self.open_by[a] for a in addresses if a in self.open_by}
 

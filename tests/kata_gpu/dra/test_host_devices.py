@@ -1,6 +1,5 @@
 """The claim path over the simulated kernel: real verbs of the node under Prepare and Unprepare."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,11 +56,11 @@ class Sim:
 
 
 @pytest.fixture
-def sim(world: World, tmp_path: Path) -> Iterator[Sim]:
+def sim(world: World, tmp_path: Path) -> Sim:
     kernel = SimKernel(hgx_h100(gpus=2, switches=0))
     node = Node(host=kernel, state=DurableDir(tmp_path / "state"), cdi=DurableDir(tmp_path / "static-cdi"))
     setup.setup(node, NodePolicy.everything(CcMode.ON))
-    yield Sim(world, kernel, node)
+    return Sim(world, kernel, node)
 
 
 def later() -> Deadline:
