@@ -84,6 +84,7 @@ proto: $(VENV)/.dev ## Generate the gRPC stubs from kata_gpu/dra/proto
 lock: $(VENV)/.dev ## Renew the hash-locked requirements (names no index host)
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate pyproject.toml requirements/build.in -o requirements/runtime.lock
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --extra dev pyproject.toml requirements/build.in -c requirements/runtime.lock -o requirements/dev.lock
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate requirements/guest.in -c requirements/runtime.lock -o requirements/guest.lock
 	echo 'nv-attestation-sdk==2.7.3' | $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate - -o requirements/peers.lock
 
 clean: ## Remove everything that can be made again
