@@ -78,7 +78,7 @@ def write(
     size = sum(len(c) for c in entries.values() if isinstance(c, bytes))
     if size > MAX_BYTES or len(entries) > MAX_ENTRIES:
         raise Misconfigured("bundle-size", "this host gives more than a support bundle may hold",
-                            expected=f"{MAX_BYTES} bytes in {MAX_ENTRIES} files", got=f"{size}, {len(entries)}")  # fmt: skip
+                            expected=f"{MAX_BYTES} bytes, {MAX_ENTRIES} files", got=(size, len(entries)))  # fmt: skip
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", format=tarfile.PAX_FORMAT) as archive:
         for path in sorted(entries):

@@ -39,11 +39,11 @@ def gather(files: HostFiles, probes: Probes) -> HostFacts:
     brokers = _brokers(look, kata)
     nodes = dict.fromkeys((*paths.NODES, f"{kubelet.root}/{paths.POD_RESOURCES}"))
     for path in nodes:
-        nodes[path] = files.kind(path)
+        nodes[path] = look.kind(path)
     usable: dict[str, bool | None] = {paths.KVM: probes.opens(paths.KVM)}
     for _, entry in entries:
         for path in facts_runtime.files_of(entry):
-            usable[path] = files.kind(path) is FileKind.FILE
+            usable[path] = look.kind(path) is FileKind.FILE
     return HostFacts(
         cpu=_cpu(look),
         kernel=kernel,
@@ -124,7 +124,7 @@ def _clock(look: Look) -> bool | None:
     answer = look.probes.command("timedatectl", "show", "-p", "NTPSynchronized")
     if answer and answer.strip().startswith("NTPSynchronized="):
         return answer.strip() == "NTPSynchronized=yes"
-    return True if look.files.kind("/run/systemd/timesync/synchronized") is not None else None
+    return True if look.kind("/run/systemd/timesync/synchronized") is not None else None
 
 
 def _journal(look: Look) -> str:
@@ -153,7 +153,7 @@ def _configurations(look: Look, entries: tuple[tuple[str, Mapping[str, Any]], ..
         shim = handler.removeprefix("kata-")
         for folder in _SHIM_FOLDERS:
             path = f"{paths.KATA_DEFAULTS}{folder.format(shim=shim)}/configuration-{shim}.toml"
-            if look.files.kind(path) is FileKind.FILE:
+            if look.kind(path) is FileKind.FILE:
                 found.append((handler, path))
                 break
     return found

@@ -30,7 +30,7 @@ def kernel(look: Look) -> KernelFacts:
         cmdline=tuple((look.line("/proc/cmdline") or "").split()),
         config=_config(look, release),
         loaded=None if modules is None else frozenset(line.split(" ", 1)[0] for line in modules.splitlines()),
-        present=frozenset(m for m in MODULES if look.files.kind(f"/sys/module/{m}") is not None),
+        present=frozenset(m for m in MODULES if look.kind(f"/sys/module/{m}") is not None),
         parameters={p: v for p, v in values.items() if v is not None},
         log=relevant(log) if log else None,
         lockdown=_bracketed(look.line("/sys/kernel/security/lockdown")),
@@ -67,7 +67,7 @@ def _bracketed(text: str | None) -> str | None:
 
 
 def _secure_boot(look: Look) -> bool | None:
-    if look.files.kind("/sys/firmware/efi") is None:
-        return False if look.files.kind("/sys/firmware") is not None else None
+    if look.kind("/sys/firmware/efi") is None:
+        return False if look.kind("/sys/firmware") is not None else None
     data = look.data(_SECURE_BOOT, max_bytes=5)
     return None if data is None or len(data) < 5 else data[4] == 1

@@ -82,14 +82,14 @@ def _device(
         alive=None if word is None or len(word) < 2 else word[:2] != b"\xff\xff",
         bars=bars,
         override=None if override in {None, "", "(null)"} else override,
-        has_reset=look.files.kind(f"{base}/reset") is not None,
+        has_reset=look.kind(f"{base}/reset") is not None,
         link=(look.line(f"{base}/current_link_speed") or "", look.line(f"{base}/current_link_width") or ""),
         link_max=(look.line(f"{base}/max_link_speed") or "", look.line(f"{base}/max_link_width") or ""),
         power_control=look.line(f"{base}/power/control") or "",
         d3cold_allowed=look.line(f"{base}/d3cold_allowed") == "1",
         # ACPI names power resources for a slot only where it can switch the slot off (_PR3)
         slot_cuts_power=any(
-            look.files.kind(f"{_DEVICES}/{a}/firmware_node/power_resources_D3hot") is not None for a in above
+            look.kind(f"{_DEVICES}/{a}/firmware_node/power_resources_D3hot") is not None for a in above
         ),
         ari=None if ari is None else ari == "1",
         ports=tuple(p for a in above if (p := _port(look, a, ports)) is not None),

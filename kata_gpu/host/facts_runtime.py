@@ -81,9 +81,9 @@ def kubelet(look: Look, running: Sequence[ProcessFacts]) -> KubeletFacts:
     process = next((p for p in running if p.name in _KUBELETS), None)
     flags = _flags(process.arguments) if process is not None else {}
     root, flavour = flags.get("root-dir") or KUBELET_ROOT, "kubelet"
-    if "root-dir" not in flags and look.files.kind(f"{KUBELET_ROOT}/config.yaml") is None:
+    if "root-dir" not in flags and look.kind(f"{KUBELET_ROOT}/config.yaml") is None:
         for name, path in OTHER_KUBELETS.items():
-            if look.files.kind(path) is not None:
+            if look.kind(path) is not None:
                 root, flavour = path, name
                 break
     config = _yaml(look, flags.get("config") or f"{root}/config.yaml")
@@ -105,7 +105,7 @@ def kubelet(look: Look, running: Sequence[ProcessFacts]) -> KubeletFacts:
 def _cluster(
     look: Look, flags: Mapping[str, str]
 ) -> tuple[tuple[dict[str, Any], ...] | None, dict[str, str] | None, int | None]:
-    if look.files.kind(_KUBECONFIG) is None:
+    if look.kind(_KUBECONFIG) is None:
         return None, None, None
     ask = ("kubectl", "--kubeconfig", _KUBECONFIG, "--request-timeout=3s", "get")
     classes = _json(look.probes.command(*ask, "runtimeclasses", "-o", "json"))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from kata_gpu.errors import TimedOut
-from kata_gpu.ports import HostFiles, Probes
+from kata_gpu.ports import FileKind, HostFiles, Probes
 
 MAX_TEXT = 1 << 19  # the kernel configuration (300 KiB) is the largest text that doctor reads
 MAX_NAMES = 8192  # PCI functions, modules or processes of a large host
@@ -41,6 +41,13 @@ class Look:
         except TimedOut:
             return "(blocked)"
         except OSError:
+            return None
+
+    def kind(self, path: str) -> FileKind | None:
+        """What is at a path, None where nothing is or where it is no path."""
+        try:
+            return self.files.kind(path)
+        except ValueError:
             return None
 
     def names(self, path: str) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from kata_gpu.host import isolate
 from kata_gpu.ports import Probes
 
 FILE = ".probes.json"  # in the root of a bundle
-MAX_FILE = 8 << 20  # the kernel log and containerd's configuration, with a wide margin
+MAX_FILE = 32 << 20  # a dozen answers of 1 MiB at most, each perhaps escaped
 _COMMAND_S = 4.0
 _CONNECT_S = 2.0
 _MAX_OUTPUT = 1 << 20

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kata_gpu.core.doctor.check import TEE, Outcome, Profiles, Section, Severity, bad, ok, unknown, verdict
-from kata_gpu.core.doctor.facts import NOTHING, Document, HostFacts
+from kata_gpu.core.doctor.facts import NOTHING, Document, HostFacts, KataFacts
 from kata_gpu.core.doctor.paths import CDI_RUN, CONTAINERD_CONFIG, CONTAINERD_DROPINS, NYDUS_SOCKET
 from kata_gpu.core.doctor.quantity import version
 from kata_gpu.ports import FileKind
@@ -158,8 +158,7 @@ def _imports(f: HostFacts, _p: Profiles) -> Outcome:
 def _guest_pull(f: HostFacts, p: Profiles) -> Outcome:
     wanted = {n for base in handlers(p) for n in (base, base + RUST_SUFFIX)}
     kata = [k for k in f.kata if k.handler in wanted]
-    if kata and all(k.get("runtime.experimental_force_guest_pull") is True
-                    or "force_guest_pull" in (k.get("runtime.experimental") or ()) for k in kata):  # fmt: skip
+    if kata and all(_forces_guest_pull(k) for k in kata):
         return ok("Kata forces the pull in the guest")
     problems = []
     if _dig(f.containerd.effective, "proxy_plugins", NYDUS) is None:
@@ -173,6 +172,12 @@ def _guest_pull(f: HostFacts, p: Profiles) -> Outcome:
     if not any(v is False for v in (*values, *values_cri)):
         problems.append("disable_snapshot_annotations is not false")
     return verdict(problems, NYDUS)
+
+
+def _forces_guest_pull(kata: KataFacts) -> bool:
+    features = kata.get("runtime.experimental")  # how runtime-rs spells it
+    listed = isinstance(features, list) and "force_guest_pull" in features
+    return listed or kata.get("runtime.experimental_force_guest_pull") is True
 
 
 @check(

@@ -78,7 +78,7 @@ def _class(f: HostFacts, p: Profiles) -> Outcome:
         return unknown("the API server was not asked (needs kubectl and a kubeconfig)")
     problems = []
     for base in handlers(p):
-        classes = [c for c in f.kubelet.runtime_classes if c.get("handler") in {base, base + RUST_SUFFIX}]
+        classes = [c for c in f.kubelet.runtime_classes if c.get("handler") in (base, base + RUST_SUFFIX)]
         if not classes:
             problems.append(f"no RuntimeClass with handler {base}")
             continue

@@ -12,7 +12,7 @@ _WORD = (
 )
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     (
-        re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----.{0,20000}?(?:-----END [A-Z0-9 ]{0,40}KEY-----|\Z)", re.S),
+        re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----(?s:.){0,9999}?(?:-----END [A-Z0-9 ]{0,40}KEY-----|\Z)"),
         "redacted-private-key",
     ),
     (re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*"), "redacted-token"),

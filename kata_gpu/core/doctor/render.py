@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from kata_gpu.core.doctor.check import Finding, Section, Status
+from kata_gpu.core.doctor.check import Check, Finding, Section, Status
 from kata_gpu.core.doctor.report import Report
 
 Paint = Callable[[Status, str], str]
@@ -71,9 +71,8 @@ def render_document(sections: Iterable[Section]) -> str:
     lines = [
         "# Checks of `kata-gpu doctor`",
         "",
-        "Generated from the table in `kata_gpu/core/doctor`; a test compares them. Severity says what a check "
-        "that does",
-        "not hold means: *fatal* fails the profile, *warning* may hurt later (negative with `--strict`), *info* never",
+        "Generated from the table in `kata_gpu/core/doctor`; a test compares them. The severity of a check that does",
+        "not hold: *fatal* fails the profile, *warning* may hurt later (negative with `--strict`), *info* never",
         "counts. A fatal check that cannot tell is *unknown*, which is negative with `--strict` only.",
         "",
         "`kata-gpu doctor --list` prints the ids; `kata-gpu doctor --host-root FILE` reads a support bundle, whose",
@@ -86,13 +85,16 @@ def render_document(sections: Iterable[Section]) -> str:
                 "",
                 f"### {row.id}: {row.title}",
                 "",
-                f"{row.severity.capitalize()}; profiles {', '.join(sorted(row.profiles))}"
-                + (f"; may follow from {', '.join(row.after)}" if row.after else "")
-                + ("; the fix needs a reboot" if row.reboot else "")
-                + ".",
+                _facts(row),
                 "",
                 f"- Expected: {row.expected}",
                 f"- Symptom: {row.symptom}",
                 f"- Fix: {row.fix}",
             ]
     return "\n".join(lines) + "\n"
+
+
+def _facts(row: Check) -> str:
+    after = f"; may follow from {', '.join(row.after)}" if row.after else ""
+    reboot = "; the fix needs a reboot" if row.reboot else ""
+    return f"{row.severity.capitalize()}; profiles {', '.join(sorted(row.profiles))}{after}{reboot}."
