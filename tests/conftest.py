@@ -17,6 +17,9 @@ NO_SAMPLES = "samples: run `make samples` to unpack the nv-local-gpu-verifier wh
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--allowed-skips", type=Path, help="fail on any skip whose reason starts with none of these lines")
     parser.addoption("--require-vectors", action="store_true", help="fail where the genuine vectors are absent")
+    parser.addoption("--kbs-url", help="run tests/conformance against this key broker instead of ours")
+    parser.addoption("--kbs-admin-url", help="its admin address, where that is another one")
+    parser.addoption("--kbs-admin-token-file", help="file with its admin token")
 
 
 @pytest.fixture(scope="session")

@@ -141,7 +141,11 @@ async def _serve(
     sweeper = asyncio.create_task(_sweep(world, clock))
     while not all(server.started for server in servers) and not any(task.done() for task in tasks):  # noqa: ASYNC110 - flags
         await asyncio.sleep(0.01)
-    ready(lambda: loop.call_soon_threadsafe(stop))
+
+    def stop_from_anywhere() -> None:
+        loop.call_soon_threadsafe(stop)
+
+    ready(stop_from_anywhere)
     try:
         await asyncio.gather(*tasks)
     finally:
