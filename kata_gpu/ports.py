@@ -6,8 +6,9 @@ errno; conformance tests compare the implementations row by row. Paths are absol
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol
+
+from kata_gpu.core.filekind import FileKind as FileKind  # noqa: PLC0414 - part of the port
 
 if TYPE_CHECKING:
     from kata_gpu.core.checkpoint import Checkpoint
@@ -16,16 +17,6 @@ if TYPE_CHECKING:
 JsonObject = dict[str, Any]
 
 READ_LIMIT = 1 << 20  # the largest text we read is modules.alias (about 1 MiB on distribution kernels)
-
-
-class FileKind(StrEnum):
-    """What a path leads to, links followed."""
-
-    FILE = "file"
-    DIRECTORY = "directory"
-    CHAR_DEVICE = "char-device"
-    SOCKET = "socket"
-    OTHER = "other"
 
 
 class HostFiles(Protocol):

@@ -7,7 +7,7 @@ from kata_gpu.core.doctor.check import TEE, Outcome, Profiles, Section, Severity
 from kata_gpu.core.doctor.facts import NOTHING, Document, HostFacts, KataFacts
 from kata_gpu.core.doctor.paths import CDI_RUN, CONTAINERD_CONFIG, CONTAINERD_DROPINS, NYDUS_SOCKET
 from kata_gpu.core.doctor.quantity import version
-from kata_gpu.ports import FileKind
+from kata_gpu.core.filekind import FileKind
 
 CONTAINERS = Section("Container runtime")
 check = CONTAINERS.check

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kata_gpu.core.filekind import FileKind
 from kata_gpu.core.gpu import Kind, kind_of
 from kata_gpu.core.kata.effective import Effective
 from kata_gpu.core.pci import PciAddress, PciFunction
-from kata_gpu.ports import FileKind
 
 Document = Mapping[str, Any]  # a parsed TOML, YAML or JSON file of somebody else's making
 NOTHING: Document = {}

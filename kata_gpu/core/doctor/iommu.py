@@ -5,8 +5,8 @@ import re
 from kata_gpu.core.doctor.check import Outcome, Profiles, Section, Severity, bad, ok, skip, some, unknown, verdict
 from kata_gpu.core.doctor.facts import Bar, HostFacts, PciFacts
 from kata_gpu.core.doctor.paths import IOMMU, VFIO, VFIO_DEVICES
+from kata_gpu.core.filekind import FileKind
 from kata_gpu.core.gpu import Kind, model_of
-from kata_gpu.ports import FileKind
 
 IOMMU_VFIO = Section("IOMMU and VFIO")
 check = IOMMU_VFIO.check

@@ -6,7 +6,7 @@ from kata_gpu.core.doctor.check import TEE, Outcome, Profiles, Section, Severity
 from kata_gpu.core.doctor.facts import HostFacts
 from kata_gpu.core.doctor.paths import CGROUP_V2, KUBELET_ROOT, POD_RESOURCES
 from kata_gpu.core.doctor.quantity import duration_s, version
-from kata_gpu.ports import FileKind
+from kata_gpu.core.filekind import FileKind
 
 KUBERNETES = Section("Kubernetes")
 check = KUBERNETES.check

@@ -5,7 +5,7 @@ import re
 from kata_gpu.core.doctor.check import Outcome, Profile, Profiles, Section, Severity, bad, ok, unknown, verdict
 from kata_gpu.core.doctor.facts import HostFacts
 from kata_gpu.core.doctor.paths import KVM
-from kata_gpu.ports import FileKind
+from kata_gpu.core.filekind import FileKind
 
 PLATFORM = Section("Platform and firmware")
 check = PLATFORM.check

@@ -6,7 +6,7 @@ Log lines only add evidence: the kernel log rotates, so a check never fails beca
 from kata_gpu.core.doctor.check import SNP, TDX, Outcome, Profiles, Section, Severity, bad, ok, skip, unknown, verdict
 from kata_gpu.core.doctor.facts import HostFacts
 from kata_gpu.core.doctor.paths import QCNL, QGS_SOCKET, SEV, SGX
-from kata_gpu.ports import FileKind
+from kata_gpu.core.filekind import FileKind
 
 SEV_SNP = Section("AMD SEV-SNP")
 INTEL_TDX = Section("Intel TDX")
