@@ -78,7 +78,7 @@ class NvmlGpus:
 
     def uuids(self) -> tuple[str, ...]:
         """UUIDs of every GPU, sorted. Unsigned; used to notice that the set changed."""
-        return tuple(sorted(_text(pynvml.nvmlDeviceGetUUID(h)) for h in self._handles()))
+        return tuple(sorted(_text(_call("uuid", pynvml.nvmlDeviceGetUUID, h)) for h in self._handles()))
 
     def collect(self, nonce: Nonce) -> tuple[DeviceEvidence, ...]:
         """Report and chain of every GPU over this nonce, in NVML's order."""
