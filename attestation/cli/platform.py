@@ -28,7 +28,7 @@ def platform_verifier(
         )
     else:
         stored = CollateralStore(collateral).load()
-        known = PlatformCollateral(amd=stored, rims=stored, revocation=stored, nv_cache=NvCache())
+        known = PlatformCollateral(amd=stored, intel=stored, rims=stored, revocation=stored, nv_cache=NvCache())
     return LocalVerifier(trust=trust, collateral=known, policy=PlatformPolicy())
 
 
@@ -42,6 +42,7 @@ class _NoRims:
 def _simulated(where: str, *, sample: bool) -> LocalVerifier:
     try:
         from attestation.simulate.amd_pki import simulated_amd_collateral, simulated_amd_trust
+        from attestation.simulate.intel import simulated_intel_collateral, simulated_intel_trust
         from attestation.simulate.nvidia import NvidiaForge
     except ImportError as exc:
         raise Misconfigured("simulate-absent", "this image has no simulated authorities") from exc
@@ -59,9 +60,15 @@ def _simulated(where: str, *, sample: bool) -> LocalVerifier:
     good_or_unknown = frozenset({RevocationStatus.GOOD, RevocationStatus.UNKNOWN})
     revocation = RevocationPolicy(rim=RevocationRule(kind=ChainKind.RIM, accept=good_or_unknown))
     return LocalVerifier(
-        trust=PlatformTrust(amd=simulated_amd_trust(), nvidia=nvidia, unsafe_sample_tee=sample),
+        trust=PlatformTrust(
+            amd=simulated_amd_trust(), intel=simulated_intel_trust(), nvidia=nvidia, unsafe_sample_tee=sample
+        ),
         collateral=PlatformCollateral(
-            amd=simulated_amd_collateral(), rims=forge.shelf(), revocation=NoRevocation(), nv_cache=NvCache()
+            amd=simulated_amd_collateral(),
+            intel=simulated_intel_collateral(),
+            rims=forge.shelf(),
+            revocation=NoRevocation(),
+            nv_cache=NvCache(),
         ),
         policy=PlatformPolicy(nvidia=NvPolicy(revocation=revocation)),
     )
