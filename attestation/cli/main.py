@@ -10,9 +10,22 @@ from attestation.errors import AttestationError, ExitCode
 
 # name -> (module, attribute, short help). Modules are imported only when their command runs: start-up stays fast.
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "collateral": (
+        "attestation.cli.collateral",
+        "collateral",
+        "Reference documents and revocation: fetch, carry, show.",
+    ),
+    "explain": ("attestation.cli.explain", "explain", "A result of verify as one page: proven, not proven, to do."),
+    "nras": ("attestation.cli.nras", "nras", "NVIDIA-shaped attestation service and RIM mirror."),
+    "image-key": ("attestation.cli.image_key", "image_key", "Sealed secrets and image layer keys for stock guests."),
     "model": ("attestation.cli.model", "model", "Encrypt models for attested guests."),
     "simulate": ("attestation.cli.simulate", "simulate", "Forged evidence and a simulated VM, without hardware."),
     "verify": ("attestation.cli.verify", "verify", "Verify evidence offline: gpu, snp, tdx, evidence."),
+    "key": ("attestation.cli.key", "key", "Keys, their versions and release policies."),
+    "policy": ("attestation.cli.policy", "policy", "Check, test, explain and compare release policies."),
+    "reference": ("attestation.cli.reference", "reference", "Reference values with expiry and provenance."),
+    "user": ("attestation.cli.user", "user", "Administrators and their tokens."),
+    "audit": ("attestation.cli.audit", "audit", "Who got which key; verify and export the log."),
     "serve": ("attestation.cli.serve", "serve", "Serve keys to attested guests, and the admin API."),
 }
 

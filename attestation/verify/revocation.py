@@ -1,7 +1,7 @@
 """Revocation without a network: candidates from a store in, one of good, revoked, unknown, stale out.
 
 `good` comes only from an evaluated stored document; absent is `unknown`. Whether a status is acceptable is a rule of
-the operator, one per role of a certificate (docs/policy.md): a reference-value signer must be good and recent; a
+the operator, one per role of a certificate: a reference-value signer must be good and recent; a
 device leaf may be unknown, because NVIDIA's responder says GOOD for device serials it never saw
 (gpu-attestation.md 2.4), and is reported.
 """
