@@ -8,6 +8,8 @@ from attestation.errors import Malformed
 from attestation.formats.json_strict import parse_json, require_object, require_text
 
 MAX_COLLATERAL_BYTES = 1024 * 1024  # genuine: 20-60 kB
+MAX_LEVELS = 64  # genuine: 2 to 20
+COMPONENTS = 16
 _SIGNATURE_BYTES = 64
 _MEMBERS = (
     "pck_crl_issuer_chain",
@@ -64,6 +66,7 @@ def parse_tdx_collateral(data: bytes) -> TdxCollateral:
     document = require_object(parse_json(data, max_bytes=MAX_COLLATERAL_BYTES, what="tdx-collateral"), "tdx-collateral")
     members = {name: require_text(document.get(name), f"tdx-collateral.{name}") for name in _MEMBERS}
     tcb_info = _statement(members, "tcb_info")
+    _require_levels(tcb_info.body.get("tcbLevels"))
     for name in ("fmspc", "pceId"):
         require_text(tcb_info.body.get(name), f"tcb_info.{name}")
     return TdxCollateral(
@@ -74,6 +77,22 @@ def parse_tdx_collateral(data: bytes) -> TdxCollateral:
         root_crl=_hex(members, "root_ca_crl"),
         pck_crl_chain=members["pck_crl_issuer_chain"].encode(),
     )
+
+
+def _require_levels(levels: object) -> None:
+    """Each level has exactly 16 components of one byte on either side: a short list would compare too little."""
+    if not isinstance(levels, list) or not 0 < len(levels) <= MAX_LEVELS:
+        raise Malformed("tdx-tcb-levels", "not a list of levels", where="tcb_info", expected=f"1..{MAX_LEVELS}")
+    for level in levels:
+        tcb = require_object(require_object(level, "tcbLevels").get("tcb"), "tcbLevels.tcb")
+        for name in ("sgxtcbcomponents", "tdxtcbcomponents"):
+            listed = tcb.get(name)
+            parts = listed if isinstance(listed, list) else []
+            svns = [part.get("svn") if isinstance(part, dict) else None for part in parts]
+            if len(svns) != COMPONENTS or not all(type(svn) is int and 0 <= svn <= 255 for svn in svns):
+                raise Malformed(
+                    "tdx-tcb-components", "not 16 byte-sized SVNs", where=f"tcb_info.{name}", got=repr(svns)[:80]
+                )
 
 
 def _hex(members: dict[str, str], name: str) -> bytes:

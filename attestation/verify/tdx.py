@@ -25,10 +25,12 @@ from attestation.verify.tdx_policy import DEBUG, SEPT_VE_DISABLE, TdxFacts, chec
 from attestation.verify.tdx_trust import IntelCollateral, IntelTrust, TcbStatus, TdxPolicy
 from attestation.verify.verified import VerifiedCpu
 
+QE_AUTH_BYTES = 32  # what dcap-qvl demands, and every quote known has
 # Last words of dcap-qvl that no check of ours explains first; the refusal stands whatever the text.
 _REASONS = (
     ("No matching", "tdx-tcb-unsupported"),
     ("evoked", "tdx-tcb-revoked"),
+    ("ISVSVN", "tdx-qe-tcb"),
     ("QE", "tdx-qe-identity"),
     ("Enclave", "tdx-qe-identity"),
     ("MRSIGNER", "tdx-module-identity"),
@@ -182,9 +184,12 @@ def _explain(quote: TdxQuote, known: TdxCollateral, trust: IntelTrust, text: str
         ("tdx-debug", not td.td_attributes & DEBUG, "DEBUG off"),
         ("tdx-sept-ve", bool(td.td_attributes & SEPT_VE_DISABLE), "SEPT_VE_DISABLE on"),
         ("tdx-service-td", not any(td.mr_service_td or b""), "no bound service TD"),
+        ("tdx-qe-auth", len(quote.qe_auth) == QE_AUTH_BYTES, f"{QE_AUTH_BYTES} bytes of QE data"),
     ):
         if not holds:
-            raise Denied(code, "the TD is genuine and in a state that nothing allows", where="tdx", expected=expected)
+            raise Denied(
+                code, "the quote is genuine and in a state that nothing allows", where="tdx", expected=expected
+            )
     for fragment, code in _REASONS:
         if fragment in text:
             raise Untrusted(code, "refused by dcap-qvl", where="tdx", got=text[:200])

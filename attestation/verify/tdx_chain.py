@@ -74,7 +74,11 @@ def pck_chain(quote: TdxQuote, trust: IntelTrust) -> IssuerCertificates:
 
 
 def verify_windows(quote: TdxQuote, collateral: TdxCollateral, trust: IntelTrust, now: datetime) -> None:
-    """Every date, inclusive at both ends: TCB info, QE identity, CRLs and certificates. Raises Untrusted."""
+    """Every date: TCB info, QE identity, CRLs and certificates. Raises Untrusted.
+
+    Certificates are valid through their last second (RFC 5280); collateral ends when its next update is due, which
+    is how dcap-qvl judges lists.
+    """
     chain = pck_chain(quote, trust)
     for name, statement in (("tcb_info", collateral.tcb_info), ("qe_identity", collateral.qe_identity)):
         _require_window(name, statement.issue_date, statement.next_update, now)
@@ -90,7 +94,7 @@ def verify_windows(quote: TdxQuote, collateral: TdxCollateral, trust: IntelTrust
 
 
 def _require_window(name: str, start: datetime, end: datetime, now: datetime) -> None:
-    code = "tdx-collateral-future" if now < start else "tdx-collateral-expired" if now > end else ""
+    code = "tdx-collateral-future" if now < start else "tdx-collateral-expired" if now >= end else ""
     if code:
         raise Untrusted(
             code,
