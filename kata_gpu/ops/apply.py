@@ -42,12 +42,27 @@ def apply(node: Node, plan: Plan, observed: Observed) -> Plan:
             transaction = _begin(node, transaction, index)
             transaction = run_action(node, transaction, index, undo=False)
     except KataGpuError as exc:
-        undo(node, transaction, reason=str(exc))
+        # The record on disk knows more than this frame: a switch adds what it found before its first change.
+        _undo_after(node, node.journal.open_transaction() or transaction, exc)
         if isinstance(exc, LockedOutOfBand | InUse):
             raise
         raise RolledBack("rolled-back", f"undone because: {exc}", hint=exc.hint) from exc
     node.journal.close(transaction, APPLIED)
     return replace(plan, actions=transaction.actions)
+
+
+def _undo_after(node: Node, transaction: Transaction, error: KataGpuError) -> None:
+    """Undo; where that fails too, say both, and keep TimedOut for a device that may be wedged."""
+    try:
+        undo(node, transaction, reason=str(error))
+    except KataGpuError as exc:
+        kind = TimedOut if isinstance(exc, TimedOut) or isinstance(error, TimedOut) else Unavailable
+        raise kind(
+            "undo-failed",
+            f"{error}; undoing it failed as well, nothing is offered to pods",
+            got=str(exc),
+            hint="kata-gpu node status; kata-gpu recover when the device answers again",
+        ) from exc
 
 
 def undo(node: Node, transaction: Transaction, *, reason: str) -> None:
@@ -133,7 +148,7 @@ def _switch(node: Node, transaction: Transaction, index: int, action: Switch, *,
             current = node.journal.replace_action(current, index, action.with_found(found))
 
     with backend.session(devices) as session:
-        switch_modes(session, targets, on_found=on_found, progress=node.progress)
+        switch_modes(session, targets, on_found=on_found, progress=node.progress, keep_going=undo)
     modes = dict(node.journal.modes(inventory.boot_id))
     modes.update(targets)
     node.journal.set_modes(inventory.boot_id, modes)
@@ -141,12 +156,14 @@ def _switch(node: Node, transaction: Transaction, index: int, action: Switch, *,
 
 
 def _publish(node: Node, action: Publish, *, undo: bool) -> None:
+    inventory = observe(node.host)
     if undo:
-        content = action.before
+        # Only the names come back: cdev numbers may have changed, and an old path may lead to another GPU now.
+        names = device_nodes(parse_spec(action.before, where=action.file)) if action.before is not None else {}
+        wanted = [d for d in inventory.devices if d.name in names]
     else:
-        inventory = observe(node.host)
         wanted = [d for d in inventory.devices if d.function.address in action.devices]
-        content = _render(node, action.file, wanted, iommufd=inventory.iommufd)
+    content = _render(node, action.file, wanted, iommufd=inventory.iommufd)
     if content is None:
         node.cdi.remove(action.file)
     else:

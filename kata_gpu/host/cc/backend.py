@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from kata_gpu.core.gpu import CcMode, GpuDevice
 from kata_gpu.core.pci import PciAddress
-from kata_gpu.errors import Unavailable
+from kata_gpu.errors import KataGpuError, Unavailable
 
 
 class CcSession(Protocol):
@@ -53,36 +53,70 @@ def switch_modes(
     *,
     on_found: Callable[[dict[PciAddress, CcMode | None]], None],
     progress: Callable[[str], None],
+    keep_going: bool = False,
 ) -> None:
     """Bring a set of devices to their modes: read all, check all, stage all, reset all, verify all.
 
     `on_found` gets the modes that were read before the first change, to be recorded durably. A failure leaves the set
-    partly switched: the caller's journal brings all of it back. A half-switched board is never usable, so nothing is
-    gained by going on.
+    partly switched: the caller's journal brings all of it back. That way back uses `keep_going`: one device that does
+    not answer must not keep the others from returning; its error is raised when they have.
     """
-    found = {address: session.query(address) for address in targets}
+    steps = _Steps(list(targets), keep_going=keep_going)
+    found = steps.each(session.query)
     on_found(found)
-    for address, mode in targets.items():
-        session.require_permitted(address, mode)
-    staged = []
-    for address, mode in targets.items():
-        changed = session.stage(address, mode)
-        if changed or found[address] is not mode:
-            staged.append(address)
-            progress(f"staged   {address}  {mode}")
+    differing = [a for a in steps.left if found[a] is not targets[a]]
+    steps.each(lambda address: session.require_permitted(address, targets[address]), differing)
+    changed = steps.each(lambda address: session.stage(address, targets[address]))
+    staged = [a for a in steps.left if changed[a] or found[a] is not targets[a]]
     for address in staged:
-        session.activate(address)
+        progress(f"staged   {address}  {targets[address]}")
+    steps.each(session.activate, staged)
+    for address in staged:
         progress(f"reset    {address}")
-    for address in staged:
-        session.wait(address)
-    for address, mode in targets.items():
-        active = session.query(address)
-        if active is not mode:
-            raise Unavailable(
-                "mode-not-active",
-                "the device did not take the CC mode",
-                where=str(address),
-                expected=mode,
-                got=active or "the invalid state",
-            )
-        progress(f"verified {address}  {mode}")
+    steps.each(session.wait, staged)
+    steps.each(lambda address: _verify(session, address, targets[address]))
+    for address in steps.left:
+        progress(f"verified {address}  {targets[address]}")
+    steps.finish()
+
+
+_T = TypeVar("_T")
+
+
+class _Steps:
+    """Devices that still take part, and the first error of those that do not."""
+
+    def __init__(self, left: list[PciAddress], *, keep_going: bool) -> None:
+        self.left = left
+        self._keep_going = keep_going
+        self._error: KataGpuError | None = None
+
+    def each(self, step: Callable[[PciAddress], _T], only: Sequence[PciAddress] | None = None) -> dict[PciAddress, _T]:
+        results = {}
+        for address in list(self.left):
+            if only is not None and address not in only:
+                continue
+            try:
+                results[address] = step(address)
+            except KataGpuError as exc:
+                if not self._keep_going:
+                    raise
+                self._error = self._error or exc
+                self.left.remove(address)
+        return results
+
+    def finish(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+def _verify(session: CcSession, address: PciAddress, mode: CcMode) -> None:
+    active = session.query(address)
+    if active is not mode:
+        raise Unavailable(
+            "mode-not-active",
+            "the device did not take the CC mode",
+            where=str(address),
+            expected=mode,
+            got=active or "the invalid state",
+        )

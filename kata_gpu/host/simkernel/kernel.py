@@ -142,15 +142,15 @@ class SimKernel:
         return vfio.pread(self.machine, self.pid, fd, size, offset)
 
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
-        """pwrite(2). The state file follows settings only: register writes are many and mean nothing by themselves."""
+        """pwrite(2). Only a changed setting counts as a write: a register by itself means nothing."""
         self._alive()
-        self._count()
         chip = self.machine.functions[vfio.handle(self.machine, self.pid, fd).target].chip
         before = dict(chip.knobs) if chip is not None else {}
         written = vfio.pwrite(self.machine, self.pid, fd, data, offset)
         if chip is not None and chip.knobs != before:
             self.log.append((f"settings {before} -> {chip.knobs}", b""))
             self._save()
+            self._count()
         return written
 
     def monotonic(self) -> float:
