@@ -1,5 +1,6 @@
 """Gathers `HostFacts` through the file port and the probes. Everything is bounded; what cannot be read is None."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,7 +15,7 @@ from kata_gpu.host.look import Look
 from kata_gpu.ports import FileKind, HostFiles, Probes
 
 _MAX_CDI_FILES = 256
-_MAX_STATE_FILES = 64
+_MAX_INITDATA = 64
 _URL = re.compile(r"(?:cc_kbc::|\burl\s*=\s*[\"'])(https?://[^\s\"'\\,]{1,300})")
 _PCCS = re.compile(r"\"?pccs_url\"?\s*[:=]\s*\"?(https?://[^\s\"',]{1,300})", re.IGNORECASE)
 _INITDATA = "/etc/kata-gpu/initdata"
@@ -56,7 +57,8 @@ def gather(files: HostFiles, probes: Probes) -> HostFacts:
         texts=_texts(look),
         misc=_misc(look),
         clock_synchronised=_clock(look),
-        journal=_journal(look),
+        adopted=_adopted(look),
+        last_failure=str(_record(look, paths.LAST_CHANGE).get("reason", "")),
         processes=processes,
         kubelet=kubelet,
         containerd=containerd,
@@ -127,15 +129,22 @@ def _clock(look: Look) -> bool | None:
     return True if look.kind("/run/systemd/timesync/synchronized") is not None else None
 
 
-def _journal(look: Look) -> str:
-    """Our own records, as text: doctor asks only whether an address or an error code is in them."""
-    places = (
-        f"{directory}/{name}"
-        for directory in (paths.OWN_STATE, f"{paths.OWN_STATE}/journal")
-        for name in look.names(directory)[:_MAX_STATE_FILES]
-        if name.endswith((".json", ".jsonl"))
+def _adopted(look: Look) -> frozenset[str]:
+    """Addresses in the record of original drivers, if it is of this boot."""
+    record = _record(look, paths.ORIGINS)
+    rows = record.get("rows")
+    boot = look.line(paths.BOOT_ID)
+    return (
+        frozenset(map(str, rows)) if isinstance(rows, dict) and boot and record.get("boot_id") == boot else frozenset()
     )
-    return "\n".join(look.text(path, max_bytes=1 << 18) or "" for path in places)
+
+
+def _record(look: Look, path: str) -> dict[str, Any]:
+    try:
+        document = json.loads(look.text(path) or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _configurations(look: Look, entries: tuple[tuple[str, Mapping[str, Any]], ...]) -> Iterable[tuple[str, str]]:
@@ -191,7 +200,7 @@ def _kata(look: Look, handler: str, path: str) -> KataFacts:
 
 def _brokers(look: Look, kata: tuple[KataFacts, ...]) -> tuple[str, ...]:
     texts = [str(k.get(f"{_QEMU}.{key}") or "") for k in kata for key in ("kernel_params", "initdata")]
-    texts += [look.text(f"{_INITDATA}/{name}") or "" for name in look.names(_INITDATA)[:_MAX_STATE_FILES]]
+    texts += [look.text(f"{_INITDATA}/{name}") or "" for name in look.names(_INITDATA)[:_MAX_INITDATA]]
     return tuple(dict.fromkeys(url for text in texts for url in _URL.findall(text)))
 
 

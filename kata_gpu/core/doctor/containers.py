@@ -74,7 +74,7 @@ def _version(f: HostFacts, _p: Profiles) -> Outcome:
     "CRI-02", "runtime handler", Severity.FATAL,
     expected="an entry for the handler, with runtime_type, an executable runtime_path and a readable ConfigPath",
     symptom='"no runtime for \\"kata-qemu-nvidia-gpu\\" is configured"',
-    fix="install kata-deploy with the NVIDIA handlers (`kata-gpu install --help`), then `systemctl restart "
+    fix="install kata-deploy with the NVIDIA handlers, then `systemctl restart "
     "containerd`; "
     "`containerd config dump | grep -A9 kata-qemu-nvidia`",
     after=("CRI-05",),

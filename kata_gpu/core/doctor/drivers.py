@@ -130,13 +130,14 @@ def _rules(text: str) -> list[str]:
 
 @check(
     "DRV-06", "no stale driver_override", Severity.WARNING,
-    expected="driver_override of NVIDIA devices is (null), or set by us (journal in /run/kata-gpu)",
+    expected="driver_override of NVIDIA devices is (null), or set by us (record in /var/lib/kata-gpu)",
     symptom="after an uninstall the GPU never goes back to its driver",
     fix="`kata-gpu node setup` adopts the device; to drop it: `echo > /sys/bus/pci/devices/BDF/driver_override`",
 )  # fmt: skip
 def _overrides(f: HostFacts, _p: Profiles) -> Outcome:
-    ours = f.journal
-    return verdict((f"{d}: {d.override}" for d in f.devices if d.override and str(d) not in ours), "none of others")
+    return verdict(
+        (f"{d}: {d.override}" for d in f.devices if d.override and str(d) not in f.adopted), "none of others"
+    )
 
 
 @check(

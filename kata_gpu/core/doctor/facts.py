@@ -203,7 +203,10 @@ class KataFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
-    """Everything at once. `nodes` maps every path that a check asks about to what is there."""
+    """Everything at once. `nodes` maps every path that a check asks about to what is there.
+
+    `adopted` are the devices that this toolkit took over in this boot, `last_failure` why its last change failed.
+    """
 
     cpu: CpuFacts = CpuFacts()
     kernel: KernelFacts = KernelFacts()
@@ -216,7 +219,8 @@ class HostFacts:
     texts: Mapping[str, str] = field(default_factory=dict)
     misc: Mapping[str, tuple[int | None, int]] | None = None
     clock_synchronised: bool | None = None
-    journal: str = ""
+    adopted: frozenset[str] = frozenset()
+    last_failure: str = ""
     processes: tuple[ProcessFacts, ...] = ()
     kubelet: KubeletFacts = KubeletFacts()
     containerd: ContainerdFacts = ContainerdFacts()

@@ -43,7 +43,7 @@ def _artefacts(f: HostFacts, p: Profiles) -> Outcome:
     "KAT-02", "effective configuration", Severity.FATAL,
     expected="every requirement of `kata-gpu kata check` on base file and drop-ins together",
     symptom="depends on the key: no GPU in the VM, no attestation, or a VM that the host can debug",
-    fix="`kata-gpu kata check --handler HANDLER` names each key; `kata-gpu kata render` writes the drop-in",
+    fix="`kata-gpu kata check --handler HANDLER` names each key; `kata-gpu kata render --write` writes the drop-in",
 )  # fmt: skip
 def _config(f: HostFacts, p: Profiles) -> Outcome:
     kata = _wanted(f, p)
@@ -120,7 +120,7 @@ def _orphans(f: HostFacts, _p: Profiles) -> Outcome:
     "KAT-05", "CDI files agree with the host", Severity.WARNING,
     expected="every VFIO node in a CDI file exists and belongs to a bound device; no name is defined twice",
     symptom="the wrong GPU in the VM, or a failed injection",
-    fix="`kata-gpu cdi write` renews our files; remove the other file in /var/run/cdi or /etc/cdi",
+    fix="`kata-gpu gc` renews our file; remove the other file in /var/run/cdi or /etc/cdi",
 )  # fmt: skip
 def _cdi(f: HostFacts, _p: Profiles) -> Outcome:
     problems = [f"{c.path}: {c.problem}" for c in f.cdi if c.problem]

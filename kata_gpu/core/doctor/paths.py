@@ -29,7 +29,9 @@ MODULES_LOAD = ("/etc/modules-load.d", "/usr/lib/modules-load.d", "/run/modules-
 UDEV_RULES = ("/etc/udev/rules.d", "/usr/lib/udev/rules.d", "/run/udev/rules.d")
 LIBVIRT = "/etc/libvirt/qemu"
 DRIVERCTL = "/etc/driverctl.d"
-OWN_STATE = "/run/kata-gpu"
+ORIGINS = "/var/lib/kata-gpu/origins.json"
+LAST_CHANGE = "/var/lib/kata-gpu/last.json"
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 POD_LOGS = "/var/log/pods"
 
 NODES = (KVM, SEV, IOMMU, *SGX, QGS_SOCKET, CDI_RUN, CGROUP_V2, NYDUS_SOCKET)

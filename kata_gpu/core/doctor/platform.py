@@ -104,7 +104,7 @@ def _config(f: HostFacts, p: Profiles) -> Outcome:
     "PLT-06", "kernel lockdown", Severity.WARNING,
     expected="[none] in /sys/kernel/security/lockdown",
     symptom='EPERM on config writes and BAR mappings; kernel log: "Lockdown: ... direct PCI access is restricted"',
-    fix="use the VFIO backend, which works under lockdown: `kata-gpu node setup --backend vfio`",
+    fix="use the default backend, which works under lockdown: `kata-gpu node setup` without --admin-tools",
 )  # fmt: skip
 def _lockdown(f: HostFacts, _p: Profiles) -> Outcome:
     state = f.kernel.lockdown
@@ -115,9 +115,9 @@ def _lockdown(f: HostFacts, _p: Profiles) -> Outcome:
 
 @check(
     "PLT-07", "Secure Boot", Severity.WARNING,
-    expected="off, or the VFIO backend: on most distributions Secure Boot implies lockdown",
+    expected="off, or our own backend: on most distributions Secure Boot implies lockdown",
     symptom="as PLT-06, and unsigned out-of-tree modules are refused",
-    fix="keep it on and use `kata-gpu node setup --backend vfio`; `mokutil --sb-state` shows the state",
+    fix="keep it on and use `kata-gpu node setup` without --admin-tools; `mokutil --sb-state` shows the state",
 )  # fmt: skip
 def _secure_boot(f: HostFacts, _p: Profiles) -> Outcome:
     if f.kernel.secure_boot is None:
@@ -163,6 +163,6 @@ def _bios(f: HostFacts, _p: Profiles) -> Outcome:
     reboot=True,
 )  # fmt: skip
 def _firmware(f: HostFacts, _p: Profiles) -> Outcome:
-    if _INVALID_KNOB in f.journal:
-        return bad("a device refused its mode with FSP error 0x1e3: its firmware does not know the setting")
-    return ok("no refused mode change on record in /run/kata-gpu")
+    if _INVALID_KNOB in f.last_failure:
+        return bad(f"its firmware does not know the setting: {f.last_failure}")
+    return ok("no refused mode change on record")

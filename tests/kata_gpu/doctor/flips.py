@@ -127,7 +127,7 @@ FLIPS = (
     Flip("PLT-08", "not-synchronised",
          lambda t: t.command("timedatectl show -p NTPSynchronized", "NTPSynchronized=no\n")),
     Flip("PLT-09", "bar-below-4g", _guest_low_bar),
-    Flip("PLT-10", "invalid-knob", lambda t: t.put("/run/kata-gpu/journal/2.json", '{"error": "FSP error 0x1e3"}')),
+    Flip("PLT-10", "invalid-knob", lambda t: t.put("/var/lib/kata-gpu/last.json", '{"reason": "FSP error 0x1e3"}')),
     Flip("SNP-01", "sev-es-off", lambda t: t.put(PARAMETERS.format("kvm_amd", "sev_es"), "N")),
     Flip("SNP-01", "sev-snp-off", lambda t: t.put(PARAMETERS.format("kvm_amd", "sev_snp"), "N")),
     Flip("SNP-02", "iommu-pt", _add_option("iommu=pt")),
@@ -203,7 +203,8 @@ FLIPS = (
                                            'ATTR{vendor}=="0x10de", ATTR{driver_override}="vfio-pci"\n')),
     Flip("DRV-05", "pod", lambda t: t.put("/var/log/pods/gpu-operator_nvidia-vfio-manager-abcde_uid/0.log", "")),
     Flip("DRV-05", "process", lambda t: t.process(1300, "vfio-manage")),
-    Flip("DRV-06", "not-ours", lambda t: t.put("/run/kata-gpu/journal/1.json", "{}")),
+    Flip("DRV-06", "not-ours", lambda t: t.put("/var/lib/kata-gpu/origins.json", "{}")),
+    Flip("DRV-06", "of-another-boot", lambda t: t.put("/proc/sys/kernel/random/boot_id", "another\n")),
     Flip("DRV-07", "audio", _sibling),
     Flip("K8S-01", "1.31", lambda t: t.command("kubelet --version", "Kubernetes v1.31.9\n").edit(
         KUBELET_YAML, "featureGates:", "featureGates:\n  KubeletPodResourcesGet: true")),

@@ -1,6 +1,8 @@
 """`kata-gpu doctor` and `bundle` as a person uses them; and docs/doctor.md is the table."""
 
+import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +12,10 @@ import pytest
 
 from kata_gpu.cli.bundle import bundle
 from kata_gpu.cli.doctor import doctor
+from kata_gpu.cli.main import COMMANDS
 from kata_gpu.core.doctor import CHECKS, SECTIONS, Profile
 from kata_gpu.core.doctor.render import render_document
+from kata_gpu.core.explain import causes
 from kata_gpu.errors import Misconfigured
 from kata_gpu.host.simkernel.kernel import SimKernel
 from tests.kata_gpu.doctor.tree import Tree, healthy
@@ -121,3 +125,18 @@ def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] in {"[]", "['json']"}
     assert "Example" in done.stdout
+
+
+def _named_commands() -> list[str]:
+    texts = [text for c in CHECKS for text in (c.fix, c.expected)] + [c.fix for c in causes()]
+    return sorted({match for text in texts for match in re.findall(r"`kata-gpu ([a-z]+(?: [a-z]+)?)", text)})
+
+
+@pytest.mark.parametrize("command", _named_commands())
+def test_every_command_that_a_fix_names_exists(command: str) -> None:
+    name, _, sub = command.partition(" ")
+    assert name in COMMANDS
+    if sub and name in {"node", "kata", "cdi", "cc", "vfio", "initdata"}:
+        module, attribute, _help = COMMANDS[name]
+        group = getattr(importlib.import_module(module), attribute)
+        assert sub in group.commands

@@ -28,6 +28,7 @@ NODE_COMMAND = (
     ASK
     + ' node node-1 -o jsonpath={"{\\"labels\\":"}{.metadata.labels}{",\\"allocatable\\":"}{.status.allocatable}{"}"}'
 )
+BOOT = "0f0f0f0f-0000-4000-8000-000000000001"
 QEMU = "/opt/kata/bin/qemu-system-x86_64"
 
 
@@ -220,7 +221,10 @@ def healthy(*profiles: Profile, gpus: int = 1, switches: int = 0) -> Tree:
         nvidia(tree, bus, gpus + i, device=0x22A3, class_code=0x068000) for i, bus in enumerate(SWITCH_BUSES[:switches])
     ]
     function(tree, NIC, 99, vendor=0x15B3, device=0x1021, class_code=0x020000, driver="mlx5_core")
-    tree.put("/run/kata-gpu/journal/1.json", json.dumps({"steps": addresses}))
+    tree.put("/proc/sys/kernel/random/boot_id", f"{BOOT}\n")
+    rows = {address: ["nvidia", None] for address in addresses}
+    tree.put("/var/lib/kata-gpu/origins.json", json.dumps({"boot_id": BOOT, "rows": rows}))
+    tree.put("/var/lib/kata-gpu/last.json", json.dumps({"purpose": "setup", "outcome": "applied", "reason": ""}))
     tree.put("/var/run/cdi/kata-gpu.json", json.dumps(_cdi(addresses)))
     _kubernetes(tree)
     tee = next((p for p in (Profile.SNP, Profile.TDX) if p in wanted), Profile.GPU)
