@@ -1,0 +1,185 @@
+"""`kata-gpu-kbs key`: keys, their versions and their release policies."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from attestation.cli.store import moment, opened, operator, read_bytes, read_text, show, store_options
+from attestation.errors import Misconfigured
+from attestation.values import ResourcePath, Secret
+
+
+@click.group()
+def key() -> None:
+    """Keys that attested guests may get, each under its own policy.
+
+    \b
+    Example:
+      kata-gpu-kbs key add default/model/llama --store /var/lib/kbs --policy llama.toml
+    """
+
+
+@key.command()
+@click.argument("path")
+@click.argument("file", required=False)
+@click.option("--policy", help="Release policy (TOML).")
+@click.option("--label", "labels", multiple=True, help="A label; `test` lets forgeable evidence have the key.")
+@click.option("--bundle", is_flag=True, help="FILE is a JSON array of key paths: one GET returns all of them.")
+@store_options
+def add(
+    path: str,
+    file: str | None,
+    policy: str | None,
+    labels: tuple[str, ...],
+    bundle: bool,
+    store: str,
+    root_key: Path | None,
+    output: str,
+) -> None:
+    """Store FILE (`-` for standard input) under PATH, or make a 32-byte model key where no FILE is given.
+
+    An existing key gets a new version, which is what guests receive from then on.
+
+    \b
+    Example:
+      head -c 32 /dev/urandom | kata-gpu-kbs key add default/model/kek - --store kbs --policy gpu.toml --label test
+    """
+    from attestation.broker.keys import KeyKind
+    from attestation.ops.administer import put_key
+
+    if bundle and file is None:
+        raise Misconfigured("bundle-file", "a bundle needs a file", where="--bundle", expected="FILE")
+    kind = KeyKind.BUNDLE if bundle else KeyKind.MODEL_KEY if file is None else KeyKind.RESOURCE
+    with opened(store, root_key) as world:
+        version = put_key(
+            world,
+            operator(),
+            ResourcePath.parse(path),
+            None if file is None else Secret(read_bytes(file)),
+            kind=kind,
+            labels=labels,
+            policy=None if policy is None else read_text(policy),
+            now=moment(None),
+        )
+    show({"path": path, "version": version, "kind": kind}, output, [f"stored {path} version {version} ({kind})"])
+
+
+@key.command("list")
+@click.option("--repository", help="Only this repository.")
+@store_options
+def list_(repository: str | None, store: str, root_key: Path | None, output: str) -> None:
+    """List keys; never their secrets.
+
+    \b
+    Example:
+      kata-gpu-kbs key list --store kbs
+    """
+    with opened(store, root_key) as world:
+        records = [record.to_json() for record in world.keys.list(repository)]
+    lines = [
+        f"{r['path']}  v{r['version']}  {r['kind']}  {r['releases']} releases"
+        f"{'' if r['has_policy'] else '  NO POLICY OF ITS OWN'}{'  ' + ','.join(r['labels']) if r['labels'] else ''}"
+        for r in records
+    ]
+    show({"keys": records}, output, lines or ["no keys"])
+
+
+@key.command("show")
+@click.argument("path")
+@store_options
+def show_(path: str, store: str, root_key: Path | None, output: str) -> None:
+    """One key: versions, policy in force, and who got it.
+
+    \b
+    Example:
+      kata-gpu-kbs key show default/model/llama --store kbs
+    """
+    from attestation.ops.release import policy_text
+
+    with opened(store, root_key) as world:
+        at = ResourcePath.parse(path)
+        record = _existing(world, at)
+        policy = policy_text(world, at, record)
+        body = record.to_json() | {"versions": list(world.keys.versions(at)), "policy": policy}
+        body["released_to"] = [e.to_json()["body"] for e in world.audit.about(path, "released")[-20:]]
+    lines = [f"{name}: {body[name]}" for name in ("path", "kind", "labels", "versions", "releases", "created")]
+    lines += ["policy:", *(f"  {line}" for line in policy.strip().splitlines() or ["(none: released to nobody)"])]
+    lines += [f"released to: chip {str(r['chip_id'])[:16]} devices {r['devices']}" for r in body["released_to"]]
+    show(body, output, lines)
+
+
+@key.command()
+@click.argument("path")
+@store_options
+def rotate(path: str, store: str, root_key: Path | None, output: str) -> None:
+    """Make a new version of a model key.
+
+    \b
+    Example:
+      kata-gpu-kbs key rotate default/model/llama --store kbs
+    """
+    from attestation.ops.administer import rotate_key
+
+    with opened(store, root_key) as world:
+        version = rotate_key(world, operator(), ResourcePath.parse(path), now=moment(None))
+    show({"path": path, "version": version}, output, [f"{path} is now version {version}"])
+
+
+@key.command()
+@click.argument("path")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@store_options
+def delete(path: str, yes: bool, store: str, root_key: Path | None, output: str) -> None:
+    """Shred every version of a key. It cannot be taken back.
+
+    \b
+    Example:
+      kata-gpu-kbs key delete default/model/llama --store kbs
+    """
+    from attestation.ops.administer import delete_key
+
+    if not yes:
+        click.confirm(f"Shred {path} for ever?", abort=True, err=True)
+    with opened(store, root_key) as world:
+        delete_key(world, operator(), ResourcePath.parse(path), now=moment(None))
+    show({"path": path, "deleted": True}, output, [f"shredded {path}"])
+
+
+@key.command("set-policy")
+@click.argument("path")
+@click.argument("policy")
+@store_options
+def set_policy(path: str, policy: str, store: str, root_key: Path | None, output: str) -> None:
+    """Replace the release policy of a key.
+
+    \b
+    Example:
+      kata-gpu-kbs key set-policy default/model/llama llama.toml --store kbs
+    """
+    from attestation.ops.administer import set_key_policy
+
+    with opened(store, root_key) as world:
+        set_key_policy(world, operator(), ResourcePath.parse(path), read_text(policy), now=moment(None))
+    show({"path": path, "policy": policy}, output, [f"{path} is released under {policy}"])
+
+
+@key.command()
+@store_options
+def rewrap(store: str, root_key: Path | None, output: str) -> None:
+    """Wrap every data key with the current root key.
+
+    \b
+    Example:
+      kata-gpu-kbs key rewrap --store kbs
+    """
+    with opened(store, root_key) as world:
+        count = world.keys.rewrap()
+    show({"rewrapped": count}, output, [f"{count} versions rewrapped"])
+
+
+def _existing(world: Any, path: ResourcePath) -> Any:
+    record = world.keys.get(path)
+    if record is None:
+        raise Misconfigured("key-unknown", "no such key", where=str(path))
+    return record

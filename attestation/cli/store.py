@@ -1,0 +1,88 @@
+"""What the commands that open a store share: the two options, the principal, and one way to print."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from attestation.clock import parse_time, utc_now
+from attestation.errors import Misconfigured
+
+F = TypeVar("F", bound=Callable[..., Any])
+MAX_FILE_BYTES = 4 * 1024 * 1024
+
+
+def store_options(command: F) -> F:
+    """`--store`, `--root-key` and `--output`."""
+    for option in (
+        click.option("--output", type=click.Choice(["text", "json"]), default="text", help="How to print the result."),
+        click.option("--root-key", type=click.Path(path_type=Path), help="Root key file. Default: in the store."),
+        click.option("--store", required=True, help="Directory of the embedded store, or postgresql://..."),
+    ):
+        command = option(command)
+    return command
+
+
+class _Nobody:
+    """Commands verify no evidence."""
+
+    def verify(self, *_args: object, **_kwargs: object) -> Any:
+        raise Misconfigured("no-verifier", "this command verifies no evidence")
+
+
+@contextmanager
+def opened(store: str, root_key: Path | None) -> Iterator[Any]:
+    """The world of a store, closed at the end."""
+    from attestation.ops.open_world import WorldOptions, close_world, open_world
+
+    world = open_world(WorldOptions(store=store, root_key=root_key), _Nobody(), now=utc_now())
+    try:
+        yield world
+    finally:
+        close_world(world)
+
+
+def operator() -> Any:
+    """Whoever can open the store's root key is its administrator; the audit log names the local user."""
+    from attestation.broker.roles import Principal, Role
+
+    return Principal(name=f"local-uid-{os.getuid()}", role=Role.ADMIN)
+
+
+def moment(at: str | None) -> datetime:
+    """`--at`, or now."""
+    return utc_now() if at is None else parse_time(at, where="--at")
+
+
+def read_bytes(path: str) -> bytes:
+    """A file, or standard input for `-`; bounded."""
+    try:
+        with click.open_file(path, "rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except OSError as exc:
+        raise Misconfigured("file", f"cannot read: {exc.strerror}", where=path) from exc
+    if len(raw) > MAX_FILE_BYTES:
+        raise Misconfigured("file-size", "file is too large", where=path, expected=f"at most {MAX_FILE_BYTES} bytes")
+    return bytes(raw)
+
+
+def read_text(path: str) -> str:
+    """A UTF-8 file."""
+    try:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise Misconfigured("file-text", "not UTF-8 text", where=path) from exc
+
+
+def show(result: Mapping[str, Any], output: str, text: Sequence[str] = ()) -> None:
+    """One JSON object, or the lines for people."""
+    if output == "json":
+        click.echo(json.dumps(result, indent=2, sort_keys=True))
+    else:
+        for line in text or [f"{name}: {value}" for name, value in result.items()]:
+            click.echo(line)
