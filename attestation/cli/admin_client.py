@@ -1,6 +1,7 @@
 """The broker's admin API as a client: keys and their release policies."""
 
 from typing import NoReturn
+from urllib.parse import urlencode
 
 from attestation.errors import AttestationError, Denied, Misconfigured, Unavailable
 from attestation.formats.json_strict import require_object
@@ -19,9 +20,21 @@ class AdminClient:
         self._http = PinnedHttp(url, certificate=certificate)
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/octet-stream"}
 
-    def put_key(self, path: ResourcePath, secret: Secret) -> None:
-        """Store a secret under a name; an existing one gets a new version."""
-        self._call("POST", f"/kbs/v0/resource/{path}", secret.expose())
+    def put_key(self, path: ResourcePath, secret: Secret, labels: tuple[str, ...] = ()) -> None:
+        """Store a secret under a name; an existing one gets a new version. Every label must be on it afterwards."""
+        query = f"?{urlencode([('label', label) for label in labels])}" if labels else ""
+        self._call("POST", f"/kbs/v0/resource/{path}{query}", secret.expose())
+        if labels:
+            got = require_object(self._call("GET", f"/api/v1/keys/{path}", None).json(), "key").get("labels")
+            if not isinstance(got, list) or not set(labels) <= set(got):
+                self.delete_key(path)
+                raise Misconfigured(
+                    "key-labels",
+                    "the broker does not give the key these labels (use `kata-gpu-kbs key add --label`)",
+                    where=str(path),
+                    expected=", ".join(labels),
+                    got=got,
+                )
 
     def put_policy(self, path: ResourcePath, toml: bytes) -> None:
         """Set the release policy of an existing key."""
@@ -31,10 +44,11 @@ class AdminClient:
         """Delete a key with all its versions."""
         self._call("DELETE", f"/kbs/v0/resource/{path}", None)
 
-    def _call(self, method: str, path: str, data: bytes | None) -> None:
+    def _call(self, method: str, path: str, data: bytes | None) -> Reply:
         reply = self._http.call(method, path, data=data, headers=self._headers)
         if reply.status != 200:
             _refuse(reply)
+        return reply
 
 
 def _refuse(reply: Reply) -> NoReturn:

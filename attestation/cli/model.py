@@ -35,6 +35,7 @@ def model() -> None:
     "--key", metavar="KBS-URI", help="Store the key in the broker under this name, e.g. kbs:///models/llama/key."
 )
 @click.option("--policy", type=_FILE, help="Release policy (TOML) to store with the key.")
+@click.option("--label", "labels", multiple=True, help="Label that the key must get, e.g. test.")
 @click.option("--broker", help="URL of the broker's admin listener.")
 @click.option("--broker-cert", type=_FILE, help="PEM to pin for it (https).")
 @click.option("--admin-token-file", type=_FILE, help="Admin token.")
@@ -54,6 +55,7 @@ def encrypt(
     key_file: Path | None,
     key: str | None,
     policy: Path | None,
+    labels: tuple[str, ...],
     broker: str | None,
     broker_cert: Path | None,
     admin_token_file: Path | None,
@@ -77,7 +79,7 @@ def encrypt(
     path = ResourcePath.parse(key) if key else None
     if path is None and key_file is None:
         raise Misconfigured("model-key", "the key would be lost", expected="--key-file, or --key with --broker")
-    if path is None and (broker or policy):
+    if path is None and (broker or policy or labels):
         raise Misconfigured(
             "model-key", "the key has no name in the broker", expected="--key kbs:///repository/type/tag"
         )
@@ -85,7 +87,15 @@ def encrypt(
     _require_apart(source, out)
     secret = _model_key(key_file)
     if path is not None:
-        _store(path, secret, policy=policy, broker=broker, broker_cert=broker_cert, token_file=admin_token_file)
+        _store(
+            path,
+            secret,
+            policy=policy,
+            labels=labels,
+            broker=broker,
+            broker_cert=broker_cert,
+            token_file=admin_token_file,
+        )
     total = sum(p.stat().st_size for p in sources.values())
     with _progress(f"encrypting {len(sources)} files", total) as advance:
         result = encrypt_model(
@@ -150,6 +160,7 @@ def _store(
     secret: Secret,
     *,
     policy: Path | None,
+    labels: tuple[str, ...],
     broker: str | None,
     broker_cert: Path | None,
     token_file: Path | None,
@@ -163,7 +174,7 @@ def _store(
     token = _read(token_file, _MAX_TOKEN_BYTES).decode("ascii", "replace").strip()
     client = AdminClient(broker, certificate=pem, token=token)
     text = _read(policy, _MAX_POLICY_BYTES) if policy else None
-    client.put_key(path, secret)
+    client.put_key(path, secret, labels)
     if text is not None:
         try:
             client.put_policy(path, text)
