@@ -1,0 +1,302 @@
+"""Cases gpu-061 to gpu-086: certificate chains and firmware ids (gpu-attestation.md 8.6)."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from attestation.findings import Result
+from attestation.formats.certs import parse_bundle
+from attestation.simulate.nvidia import ForgedEvidence, NvidiaForge
+from attestation.simulate.pki import CERTIFYING, CertSpec, mint, to_pem
+from attestation.values import Architecture, Level
+from attestation.verify.chain import require_valid, verify_path
+from attestation.verify.nv_policy import OneOf, Unchecked
+from attestation.verify.identity import FwidMatch
+from tests.attestation.gpu.support import (
+    BLACKWELL,
+    FORGE,
+    FORGED,
+    HOPPER,
+    LS10,
+    NONCE,
+    NOW,
+    falls_short,
+    find,
+    policy,
+    refused,
+    verify,
+    with_rim,
+)
+
+Certificates = list[x509.Certificate]
+
+
+def chain(arch: Architecture = HOPPER, index: int = 0) -> Certificates:
+    return list(mint(FORGE.device_specs(arch, index)))
+
+
+def with_chain(certificates: Certificates) -> ForgedEvidence:
+    return replace(FORGE.device(nonce=NONCE), chain=to_pem(certificates))
+
+
+def with_specs(edit: Callable[[list[CertSpec]], list[CertSpec]], arch: Architecture = HOPPER) -> ForgedEvidence:
+    return FORGE.device(arch, nonce=NONCE, specs=edit(FORGE.device_specs(arch, 0)))
+
+
+def changed(position: int, **changes: object) -> Callable[[list[CertSpec]], list[CertSpec]]:
+    """One specification changed; everything is signed properly afterwards."""
+
+    def edit(specs: list[CertSpec]) -> list[CertSpec]:
+        specs[position] = replace(specs[position], **changes)  # type: ignore[arg-type]
+        return specs
+
+    return edit
+
+
+RIM_CHAIN = list(mint(FORGE.rim_specs(HOPPER)))
+STRANGER = list(mint(NvidiaForge(seed="stranger").device_specs(HOPPER, 0)))
+
+SHAPES: list[tuple[str, Certificates, str]] = [
+    ("061-leaf-removed", chain()[1:], "leaf-usage"),
+    ("062-root-removed", chain()[:-1], "chain-root"),
+    ("063-intermediate-removed", chain()[:2] + chain()[3:], "chain-issuer"),
+    ("064-reversed", chain()[::-1], "chain-root"),
+    ("065-leaf-twice", chain()[:1] + chain(), "chain-ca"),
+    ("066-unrelated-appended", [*chain(), STRANGER[-1]], "chain-root"),
+    ("068-same-names-own-root", STRANGER, "chain-root"),
+    ("069-rim-root", [*chain()[:-1], RIM_CHAIN[-1]], "chain-root"),
+    ("070-rim-chain-for-device", RIM_CHAIN, "chain-root"),
+]
+
+
+@pytest.mark.parametrize(
+    ("certificates", "code"), [pytest.param(certs, code, id=f"gpu-{name}") for name, certs, code in SHAPES]
+)
+def test_shape(certificates: Certificates, code: str) -> None:
+    refused(code, lambda: verify(with_chain(certificates)))
+
+
+@pytest.mark.parametrize("_case", [pytest.param(None, id="gpu-070-device-chain-for-rim")])
+def test_device_chain_signs_a_document(_case: None) -> None:
+    """A device's key over reference values: its root is not the one for documents."""
+    document = FORGE.rim(HOPPER, driver=True, specs=FORGE.device_specs(HOPPER, 0)[:1] + FORGE.device_specs(HOPPER, 0)[1:])
+    device = verify(FORGE.device(nonce=NONCE), with_rim("NV_GPU_DRIVER_GH100_590.12", document))
+    falls_short(device, "chain-root")
+
+
+@pytest.mark.parametrize("_case", [pytest.param(None, id="gpu-067-thousand-certificates")])
+def test_thousand_certificates(_case: None) -> None:
+    evidence = replace(FORGE.device(nonce=NONCE), chain=to_pem(chain()) * 200)
+    refused("chain-length", lambda: verify(evidence))
+
+
+P256 = ec.derive_private_key(7, ec.SECP256R1())
+RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+OTHER = FORGE.key("other leaf")
+LEAF_BY_LEAF = [
+    ("072-ca-without-usage", {"ca": True}, "chain-ca"),
+    ("072-ca-with-usage", {"ca": True, "usage": CERTIFYING}, "chain-length"),
+]
+SPECS: list[tuple[str, Callable[[list[CertSpec]], list[CertSpec]], str]] = [
+    ("071-no-digital-signature", changed(0, usage=frozenset({"key_agreement"})), "leaf-usage"),
+    ("071-no-key-usage", changed(0, usage=None), "leaf-usage"),
+    *(
+        (
+            name,
+            lambda specs, change=change: [  # type: ignore[misc]
+                replace(specs[0], key=OTHER, serial=7), replace(specs[0], **change), *specs[1:]
+            ],
+            code,
+        )
+        for name, change, code in LEAF_BY_LEAF
+    ),
+    ("073-no-basic-constraints", changed(2, ca=None), "chain-ca"),
+    ("073-ca-false", changed(2, ca=False), "chain-ca"),
+    ("074-path-length", changed(3, path_length=1), "chain-path-length"),
+    ("075-p256-leaf", changed(0, key=P256), "certificate-key"),
+    ("075-rsa-leaf", changed(0, key=RSA), "certificate-key"),
+    ("076-sha256-signature", changed(1, digest=hashes.SHA256()), "certificate-algorithm"),
+    ("077-expired", changed(0, not_after=datetime(2026, 11, 20, tzinfo=UTC)), "certificate-expired"),
+    ("077-not-yet-valid", changed(0, not_before=datetime(2026, 11, 22, tzinfo=UTC)), "certificate-not-yet-valid"),
+    ("077-expired-intermediate", changed(2, not_after=datetime(2026, 11, 20, tzinfo=UTC)), "certificate-expired"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("edit", "code"), [pytest.param(e, c, id=f"gpu-{name}") for name, e, c in SPECS])
+def test_profile(edit: Callable[[list[CertSpec]], list[CertSpec]], code: str) -> None:
+    """One property of one certificate is wrong; every signature is right."""
+    specs = edit(FORGE.device_specs(HOPPER, 0))
+    evidence = replace(FORGE.device(nonce=NONCE), chain=to_pem(mint(specs)))
+    refused(code, lambda: verify(evidence))
+
+
+@pytest.mark.parametrize("_case", [pytest.param(None, id="gpu-076-sha1-signature")])
+def test_sha1_signature(_case: None) -> None:
+    """No library signs certificates with SHA-1 any more: the identifier is put there by hand."""
+    der = parse_bundle(FORGE.device(nonce=NONCE).chain)
+    sha384, sha1 = bytes.fromhex("06082a8648ce3d040303"), bytes.fromhex("06072a8648ce3d0401")
+    old = der[1].replace(sha384, b"\x06\x08" + sha1[2:] + b"\x01")
+    path = [der[0], old, *der[2:]]
+    refused("certificate-algorithm", lambda: verify_path(path, anchors=FORGE.trust.device_roots, where="chain"))
+
+
+@pytest.mark.parametrize("_case", [pytest.param(None, id="gpu-078-end-of-time")])
+def test_end_of_time(_case: None) -> None:
+    """notAfter 9999-12-31 does not overflow, whatever the grace."""
+    device = verify(FORGE.device(nonce=NONCE))
+    assert device.level is Level.TRUSTED
+    path = verify_path(parse_bundle(FORGE.device(nonce=NONCE).chain), anchors=FORGE.trust.device_roots, where="chain")
+    last = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+    require_valid(path, last, where="chain", grace=last - NOW)
+
+
+def fwid_of(value: bytes | None) -> Callable[[list[CertSpec]], list[CertSpec]]:
+    """A leaf whose FWID extension holds `value`, or none."""
+
+    def edit(specs: list[CertSpec]) -> list[CertSpec]:
+        name, genuine = specs[0].extensions
+        assert isinstance(genuine, x509.UnrecognizedExtension)
+        kept = () if value is None else (x509.UnrecognizedExtension(genuine.oid, value),)
+        specs[0] = replace(specs[0], extensions=(name, *kept))
+        return specs
+
+    return edit
+
+
+def _extension(**changes: object) -> bytes:
+    arch = changes.pop("arch", HOPPER)
+    brom = FORGE.device_specs(HOPPER, 0)[1].key
+    made = FORGE.fwid_extension(arch, changes.pop("issuer", brom), **changes)  # type: ignore[arg-type]
+    return made.value
+
+
+SHORT = _extension().replace(b"\x04\x30", b"\x04\x2f")[:-1].replace(b"\x30\x3d", b"\x30\x3c").replace(
+    b"\x30\x81\xba", b"\x30\x81\xb9"
+)
+FWIDS = [
+    ("079-absent", fwid_of(None), "fwid-extension"),
+    ("079-47-bytes", fwid_of(SHORT), "fwid-extension"),
+    ("079-mismatch", fwid_of(_extension(fwid=bytes(48))), "fwid-mismatch"),
+    ("082-other-issuer-key", fwid_of(_extension(issuer=OTHER)), "fwid-issuer"),
+]
+
+
+@pytest.mark.parametrize(("edit", "code"), [pytest.param(e, c, id=f"gpu-{name}") for name, e, c in FWIDS])
+def test_firmware_id(edit: Callable[[list[CertSpec]], list[CertSpec]], code: str) -> None:
+    refused(code, lambda: verify(with_specs(edit)))
+
+
+@pytest.mark.parametrize("_case", [pytest.param(None, id="gpu-080-fwid-not-reported")])
+def test_firmware_id_not_reported(_case: None) -> None:
+    """A driver that always reports a FWID and does not is a downgrade; older ones are policy's business."""
+    missing = FORGE.device(nonce=NONCE, tlvs={20: None})
+    refused("fwid-absent", lambda: verify(missing))
+    waived = verify(missing, policy(fwid=Unchecked("engineering board")))
+    finding = next(f for f in waived.findings if f.check == "fwid")
+    assert (finding.result, finding.expected) == (Result.SKIPPED, "unchecked: engineering board")
+    old = FORGE.device(nonce=NONCE, tlvs={20: None, 3: b"535.86.09\0"})
+    falls_short(verify(old), "policy-fwid")
+    either = OneOf(frozenset({FwidMatch.MATCH, FwidMatch.ABSENT}))
+    assert next(f for f in verify(old, policy(fwid=either)).findings if f.check == "fwid").result is Result.PASS
+
+
+@pytest.mark.parametrize("_case", [pytest.param(None, id="gpu-081-two-extensions")])
+def test_two_firmware_ids(_case: None) -> None:
+    def both(specs: list[CertSpec]) -> list[CertSpec]:
+        extra = FORGE.fwid_extension(BLACKWELL, specs[1].key, fwid=bytes(48))
+        specs[0] = replace(specs[0], extensions=(*specs[0].extensions, extra))
+        return specs
+
+    refused("fwid-ambiguous", lambda: verify(with_specs(both)))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param("90000001", id="gpu-083-debug"),
+        pytest.param("c0000001", id="gpu-083-not-secure"),
+        pytest.param("a0000001", id="gpu-083-recovery"),
+    ],
+)
+def test_dice_flags(flags: str) -> None:
+    assert verify(FORGE.device(BLACKWELL, nonce=NONCE)).level is Level.TRUSTED
+    edit = fwid_of(_extension(arch=BLACKWELL, flags=flags))
+    refused("dice-flags", lambda: verify(with_specs(edit, BLACKWELL)))
+
+
+@pytest.mark.parametrize("_case", [pytest.param(None, id="gpu-084-no-fwids")])
+def test_dice_without_fwids(_case: None) -> None:
+    empty = b"\x30\x0a\x80\x06NVIDIA\xa6\x00"
+    refused("fwid-extension", lambda: verify(with_specs(fwid_of(empty), BLACKWELL)))
+
+
+@pytest.mark.parametrize("_case", [pytest.param(None, id="gpu-085-name-and-envelope")])
+def test_name_decides_the_architecture(_case: None) -> None:
+    refused("arch-mismatch", lambda: verify(FORGE.device(LS10, nonce=NONCE), arch=HOPPER))
+
+
+NAMES = [
+    ("085-other-vendor", "OTHER:GH100:0011223344556677", "identity-name"),
+    ("085-other-chip", "NVIDIA:GB100:0011223344556677", "identity-name"),
+    ("085-unknown-chip", "NVIDIA:XX100:0011223344556677", "identity-name"),
+    ("085-short-id", "NVIDIA:GH100:00112233", "identity-name"),
+]
+
+
+@pytest.mark.parametrize(("name", "code"), [pytest.param(n, c, id=f"gpu-{case}") for case, n, c in NAMES])
+def test_device_name(name: str, code: str) -> None:
+    def edit(specs: list[CertSpec]) -> list[CertSpec]:
+        specs[0] = replace(specs[0], extensions=(FORGE.spdm_name(name), specs[0].extensions[1]))
+        return specs
+
+    refused(code, lambda: verify(with_specs(edit)))
+
+
+PEM = FORGE.device(nonce=NONCE).chain
+TEXTS = [
+    ("086-nul", b"\0" + PEM, "pem-syntax"),
+    ("086-nul-inside", PEM[:100] + b"\0" + PEM[101:], "base64"),
+    ("086-crlf", PEM.replace(b"\n", b"\r\n"), "pem-syntax"),
+    ("086-garbage-between", PEM.replace(b"-----\n-----", b"-----\ngarbage\n-----"), "pem-syntax"),
+    ("086-10-MB", b"x" * 10_000_000, "chain-size"),
+    ("086-10-MB-of-pem", PEM * 2500, "chain-length"),
+    ("086-empty", b"", "chain-empty"),
+]
+
+
+@pytest.mark.parametrize(("text", "code"), [pytest.param(t, c, id=f"gpu-{name}") for name, t, c in TEXTS])
+def test_pem_text(text: bytes, code: str) -> None:
+    refused(code, lambda: verify(replace(FORGE.device(nonce=NONCE), chain=text)))
+
+
+def test_every_certificate_is_needed_as_it_is() -> None:
+    """A flipped bit anywhere in any certificate of the chain, the root included, is refused."""
+    evidence = FORGE.device(nonce=NONCE)
+    ders = parse_bundle(evidence.chain)
+    for position, der in enumerate(ders):
+        for offset in range(0, len(der), 29):
+            bad = der[:offset] + bytes([der[offset] ^ 4]) + der[offset + 1 :]
+            path = [*ders[:position], bad, *ders[position + 1 :]]
+            refused_somehow(path)
+
+
+def refused_somehow(path: list[bytes]) -> None:
+    from attestation.errors import AttestationError
+
+    with pytest.raises(AttestationError):
+        verify_path(path, anchors=FORGE.trust.device_roots, where="chain", cache=None)
+
+
+def test_known_issuers_cost_no_second_verification() -> None:
+    """The cache keeps issuers, never device leaves."""
+    assert FORGED.cache is not None
+    verify(FORGE.device(nonce=NONCE, index=5))
+    before = len(FORGED.cache.chains)
+    verify(FORGE.device(nonce=NONCE, index=5))
+    assert len(FORGED.cache.chains) == before
+    assert find(verify(FORGE.device(nonce=NONCE, index=5)).findings, "simulated-roots").result is Result.WARN
