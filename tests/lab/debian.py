@@ -5,7 +5,9 @@ Works unprivileged: apt gets a state folder of its own.
 
 import os
 import platform
+import re
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 CACHE = Path(__file__).resolve().parents[2] / ".cache" / "lab"
@@ -33,53 +35,87 @@ def run(*argv: str | Path, cwd: Path | None = None, timeout_s: int = 300) -> str
     return done.stdout
 
 
-def _apt_options() -> list[str]:
-    state = CACHE / "apt"
-    (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
-    return [
-        "-oDebug::NoLocking=1",
-        f"-oDir::State={state}",
-        f"-oDir::State::Lists={state / 'lists'}",
-        f"-oDir::Cache={state}",
-        "-oDir::State::status=/var/lib/dpkg/status",
-        "-oAPT::Sandbox::User=",
-    ]
+def _archive() -> str:
+    """Where this machine gets Debian from: the first archive of its own apt configuration."""
+    for path in (Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("debian*"))):
+        if path.is_file() and (found := re.search(r"(?m)^(?:URIs:|deb(?: \[[^]]*\])?)\s+(\S+)", path.read_text())):
+            return found.group(1)
+    raise Unavailable("this machine names no Debian archive")
 
 
-def unpack(package: str) -> Path:
-    """Folder with the package's files, downloaded once."""
-    if platform.machine() != "x86_64":
-        raise Unavailable("the lab needs an x86-64 machine")
-    folder = CACHE / "root" / package
-    if (folder / ".complete").exists():
-        return folder
-    options = _apt_options()
-    if not any((CACHE / "apt" / "lists").glob("*Packages*")):
-        run("apt-get", *options, "update", "-qq")
-    debs = CACHE / "debs"
-    debs.mkdir(parents=True, exist_ok=True)
-    run("apt-get", *options, "download", "-qq", package, cwd=debs)
-    deb = max(debs.glob(f"{package}_*.deb"), key=lambda p: p.stat().st_mtime)
-    folder.mkdir(parents=True, exist_ok=True)
-    run("dpkg-deb", "-x", deb, folder)
-    deb.unlink()
-    (folder / ".complete").touch()
-    return folder
+class Apt:
+    """Packages of some suites, with a state folder of its own; nothing is installed and no root is needed."""
+
+    def __init__(self, name: str, suites: tuple[str, ...] = ()) -> None:
+        """`suites` other than this machine's own, or none for those that it is configured with."""
+        if platform.machine() != "x86_64":
+            raise Unavailable("the lab needs an x86-64 machine")
+        self.folder = CACHE / name
+        state = self.folder / "apt"
+        (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+        self._options = ["-oDebug::NoLocking=1", f"-oDir::State={state}", f"-oDir::State::Lists={state / 'lists'}",
+                         f"-oDir::Cache={state}", "-oDir::State::status=/dev/null", "-oAPT::Sandbox::User="]  # fmt: skip
+        if suites:
+            sources = state / "sources.list"
+            sources.write_text("".join(f"deb {_archive()} {suite} main\n" for suite in suites))
+            self._options += [f"-oDir::Etc::SourceList={sources}", "-oDir::Etc::SourceParts=/dev/null"]
+        if not any((state / "lists").glob("*Packages*")):
+            run("apt-get", *self._options, "update", "-qq")
+
+    def depends(self, package: str) -> list[str]:
+        """Names that a package depends on directly."""
+        words = run("apt-cache", *self._options, "depends", package).split()
+        return [name for key, name in pairwise(words) if key == "Depends:"]
+
+    def unpack(self, package: str) -> Path:
+        """Folder with the files of one package."""
+        root = self.folder / package
+        if not (root / ".complete").exists():
+            debs = self.folder / "debs"
+            debs.mkdir(exist_ok=True)
+            run("apt-get", *self._options, "download", "-qq", package, cwd=debs)
+            self._extract(debs, f"{package}_*.deb", root)
+        return root
+
+    def unpack_closure(self, package: str, suite: str) -> Path:
+        """Folder with the files of a package of `suite` and of all that it depends on."""
+        root = self.folder / f"{package}-closure"
+        if not (root / ".complete").exists():
+            archives = self.folder / "apt" / "archives"
+            (archives / "partial").mkdir(parents=True, exist_ok=True)
+            run("apt-get", *self._options, "install", "-qq", "-y", "--download-only", "--no-install-recommends",
+                "-t", suite, package, timeout_s=600)  # fmt: skip
+            self._extract(archives, "*.deb", root)
+        return root
+
+    @staticmethod
+    def _extract(debs: Path, pattern: str, root: Path) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        for deb in debs.glob(pattern):
+            run("dpkg-deb", "-x", deb, root)
+            deb.unlink()
+        (root / ".complete").touch()
 
 
 def kernel() -> tuple[Path, Path]:
     """(vmlinuz, folder of modules) of the stock kernel of this Debian release."""
-    options = _apt_options()
-    if not any((CACHE / "apt" / "lists").glob("*Packages*")):
-        run("apt-get", *options, "update", "-qq")
-    depends = run("apt-cache", *options, "depends", KERNEL_META)
-    package = next((w for w in depends.split() if w.startswith("linux-image-") and w != KERNEL_META), None)
+    apt = Apt("stock")
+    package = next((name for name in apt.depends(KERNEL_META) if name.startswith("linux-image-")), None)
     if package is None:
         raise Unavailable(f"{KERNEL_META} names no kernel")
-    root = unpack(package)
+    root = apt.unpack(package)
     return next(root.glob("boot/vmlinuz-*")), next(root.glob("lib/modules/*"))
 
 
 def busybox() -> Path:
     """A static busybox."""
-    return unpack("busybox-static") / "bin" / "busybox"
+    return Apt("stock").unpack("busybox-static") / "bin" / "busybox"
+
+
+def qemu_with_vfio_user() -> list[str]:
+    """Command of a QEMU that has `vfio-user-pci` (10.1 and newer), run from its unpacked packages."""
+    root = Apt("trixie", ("trixie", "trixie-backports")).unpack_closure("qemu-system-x86", "trixie-backports")
+    loader = next(root.glob("usr/lib64/ld-linux-x86-64.so.2"), None) or next(root.glob("**/ld-linux-x86-64.so.2"))
+    libraries = f"{root}/usr/lib/x86_64-linux-gnu"
+    return [str(loader), "--library-path", libraries, f"{root}/usr/bin/qemu-system-x86_64",
+            "-L", f"{root}/usr/share/qemu", "-L", f"{root}/usr/share/seabios"]  # fmt: skip
