@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from kata_gpu.core.gpu import CcMode
+from kata_gpu.core.node_policy import NodePolicy
 from kata_gpu.errors import InUse, KataGpuError, LockedOutOfBand, RolledBack, TimedOut, Unavailable
 from kata_gpu.host.simkernel.kernel import Crashed
 from kata_gpu.host.simkernel.machine import Machine
@@ -22,7 +23,7 @@ def _small(profile: str = "ubuntu-6.17") -> Machine:
     return hgx_h100(profile, gpus=2, switches=1)
 
 
-PLANS = {
+PLANS: dict[str, tuple[Callable[[], Machine], NodePolicy | None, Callable[[World], object]]] = {
     "cold-to-on": (_small, None, lambda w: setup.setup(w.node, ON)),
     "cold-to-on-groups": (lambda: _small("debian-6.12"), None, lambda w: setup.setup(w.node, ON)),
     "cold-to-ppcie": (_small, None, lambda w: setup.setup(w.node, PPCIE)),
