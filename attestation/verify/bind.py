@@ -21,6 +21,7 @@ from attestation.verify.verified import BoundPlatform, VerifiedCpu, VerifiedDevi
 
 MAX_ADDITIONAL_BYTES = 2 * 1024 * 1024  # as the KBS request body; 12 devices take 137 kB
 NVIDIA = "nvidia"
+DEVICE_REVOCATION = "device-revocation"
 NOT_PROVEN = (
     "no shipping GPU reports which machine or VM it is attached to: the link is the driver of the measured guest, "
     "and a relay to a genuine GPU elsewhere is not excluded"
@@ -86,6 +87,7 @@ def bind_platform(
     _require_accepted(verified_cpu)
     proofs, about_all = devices(listed, nonce)
     require_distinct(proofs)
+    _require_usable(proofs, about_all)
     ordered = tuple(sorted(proofs, key=_order))
     findings = [*verified_cpu.findings, *(f for device in ordered for f in device.findings), *about_all]
     return BoundPlatform(
@@ -175,6 +177,20 @@ def _require_accepted(cpu: VerifiedCpu) -> None:
                 finding.code,
                 "the CPU TEE is genuine and policy refuses it",
                 where=f"{cpu.tee}.{finding.check}",
+                expected=finding.expected,
+                got=finding.got,
+            )
+
+
+def _require_usable(devices: Sequence[VerifiedDevice], about_all: Sequence[Finding]) -> None:
+    """A revoked device, or devices that contradict each other, are false evidence that no key policy may excuse."""
+    fatal = [f for device in devices for f in device.findings if f.check == DEVICE_REVOCATION]
+    for finding in [*fatal, *about_all]:
+        if finding.result is Result.FAIL:
+            raise Untrusted(
+                finding.code,
+                finding.hint or "the devices cannot be believed",
+                where=finding.subject or finding.check,
                 expected=finding.expected,
                 got=finding.got,
             )

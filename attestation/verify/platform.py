@@ -23,6 +23,7 @@ from attestation.verify.snp_policy import SnpPolicy
 from attestation.verify.snp_trust import AmdCollateral, AmdTrust
 from attestation.verify.tdx import verify_tdx
 from attestation.verify.tdx_trust import IntelCollateral, IntelTrust, StaticIntelCollateral, TdxPolicy
+from attestation.verify.topology import check_set
 from attestation.verify.verified import BoundPlatform, VerifiedCpu, VerifiedDevice
 
 __all__ = ["Expected", "PlatformCollateral", "PlatformEvidence", "PlatformPolicy", "PlatformTrust", "verify_platform"]
@@ -90,7 +91,7 @@ def verify_platform(
             cache=collateral.nv_cache,
         )
         proofs = [prove_device(d.report, d.chain, known, nonce=nonce, arch=d.arch) for d in listed]
-        return [proof.device for proof in proofs], []
+        return [proof.device for proof in proofs], list(check_set(proofs)) if proofs else []
 
     return bind_platform(evidence, session, cpu=cpu, devices=devices)
 

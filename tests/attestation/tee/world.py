@@ -11,8 +11,10 @@ from typing import Any
 from attestation.crypto import binding
 from attestation.formats.initdata import parse_init_data
 from attestation.simulate.amd import ReportFields, SimulatedChip, simulated_amd_collateral, simulated_amd_trust
+from attestation.simulate.intel import QuoteForm, simulated_intel_collateral, simulated_intel_trust
 from attestation.simulate.nvidia import ForgedEvidence, NvidiaForge
 from attestation.values import Architecture, BindingProfile, DeviceKind, GpuMode, Nonce, Tee
+from attestation.verify.nv_policy import NvPolicy
 from attestation.verify.platform import (
     Expected,
     PlatformCollateral,
@@ -21,7 +23,13 @@ from attestation.verify.platform import (
     PlatformTrust,
     verify_platform,
 )
-from attestation.verify.revocation import NoRevocation
+from attestation.verify.revocation import (
+    ChainKind,
+    NoRevocation,
+    RevocationPolicy,
+    RevocationRule,
+    RevocationStatus,
+)
 from attestation.verify.verified import BoundPlatform
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
@@ -67,6 +75,7 @@ class Guest:
     jwk: dict[str, str] = field(default_factory=lambda: dict(JWK))
     init_data: str | None = None
     profile: BindingProfile = BindingProfile.TRUSTEE_RCAR
+    tee: Tee = Tee.SNP
 
     def device_nonce(self) -> Nonce:
         if self.profile is BindingProfile.CGPU_V1:
@@ -98,16 +107,22 @@ class Guest:
         """Honest evidence; `changes` are made to the CPU report before it is signed."""
         devices = self.devices() if devices is None else devices
         additional = render_additional(devices)
-        fields = self.fields(devices, additional).with_(**changes)
         return PlatformEvidence(
-            tee=Tee.SNP,
-            primary=json.loads(self.chip.evidence_json(fields)),
+            tee=self.tee,
+            primary=json.loads(self.primary(devices, additional, changes)),
             additional=additional,
             nonce=self.nonce,
             tee_jwk=self.jwk,
             init_data=self.init_data,
             profile=self.profile,
         )
+
+    def primary(self, devices: Sequence[ForgedEvidence], additional: str, changes: dict[str, Any]) -> str:
+        if self.tee is Tee.TDX:
+            init = bytes(48) if self.init_data is None else parse_init_data(self.init_data).field_value(48)
+            quote = QuoteForm(report_data=self.report_data(devices, additional), mr_config_id=init)
+            return quote.with_(**changes).evidence_json()
+        return self.chip.evidence_json(self.fields(devices, additional).with_(**changes))
 
     def with_(self, **changes: Any) -> "Guest":
         return replace(self, **changes)
@@ -129,20 +144,32 @@ def render_additional(devices: Sequence[ForgedEvidence]) -> str:
 
 
 def trust() -> PlatformTrust:
-    return PlatformTrust(amd=simulated_amd_trust(), nvidia=FORGE.trust)
+    return PlatformTrust(amd=simulated_amd_trust(), intel=simulated_intel_trust(), nvidia=FORGE.trust)
 
 
 def collateral() -> PlatformCollateral:
-    return PlatformCollateral(amd=simulated_amd_collateral(), rims=_shelf(), revocation=NoRevocation())
+    return PlatformCollateral(
+        amd=simulated_amd_collateral(), intel=simulated_intel_collateral(), rims=_shelf(), revocation=NoRevocation()
+    )
 
 
-def verify(evidence: PlatformEvidence, policy: PlatformPolicy | None = None, **session: Any) -> BoundPlatform:
-    expected = Expected(**{"tee": Tee.SNP, "nonce": NONCE, "profile": evidence.profile} | session)
+def policy() -> PlatformPolicy:
+    """Nobody runs a responder for simulated signers of reference documents."""
+    accept = frozenset({RevocationStatus.GOOD, RevocationStatus.UNKNOWN})
+    rule = RevocationRule(kind=ChainKind.RIM, accept=accept)
+    return PlatformPolicy(nvidia=NvPolicy(revocation=RevocationPolicy(rim=rule)))
+
+
+def verify(
+    evidence: PlatformEvidence, *, roots: PlatformTrust | None = None, now: datetime = NOW, **session: Any
+) -> BoundPlatform:
+    """Against the session of NONCE; `session` changes what the server expects."""
+    known = {"tee": evidence.tee, "nonce": NONCE, "profile": evidence.profile}
     return verify_platform(
         evidence,
-        session=expected,
-        trust=trust(),
+        session=Expected(**{**known, **session}),
+        trust=roots or trust(),
         collateral=collateral(),
-        policy=policy or PlatformPolicy(),
-        now=NOW,
+        policy=policy(),
+        now=now,
     )
