@@ -83,6 +83,7 @@ class Process:
     cmdline: list[str]
     cgroup: str = "/"
     maps_device: bool = False
+    files: list[str] = field(default_factory=list)  # other files that it has open
     waits_for: str = ""  # address of the function whose unbind it cannot leave
 
 

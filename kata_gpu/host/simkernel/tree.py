@@ -304,7 +304,7 @@ def _modules(machine: Machine) -> bytes:
 
 def _process(machine: Machine, pid: int) -> Dir:
     process = machine.processes[pid]
-    descriptors: Dir = {}
+    descriptors: Dir = {str(3 + i): Link(name) for i, name in enumerate(process.files)}
     mapped = process.maps_device
     for handle in machine.handles:
         if handle.pid != pid:

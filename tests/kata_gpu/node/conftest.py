@@ -11,10 +11,12 @@ import pytest
 from kata_gpu.core.cdi import device_nodes, parse_spec
 from kata_gpu.core.gpu import CcMode
 from kata_gpu.core.node_policy import NodePolicy
+from kata_gpu.core.pci import PciAddress
 from kata_gpu.host.durable import DurableDir, replace_file
 from kata_gpu.host.simkernel.kernel import SimKernel
 from kata_gpu.host.simkernel.machine import Machine
 from kata_gpu.ops.node import Node
+from kata_gpu.ops.observe import observe
 
 ON = NodePolicy.everything(CcMode.ON)
 OFF = NodePolicy.everything(CcMode.OFF)
@@ -48,6 +50,10 @@ class World:
     @property
     def machine(self) -> Machine:
         return self.kernel.machine
+
+    def node_gpu(self) -> PciAddress:
+        """Address of the first GPU."""
+        return observe(self.kernel).gpus[0].function.address
 
     def restarted(self, kernel: SimKernel) -> "World":
         """A new process on the same host."""
