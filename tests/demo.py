@@ -34,7 +34,7 @@ version = 1
 
 [cpu]                       # one CPU TEE, of this launch measurement
 tee = "snp"
-measurement = "{measurement}"
+measurement = {{ reference = "snp_launch_measurement" }}
 
 [gpus]                      # and one Hopper GPU in confidential mode with known firmware
 count = 1
@@ -66,7 +66,9 @@ def note(text: str) -> None:
     print(_paint("32", f"   -> {text}"), flush=True)
 
 
-def run(*argv: str | Path, expect: int = 0, lines: int = 6, contains: str = "", cwd: Path) -> str:
+def run(
+    *argv: str | Path, expect: int = 0, lines: int = 6, contains: str = "", refused: bool = False, cwd: Path
+) -> str:
     """Run one command, show it with the first and last lines of its output, and demand its exit code."""
     words = [str(a) for a in argv]
     shown = " ".join(w.replace(f"{cwd}/", "").replace(f"{ROOT}/", "") for w in words)
@@ -74,9 +76,10 @@ def run(*argv: str | Path, expect: int = 0, lines: int = 6, contains: str = "", 
     done = subprocess.run(
         [str(BIN / words[0]), *words[1:]], cwd=cwd, capture_output=True, text=True, timeout=60, check=False
     )
-    output = (done.stdout + (done.stderr if expect or not done.stdout else "")).rstrip()
-    body = output.splitlines()
-    if len(body) > lines:
+    body = ((done.stderr if refused else "") or done.stdout or done.stderr).rstrip().splitlines()
+    if not lines:
+        body = []
+    elif len(body) > lines:
         head = (lines + 1) // 2
         body = [*body[:head], f"... ({len(body) - lines} lines)", *body[len(body) - (lines - head) :]]
     for line in body:
@@ -199,13 +202,17 @@ def owner(work: Path, guests: int, admins: int) -> str:
     note("the guest learns its broker from measured init-data, whose digest the policy names")
     from attestation.simulate.amd import MEASUREMENT
 
-    policy = RELEASE_POLICY.format(measurement=MEASUREMENT.hex(), init_data=f"sha256:{digest['digest']}")
+    (work / "measured.json").write_text(json.dumps({"snp_launch_measurement": [MEASUREMENT.hex()]}))
+    run("kata-gpu-kbs", "reference", "import", "measured.json", "--store", "store", cwd=work)
+    note("the one launch measurement that the broker accepts; on a real node `kata-gpu measure snp` computes it")
+    policy = RELEASE_POLICY.format(init_data=f"sha256:{digest['digest']}")
     (work / "release.toml").write_text(policy)
     (work / "model").mkdir()
     weights = b"".join(hashlib.sha256(n.to_bytes(4, "big")).digest() for n in range(1 << 16))
     (work / "model/weights.bin").write_bytes(weights)
-    token = run("kata-gpu-kbs", "user", "add", "owner", "--role", "admin", "--store", "store", lines=1, cwd=work)
-    (work / "owner.token").write_text(token.strip().splitlines()[-1])
+    run("kata-gpu-kbs", "user", "add", "owner", "--role", "admin", "--store", "store", cwd=work)
+    token = run("kata-gpu-kbs", "user", "token", "owner", "--store", "store", lines=0, cwd=work)
+    (work / "owner.token").write_text(token.strip())
     run("kata-gpu-kbs", "model", "encrypt", "model", "model.kgm", "--key", KEY, "--policy", "release.toml",
         "--label", "test", "--broker", f"https://127.0.0.1:{admins}", "--broker-cert", "kbs.pem",
         "--admin-token-file", "owner.token", cwd=work)  # fmt: skip
@@ -233,12 +240,12 @@ def refusals(work: Path, log: Path) -> None:
     step(5, "The same VM is refused when one thing is wrong, and the operator sees which",
          "The guest gets an opaque ticket; the reason goes to the operator's log and the signed audit trail.")  # fmt: skip
     for fault, says in (
-        ("--tamper=measurement", "measurement"),
+        ("--tamper=measurement", "firmware-unknown"),
         ("--replay-gpu", "nonce"),
         ("--stale-nonce", "report-data"),
     ):
         before = log.read_text()
-        run("kata-gpu-kbs", "simulate", "vm", KEY, "--init-data", "init.toml", fault, expect=1, lines=1, cwd=work)
+        run("kata-gpu-kbs", "simulate", "vm", KEY, "--init-data", "init.toml", fault, expect=1, refused=True, cwd=work)
         new = [line for line in log.read_text()[len(before) :].splitlines() if says in line]
         if not new:
             raise Failed(f"the broker's log does not name the finding {says!r}:\n{log.read_text()[len(before) :]}")
