@@ -7,37 +7,45 @@ addresses other than loopback are replaced. Host names, PCI addresses, versions,
 import ipaddress
 import re
 
-_WORD = (
-    r"[A-Za-z0-9_.-]{0,64}(?:passwd|password|passphrase|secret|token|api_?key|private_?key|luks\.key|credential|auth)s?"
-)
+_SENSITIVE = "passwd|password|passphrase|secret|token|api_?key|private_?key|luks\\.key|credential|auth"
+# Every pattern starts where a word starts and never needs to go back: linear on any input.
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     (
-        re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----(?s:.){0,9999}?(?:-----END [A-Z0-9 ]{0,40}KEY-----|\Z)"),
+        re.compile(
+            r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----(?:Proc-Type:[^\n]*|DEK-Info:[^\n]*|[^-])*"
+            r"(?:-----END [A-Z0-9 ]{0,40}KEY-----)?"
+        ),
         "redacted-private-key",
     ),
-    (re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*"), "redacted-token"),
+    (re.compile(r"(?<![A-Za-z0-9_.-])eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*"), "redacted-token"),
     (re.compile(r"(?i)\b(bearer|basic)[ \t]+[A-Za-z0-9+/=._~-]{8,}"), r"\1 redacted"),
-    (re.compile(r"(?<=://)[^\s/@:\"']{1,200}:[^\s/@\"']{1,200}@"), "redacted@"),
+    (re.compile(r"(?<=://)[^\s/@\"']{1,400}@"), "redacted@"),
     (
         # name, then = or : (or the NUL between arguments), then a quoted or bare value on the same line
         re.compile(
-            rf"(?i)(?<![A-Za-z0-9_.])([\"']?{_WORD}[\"']?(?:[ \t]*[=:][ \t]*|\0))"
+            rf"(?i)(?<![A-Za-z0-9_.-])([\"']?[A-Za-z0-9_.-]{{0,128}}(?:{_SENSITIVE})s?[\"']?(?:[ \t]*[=:][ \t]*|\0))"
             r"(?!redacted\b)(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s,;#\"'{\[}\]\0][^\s,;#}\]\0]*)"
         ),
         r'\1"redacted"',
     ),
     (re.compile(r"(?<![0-9A-Fa-f:])(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}(?![0-9A-Fa-f:])"), "redacted-mac"),
-)  # fmt: skip
+)
+_MAX_PASSES = 8  # two are usual
 _ADDRESS = re.compile(
     r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}(?![\w.]?\d)|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])(?!\.\d))"
 )
 
 
 def redact(text: str) -> str:
-    """The text without secrets and addresses."""
-    for pattern, replacement in _RULES:
-        text = pattern.sub(replacement, text)
-    return _ADDRESS.sub(_address, text)
+    """The text without secrets and addresses. What one rule leaves may be the start of another: until none matches."""
+    for _ in range(_MAX_PASSES):
+        before = text
+        for pattern, replacement in _RULES:
+            text = pattern.sub(replacement, text)
+        text = _ADDRESS.sub(_address, text)
+        if text == before:
+            break
+    return text
 
 
 def _address(match: re.Match[str]) -> str:

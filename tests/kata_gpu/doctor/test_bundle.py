@@ -3,17 +3,22 @@
 import io
 import json
 import tarfile
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kata_gpu.core.doctor import Profile, Report
 from kata_gpu.core.doctor.redact import redact
 from kata_gpu.errors import Malformed, Misconfigured
 from kata_gpu.host import bundle as archive
+from kata_gpu.host.real import RealHost
 from kata_gpu.ops.bundle import create
 from kata_gpu.ops.doctor import diagnose, source
+from kata_gpu.ops.observe import observe
 from tests.kata_gpu.doctor.flips import DROPIN, FLIPS, Flip
 from tests.kata_gpu.doctor.tree import KUBELET_YAML, Tree, healthy
 
@@ -59,6 +64,15 @@ def test_same_report_of_every_broken_host(flip: Flip, tmp_path: Path) -> None:
     tree = flip.tree()
     path, report = _bundle(tree, tmp_path)
     assert _replay(path, tree) == report.to_json()
+
+
+def test_inventory_is_the_same(tmp_path: Path) -> None:
+    tree = healthy(Profile.SNP, Profile.PPCIE, gpus=8, switches=4)
+    path, _ = _bundle(tree, tmp_path)
+    archive.unpack(path, tmp_path / "unpacked")
+    inventory = observe(RealHost(tmp_path / "unpacked"))
+    assert len(inventory.devices) == 12
+    assert inventory == observe(RealHost(tmp_path / "host"))
 
 
 def test_bundle_of_a_bundle_is_the_same(tmp_path: Path) -> None:
@@ -132,12 +146,46 @@ def test_kernel_log_is_filtered(tmp_path: Path) -> None:
     assert b"RMP table" in record
 
 
+TRICKY = [
+    "password", "token", "auth", "=", ":", " ", "\n", "\0", '"', "'", "[", "{", "redacted", "-----BEGIN PRIVATE KEY-----",
+    "-----END PRIVATE KEY-----", "eyJhbGciOiJI", ".", "https://", "@", "/", "10.1.2.3", "fe80::1", "::", "0000:17:00.0",
+    "00:11:22:33:44:55", "Bearer ", "abcdefghij", "-", "x",
+]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(TRICKY), max_size=14).map("".join))
+@settings(max_examples=600, deadline=None, derandomize=True)
+def test_redaction_is_idempotent(text: str) -> None:
+    once = redact(text)
+    assert redact(once) == once
+
+
+@pytest.mark.parametrize(
+    "unit", [*TRICKY, "eyJ", "a-", "token-", "-----BEGIN PRIVATE KEY-----\n", "1.", "f:", '"auth":', "auth ", "://a"]
+)
+def test_redaction_is_linear(unit: str) -> None:
+    text = unit * ((1 << 19) // len(unit))
+    start = time.perf_counter()
+    redact(text)
+    assert time.perf_counter() - start < 3.0
+
+
+ENCRYPTED_KEY = """-----BEGIN RSA PRIVATE KEY-----
+Proc-Type: 4,ENCRYPTED
+DEK-Info: AES-128-CBC,00
+
+MIIE
+-----END RSA PRIVATE KEY-----"""
 REDACTED = {
     "password": ('password = "x y"', 'password = "redacted"'),
     "block below": ("auth:\n  anonymous: true", "auth:\n  anonymous: true"),
     "table": ("auth = { user = 1 }", "auth = { user = 1 }"),
     "argument": ("--token\0abc\0", '--token\0"redacted"\0'),
     "bearer": ("Authorization: Bearer abcdefghijkl", "Authorization: Bearer redacted"),
+    "token in url": ("git clone https://ghp_abcdef@example.com/x", "git clone https://redacted@example.com/x"),
+    "encrypted key": (f"a\n{ENCRYPTED_KEY}\nb", "a\nredacted-private-key\nb"),
+    "key cut off": ("-----BEGIN PRIVATE KEY-----\nMIIE", "redacted-private-key"),
+    "certificate stays": ("-----BEGIN CERTIFICATE-----\nMIIE", "-----BEGIN CERTIFICATE-----\nMIIE"),
     "url": ("https://u:p@h/x", "https://redacted@h/x"),
     "ip and port": ("https://10.1.2.3:8443/x", "https://redacted-ip:8443/x"),
     "loopback stays": ("127.0.0.1 ::1", "127.0.0.1 ::1"),

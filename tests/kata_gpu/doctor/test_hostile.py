@@ -119,7 +119,7 @@ def test_link_out_of_the_root_is_not_followed(tmp_path: Path) -> None:
     assert facts.containerd.main is None
 
 
-def test_ten_thousand_functions_are_bounded(tmp_path: Path) -> None:
+def test_many_functions_and_processes(tmp_path: Path) -> None:
     tree: Tree = healthy(Profile.SNP)
     for number in range(300):
         tree.put(f"/proc/{20000 + number}/comm", "bash\n")
