@@ -111,6 +111,19 @@ class HostDevices:
         functions = [f for d in inventory.devices if str(d.function.address) in addresses for f in d.unit]
         return {str(a): tuple(map(str, h)) for a, h in self._node.guard.holders(functions).items() if h}
 
+    def dead(self, inventory: Inventory) -> frozenset[str]:
+        """Addresses whose configuration space reads all ones: the device fell off the bus."""
+        found = []
+        for device in inventory.devices:
+            path = f"/sys/bus/pci/devices/{device.function.address}/config"
+            try:
+                data = self._node.host.read(path, max_bytes=4)
+            except OSError:
+                continue
+            if data[:2] == b"\xff\xff":
+                found.append(str(device.function.address))
+        return frozenset(found)
+
     def _bind(self, address: str, future: "Future[None]") -> None:
         try:
             setup.bind(self._node, [PciAddress.parse(address)])

@@ -184,6 +184,7 @@ class Store:
                 self.owners[result["metadata"]["uid"]][manager] = set(applied)
                 return result
             owners = self.owners[old["metadata"]["uid"]]
+            manager = f"{manager}/status" if status else manager  # each subresource has its own entry
             present = leaves(old)
             for other, paths in owners.items():
                 taken = {p for p in paths & applied.keys() if other != manager and present.get(p) != applied[p]}
@@ -334,7 +335,7 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]
             for item in value
             for p, v in leaves(item, (*path, "k:" + "|".join(str(item.get(k)) for k in keys))).items()
         }
-    return {path: value}
+    return {path: value} if path else {}
 
 
 def put(obj: Any, path: tuple[str, ...], value: Any) -> None:

@@ -1,0 +1,111 @@
+"""`kata-gpu agent run`: the node agent."""
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kata_gpu.cli.world import CDI_DIR, sim_option
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kata_gpu.core.node_policy import NodePolicy
+
+KUBELET_ROOT = Path("/var/lib/kubelet")
+
+
+@click.group()
+def agent() -> None:
+    """Run the node agent.
+
+    \b
+    Example:
+      kata-gpu agent run --node-name "$NODE_NAME" --instance "$POD_UID" --policy /etc/kata-gpu/node-policy.yaml
+    """
+
+
+@agent.command()
+@click.option("--node-name", required=True, envvar="NODE_NAME", help="Name of this Node object.")
+@click.option("--instance", default="", envvar="POD_UID", help="Pod UID, for rolling updates (maxSurge 1).")
+@click.option("--policy", "policy_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="node-policy.yaml, read again at every pass; without it modes are left alone.")  # fmt: skip
+@click.option("--drain", is_flag=True, help="Evict pods (within their disruption budgets) for a mode change.")
+@click.option("--kubeconfig", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+              help="Without it the pod's service account is used.")  # fmt: skip
+@click.option("--server", default="", metavar="URL", help="API server without credentials, for tests.")
+@click.option("--kubelet-root", type=click.Path(path_type=Path), default=KUBELET_ROOT, show_default=True)
+@click.option("--cdi-dir", type=click.Path(path_type=Path), default=CDI_DIR, show_default=True)
+@click.option("--state-dir", type=click.Path(path_type=Path), help="State of the node's verbs.")
+@click.option("--bridge", type=click.Path(path_type=Path), metavar="SOCKET",
+              help="PodResources bridge that pods depend on: while it is down, devices are tainted.")  # fmt: skip
+@click.option("--listen", default="127.0.0.1:8085", show_default=True, metavar="HOST:PORT",
+              help="Metrics and probes.")  # fmt: skip
+@sim_option
+def run(
+    *,
+    node_name: str,
+    instance: str,
+    policy_file: Path | None,
+    drain: bool,
+    kubeconfig: Path | None,
+    server: str,
+    kubelet_root: Path,
+    cdi_dir: Path,
+    state_dir: Path | None,
+    bridge: Path | None,
+    listen: str,
+    sim: Path | None,
+) -> None:
+    """Serve kubelet, publish ResourceSlices, keep modes and labels; until told to stop."""
+    from kata_gpu.cli.agent_log import configure_log
+    from kata_gpu.cli.world import open_node
+    from kata_gpu.dra.runner import AgentProcess, AgentSettings
+    from kata_gpu.host.kube import KubeApi
+
+    host, _, port = listen.rpartition(":")
+    if not port.isdecimal():
+        raise click.BadParameter("expected HOST:PORT", param_hint="--listen")
+    configure_log()
+    process = AgentProcess(
+        AgentSettings(
+            node=node_name,
+            kubelet_root=kubelet_root,
+            cdi=cdi_dir,
+            instance=instance,
+            bridge=bridge,
+            listen=(host.strip("[]"), int(port)),
+            drain=drain,
+        ),
+        replace(open_node(sim=sim, state_dir=state_dir, cdi_dir=None), progress=_progress()),
+        KubeApi.connect(kubeconfig=kubeconfig, server=server),
+        lambda: _policy(policy_file),
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: process.stop())
+    process.run()
+
+
+def _progress() -> "Callable[[str], None]":
+    """Steps of a mode change as log events."""
+    import structlog
+
+    log = structlog.get_logger("node")
+    return lambda line: log.info("node-step", step=" ".join(line.split()))
+
+
+def _policy(file: Path | None) -> "NodePolicy | None":
+    """Read at every pass: a ConfigMap changes under us."""
+    from kata_gpu.core.node_policy import parse_policy
+    from kata_gpu.core.yaml12 import load
+    from kata_gpu.errors import Misconfigured
+
+    if file is None:
+        return None
+    try:
+        text = file.read_bytes()
+    except OSError as exc:
+        raise Misconfigured("policy-file", "cannot read the node policy", where=str(file), got=exc.strerror) from exc
+    return parse_policy(load(text, where=str(file)), where=str(file))

@@ -1,0 +1,174 @@
+"""The agent as a process: recover, serve kubelet, then loop until told to stop."""
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import structlog
+
+from kata_gpu.clock import utc_now
+from kata_gpu.core.claim import DRIVER
+from kata_gpu.core.node_policy import NodePolicy
+from kata_gpu.dra.health import DeviceHealth, Health
+from kata_gpu.dra.http import StatusServer
+from kata_gpu.dra.kubelet import answers, listed_by
+from kata_gpu.dra.metrics import Metrics
+from kata_gpu.dra.server import PluginPaths, PluginServer
+from kata_gpu.dra.service import DraService
+from kata_gpu.dra.watch import SliceWatch
+from kata_gpu.host.claim_cdi_dir import ClaimCdiDir
+from kata_gpu.host.claim_file import ClaimFileStore
+from kata_gpu.host.uevents import UeventListener
+from kata_gpu.ops.agent import PERIOD, Agent, Parts, Picture
+from kata_gpu.ops.deadline import Deadline
+from kata_gpu.ops.modes import ModeChanger
+from kata_gpu.ops.node import Node as HostNode
+from kata_gpu.ops.node_devices import HostDevices
+from kata_gpu.ops.observe import boot_id
+from kata_gpu.ops.prepare import ClaimPreparer, Node
+from kata_gpu.ops.publish import SlicePublisher
+from kata_gpu.ops.reconcile_claims import ClaimReconciler
+from kata_gpu.ops.recover_claims import recover
+from kata_gpu.ops.report import NodeReporter
+from kata_gpu.ports import Kube
+
+RECOVER_S = 60.0
+STALLED = timedelta(seconds=120)  # a pass includes a mode switch; far beyond it the loop hangs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """From flags. `bridge` None: no bridge on this node, nothing depends on it."""
+
+    node: str
+    kubelet_root: Path
+    cdi: Path
+    instance: str
+    bridge: Path | None
+    listen: tuple[str, int]
+    drain: bool
+
+
+class AgentProcess:
+    """Wires everything; `run` returns after `stop`."""
+
+    def __init__(
+        self, settings: AgentSettings, host: HostNode, kube: Kube, policy: Callable[[], NodePolicy | None]
+    ) -> None:
+        self._settings = settings
+        self._policy = policy
+        self._wake = threading.Event()
+        self._stopped = threading.Event()
+        self._log = structlog.get_logger("agent")
+        self._paths = PluginPaths(kubelet_root=settings.kubelet_root, driver=DRIVER, instance=settings.instance)
+        self._identity = Node(driver=DRIVER, pool=settings.node, boot_id=boot_id(host.host))
+        self._store = ClaimFileStore(self._paths.data)
+        self._cdi = ClaimCdiDir(settings.cdi)
+        self._kube = kube
+        self._devices = HostDevices(host)
+        self._listed = listed_by(settings.kubelet_root / "pod-resources" / "kubelet.sock", DRIVER)
+        self.metrics = Metrics()
+        preparer = ClaimPreparer(
+            self._identity, store=self._store, kube=kube, devices=self._devices, cdi=self._cdi, now=utc_now,
+            on_change=self._wake.set,
+        )  # fmt: skip
+        self._health = Health(settings.node, utc_now)
+        self.plugin = PluginServer(self._paths, DraService(preparer, self.metrics), self._health)
+        publisher = SlicePublisher(kube, settings.node)
+        self._watch = SliceWatch(kube, publisher, self._wake.set)
+        self._agent = Agent(
+            Parts(
+                devices=self._devices,
+                store=self._store,
+                preparer=preparer,
+                publisher=publisher,
+                reconciler=ClaimReconciler(self._store, kube, preparer, self._devices, self._listed),
+                reporter=NodeReporter(kube, settings.node),
+                slices=self._watch,
+                modes=ModeChanger(host, self._store, kube, name=settings.node, drain=settings.drain),
+                policy=policy,
+                bridge_up=lambda: settings.bridge is None or answers(settings.bridge),
+                dead=self._devices.dead,
+            )
+        )
+        self._picture = Picture()
+        self._last_pass: datetime | None = None
+        self.status = StatusServer(
+            *settings.listen,
+            {
+                "/metrics": lambda: (200, "text/plain; version=0.0.4", self.metrics.render()),
+                "/healthz": self._healthz,
+                "/readyz": self._readyz,
+            },
+        )
+
+    def run(self) -> None:
+        """Recover first: kubelet is answered only by a driver that knows what it promised."""
+        done = recover(
+            self._identity, store=self._store, kube=self._kube, devices=self._devices, cdi=self._cdi,
+            listed=self._listed, now=utc_now(), deadline=Deadline.after(RECOVER_S),
+        )  # fmt: skip
+        self._log.info("recovered", **{k: getattr(done, k) for k in done.__slots__})
+        uevents = UeventListener(self._wake.set)
+        self.status.start()
+        self.plugin.start()
+        try:
+            self._watch.start()
+            uevents.start()
+            while not self._stopped.is_set():
+                self.step()
+                self._wake.wait(PERIOD.total_seconds())
+                self._wake.clear()
+        finally:
+            self._watch.stop()
+            uevents.stop()
+            self.plugin.stop()
+            self.status.stop()
+
+    def step(self) -> None:
+        """One pass, and what it means for health, metrics and sockets."""
+        if self.plugin.heal():
+            self.metrics.socket_healed()
+        before = self._picture.problems
+        self._picture = self._agent.step(utc_now())
+        for name, error in self._picture.problems.items():
+            if before.get(name) != error:
+                self._log.warning("step-failing", step=name, error=error)
+        self._health.update(tuple(_health(self._picture)))
+        self.metrics.picture(self._picture, registered=self.plugin.registered.ok)
+        self._last_pass = utc_now()
+
+    def stop(self) -> None:
+        """Ask `run` to end."""
+        self._stopped.set()
+        self._wake.set()
+
+    def _healthz(self) -> tuple[int, str, bytes]:
+        last = self._last_pass
+        alive = last is None or utc_now() - last < STALLED
+        return (200 if alive else 503), "text/plain", b"ok\n" if alive else b"the loop does not turn\n"
+
+    def _readyz(self) -> tuple[int, str, bytes]:
+        registered = self.plugin.registered
+        why = dict(self._picture.problems)
+        if not registered.ok:
+            why["registration"] = registered.error or "kubelet has not registered the plugin"
+        if not self._picture.published:
+            why.setdefault("slices", "not published yet")
+        body = json.dumps({"ready": not why, "why": why}).encode() + b"\n"
+        return (503 if why else 200), "application/json", body
+
+
+def _health(picture: Picture) -> list[DeviceHealth]:
+    """A device is unhealthy for a pod that has it only when it is dead; being unfit for others is no illness."""
+    out = []
+    for offer in picture.offers:
+        if offer.unfit is None:
+            out.append(DeviceHealth(device=offer.device.name, healthy=True))
+        else:
+            healthy = None if not offer.unfit.evict else False
+            out.append(DeviceHealth(device=offer.device.name, healthy=healthy, message=offer.unfit.code))
+    return out
