@@ -7,8 +7,6 @@ from attestation.errors import Denied, Misconfigured, Unavailable
 from attestation.guest.http import PinnedHttp
 from attestation.values import ResourcePath, Secret
 
-CDH_URL = "http://127.0.0.1:8006"  # api-server-rest (keybroker.md 4.1)
-
 
 class CdhClient:
     """Resources by path from the hub of this pod."""

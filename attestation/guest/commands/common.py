@@ -15,6 +15,7 @@ from attestation.guest.settings import GuestSettings, read_settings
 from attestation.values import ResourcePath, Secret
 
 F = TypeVar("F", bound=Callable[..., Any])
+CDH_URL = "http://127.0.0.1:8006"  # api-server-rest of Confidential Containers (keybroker.md 4.1)
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
@@ -27,18 +28,20 @@ class Source:
     broker_cert: Path | None
     expected_devices: int | None
     via: str
+    cdh_url: str
 
 
 def source_options(command: F) -> F:
     """`--init-data`, `--broker`, `--broker-cert`, `--expected-devices`, `--via` as one `source` argument."""
 
     def wrapped(**kwargs: Any) -> Any:
-        names = ("init_data", "broker", "broker_cert", "expected_devices", "via")
+        names = ("init_data", "broker", "broker_cert", "expected_devices", "via", "cdh_url")
         return command(source=Source(**{name: kwargs.pop(name) for name in names}), **kwargs)
 
     wrapped.__name__, wrapped.__doc__ = command.__name__, command.__doc__
     wrapped.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
     for option in (
+        click.option("--cdh-url", default=CDH_URL, show_default=True, help="REST endpoint of the data hub."),
         click.option(
             "--via", type=click.Choice(["broker", "cdh"]), default="broker", show_default=True,
             help="Attest here, or ask the pod's Confidential Data Hub (ordinary containers).",
@@ -90,9 +93,9 @@ def fetch_key(source: Source, path: ResourcePath) -> Secret:
     from attestation.guest.http import PinnedHttp
 
     if source.via == "cdh":
-        from attestation.guest.cdh import CDH_URL, CdhClient
+        from attestation.guest.cdh import CdhClient
 
-        return CdhClient(PinnedHttp(CDH_URL, certificate=None)).fetch(path)
+        return CdhClient(PinnedHttp(source.cdh_url, certificate=None)).fetch(path)
     from attestation.guest.client import KbsClient
 
     settings = settings_of(source)
