@@ -54,6 +54,15 @@ KINDS = {
         Kind("v1", "nodes", "Node", status=True),
         Kind("v1", "pods", "Pod", namespaced=True, status=True),
         Kind("v1", "events", "Event", namespaced=True),
+        Kind("v1", "serviceaccounts", "ServiceAccount", namespaced=True),
+        Kind("v1", "configmaps", "ConfigMap", namespaced=True),
+        Kind("v1", "services", "Service", namespaced=True, status=True),
+        Kind("v1", "persistentvolumeclaims", "PersistentVolumeClaim", namespaced=True, status=True),
+        Kind("apps/v1", "daemonsets", "DaemonSet", namespaced=True, status=True),
+        Kind("apps/v1", "deployments", "Deployment", namespaced=True, status=True),
+        Kind("networking.k8s.io/v1", "networkpolicies", "NetworkPolicy", namespaced=True),
+        Kind("rbac.authorization.k8s.io/v1", "clusterroles", "ClusterRole"),
+        Kind("rbac.authorization.k8s.io/v1", "clusterrolebindings", "ClusterRoleBinding"),
         Kind("policy/v1", "poddisruptionbudgets", "PodDisruptionBudget", namespaced=True, status=True),
         Kind(_DRA, "resourceslices", "ResourceSlice"),
         Kind(_DRA, "deviceclasses", "DeviceClass"),
@@ -91,7 +100,11 @@ class Store:
         """A copy, or 404."""
         self.requests["get", kind.resource] += 1
         with self.lock:
-            return copy.deepcopy(self._find(kind, namespace, name))
+            found = copy.deepcopy(self._find(kind, namespace, name))
+            managers = self.owners.get(found["metadata"]["uid"], {})
+            if managers:
+                found["metadata"]["managedFields"] = [{"manager": m, "operation": "Apply"} for m in sorted(managers)]
+            return found
 
     def list(self, kind: Kind, namespace: str = "", fields: str = "", labels: str = "") -> tuple[list[Object], int]:
         """Copies of what matches, and the version of this list."""

@@ -1,0 +1,110 @@
+"""`kata-gpu install` and `kata-gpu uninstall`: the toolkit on a cluster, without Helm."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kata_gpu.errors import ExitCode
+
+_KUBECONFIG = click.option(
+    "--kubeconfig", type=click.Path(path_type=Path), help="kubeconfig file; without it the pod's service account"
+)
+_SERVER = click.option("--server", default="", hidden=True, help="plain URL of an API server, for tests")
+
+
+def _options(command: click.decorators.FC) -> click.decorators.FC:
+    for option in reversed(
+        (
+            _KUBECONFIG,
+            _SERVER,
+            click.option("--namespace", default="kata-gpu", show_default=True, help="namespace of the installation"),
+            click.option("--default-tee", type=click.Choice(["none", "snp", "tdx"]), default="none", show_default=True,
+                         help="what the RuntimeClass kata-nvidia-gpu stands for"),
+            click.option("--with-broker", is_flag=True, help="the key broker too (SQLite, one replica)"),
+            click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True),
+        )
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _prepare(kubeconfig: Path | None, server: str, namespace: str, default_tee: str, with_broker: bool) -> Any:
+    from kata_gpu.core.manifests.install import wanted
+    from kata_gpu.core.manifests.values import VALUES
+    from kata_gpu.host.kube import KubeApi
+    from runtimeclass.model import Tee
+
+    objects = wanted(VALUES | {"namespace": namespace}, default_tee=Tee(default_tee), with_broker=with_broker)
+    return KubeApi.connect(kubeconfig=kubeconfig, server=server), objects
+
+
+def _report(steps: Any, output: str, done: str) -> None:
+    if output == "json":
+        click.echo(json.dumps([{"verb": str(s.verb), "path": s.path} for s in steps]))
+    else:
+        click.echo(f"{done}: {len(steps)} objects" if steps else "nothing to do")
+
+
+@click.command()
+@click.option("--dry-run/--apply", "dry_run", default=True, help="print the plan (default), or carry it out")
+@_options
+def install(
+    dry_run: bool, kubeconfig: Path | None, server: str, namespace: str, default_tee: str, with_broker: bool,
+    output: str,
+) -> int:  # fmt: skip
+    """Install on a cluster: namespace, classes, admission policies, node component, and the broker on request.
+
+    \b
+    Example:
+      kata-gpu install --kubeconfig ~/.kube/config --default-tee snp --dry-run
+      kata-gpu install --kubeconfig ~/.kube/config --default-tee snp --apply
+    """
+    from kata_gpu.core.manifests.install import plan_install
+    from kata_gpu.ops import install as ops
+
+    kube, objects = _prepare(kubeconfig, server, namespace, default_tee, with_broker)
+    if dry_run:
+        steps = plan_install(objects, ops.observe(kube, objects))
+        if output == "text":
+            for step in steps:
+                click.echo(f"  {step}")
+        _report(steps, output, "plan, nothing changed")
+        return ExitCode.OK
+    _report(ops.install(kube, objects, say=_say), output, "installed")
+    return ExitCode.OK
+
+
+@click.command()
+@click.option("--verify", is_flag=True, help="only look: is anything of ours left?")
+@_options
+def uninstall(
+    verify: bool, kubeconfig: Path | None, server: str, namespace: str, default_tee: str, with_broker: bool, output: str
+) -> int:  # fmt: skip
+    """Remove everything that `install` made. With --verify only look: exit code 1 where something is left.
+
+    The node's own state is `kata-gpu node reset`, the Kata drop-in `config.d/60-kata-gpu.toml`.
+
+    \b
+    Example:
+      kata-gpu uninstall --kubeconfig ~/.kube/config --with-broker
+      kata-gpu uninstall --kubeconfig ~/.kube/config --with-broker --verify
+    """
+    from kata_gpu.core.manifests.install import plan_uninstall
+    from kata_gpu.ops import install as ops
+
+    kube, objects = _prepare(kubeconfig, server, namespace, default_tee, with_broker)
+    if verify:
+        left = plan_uninstall(objects, ops.observe(kube, objects))
+        if output == "text":
+            for step in left:
+                click.echo(f"  still there: {step.path}")
+        _report(left, output, "not clean")
+        return ExitCode.NEGATIVE if left else ExitCode.OK
+    _report(ops.uninstall(kube, objects, say=_say), output, "removed")
+    return ExitCode.OK
+
+
+def _say(step: object) -> None:
+    click.echo(f"  {step}", err=True)

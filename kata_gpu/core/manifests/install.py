@@ -1,0 +1,89 @@
+"""What `kata-gpu install` does to a cluster: a plan over what is there, the same one for dry run and for real.
+
+An object is ours when the server says that our field manager owns fields of it. Uninstalling plans the deletion of
+exactly those, in reverse order; planning again afterwards proves that nothing is left.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from kata_gpu.core.manifests import broker, classes, node
+from kata_gpu.core.manifests.paths import object_path
+from kata_gpu.core.manifests.template import Document, fill
+from runtimeclass.model import Tee
+
+MANAGER = "kata-gpu-install"
+Object = Mapping[str, Any]
+
+
+class Verb(StrEnum):
+    """What happens to one object."""
+
+    CREATE = "create"
+    CHANGE = "change"
+    DELETE = "delete"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One call to the API server. `obj` is empty for a deletion."""
+
+    verb: Verb
+    path: str
+    obj: Object
+    uid: str = ""  # of the object that is deleted
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.path}"
+
+
+def wanted(values: Mapping[str, Any], *, default_tee: Tee, with_broker: bool) -> tuple[Object, ...]:
+    """Every object of an installation, in apply order."""
+    documents: tuple[Document, ...] = (node.NAMESPACE, *classes.documents(default_tee), *node.DOCUMENTS)
+    if with_broker:
+        documents += (*broker.COMMON, broker.SQLITE_VOLUME, broker.SQLITE)
+    return tuple(fill(d.obj, values) for d in documents)
+
+
+def plan_install(objects: Sequence[Object], observed: Mapping[str, Object | None]) -> tuple[Step, ...]:
+    """Steps that make the cluster as wanted; none where it is. `observed` maps every path to the object there."""
+    steps = []
+    for obj in objects:
+        path = object_path(obj)
+        there = observed[path]
+        if there is None:
+            steps.append(Step(verb=Verb.CREATE, path=path, obj=obj))
+        elif not _covers(there, obj):
+            steps.append(Step(verb=Verb.CHANGE, path=path, obj=obj))
+    return tuple(steps)
+
+
+def plan_uninstall(objects: Sequence[Object], observed: Mapping[str, Object | None]) -> tuple[Step, ...]:
+    """Deletions of what we installed, in reverse order. Objects of the same name that are not ours stay."""
+    steps = []
+    for obj in reversed(objects):
+        path = object_path(obj)
+        there = observed[path]
+        if there is not None and is_ours(there):
+            steps.append(Step(verb=Verb.DELETE, path=path, obj={}, uid=str(there["metadata"].get("uid", ""))))
+    return tuple(steps)
+
+
+def is_ours(obj: Object) -> bool:
+    """Whether our field manager owns fields of the object."""
+    return any(entry.get("manager") == MANAGER for entry in obj["metadata"].get("managedFields") or [])
+
+
+def _covers(there: Any, want: Any) -> bool:
+    """Every field that we set has our value; what the server or others added does not matter."""
+    if isinstance(want, Mapping):
+        return isinstance(there, Mapping) and all(k in there and _covers(there[k], v) for k, v in want.items())
+    if isinstance(want, (list, tuple)):
+        return (
+            isinstance(there, list)
+            and len(there) == len(want)
+            and all(_covers(t, w) for t, w in zip(there, want, strict=True))
+        )
+    return bool(there == want)

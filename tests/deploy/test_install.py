@@ -1,0 +1,90 @@
+"""Install, install again, uninstall: the plan is what happens, and nothing of ours is left."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from kata_gpu.cli.main import cli, run
+from kata_gpu.core.manifests.install import plan_install, plan_uninstall, wanted
+from kata_gpu.core.manifests.paths import object_path
+from kata_gpu.core.manifests.values import VALUES
+from kata_gpu.errors import Misconfigured
+from kata_gpu.host.kube import KubeApi
+from kata_gpu.ops.install import observe
+from runtimeclass.model import Tee
+from tests.kata_gpu.dra.fake_api import FakeApi
+
+
+@pytest.fixture
+def api() -> Iterator[FakeApi]:
+    fake = FakeApi()
+    yield fake
+    fake.stop()
+
+
+def call(api: FakeApi, command: str, *args: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+    """Exit code and the paths in the JSON result."""
+    code = run(cli, [command, *args, "--with-broker", "--server", api.url, "--output", "json"])
+    out = capsys.readouterr().out
+    return code, [s["path"] for s in json.loads(out)] if out else []
+
+
+def test_dry_run_is_what_apply_does_and_uninstall_leaves_nothing(
+    api: FakeApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objects = wanted(VALUES, default_tee=Tee.NONE, with_broker=True)
+    kube = KubeApi.connect(server=api.url)
+    before = observe(kube, objects)
+    assert call(api, "uninstall", "--verify", capsys=capsys) == (0, [])
+
+    code, planned = call(api, "install", "--dry-run", capsys=capsys)
+    assert code == 0
+    assert planned == [object_path(o) for o in objects]
+    assert observe(kube, objects) == before, "a dry run changes nothing"
+
+    assert call(api, "install", "--apply", capsys=capsys) == (0, planned)
+    assert call(api, "install", "--apply", capsys=capsys) == (0, [])
+    assert call(api, "uninstall", "--verify", capsys=capsys) == (1, planned[::-1])
+
+    assert call(api, "uninstall", capsys=capsys) == (0, planned[::-1])
+    assert call(api, "uninstall", "--verify", capsys=capsys) == (0, [])
+    assert observe(kube, objects) == before
+
+
+def test_what_somebody_changed_is_put_back_and_only_that(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    call(api, "install", "--apply", capsys=capsys)
+    kube = KubeApi.connect(server=api.url)
+    path = "/apis/node.k8s.io/v1/runtimeclasses/kata-nvidia-gpu-snp"
+    kube.merge(path, {"handler": "runc"}, timeout_s=5)
+    kube.merge(path, {"metadata": {"labels": {"team": "ml"}}}, timeout_s=5)
+    assert call(api, "install", "--apply", capsys=capsys) == (0, [path])
+    found = kube.get(path, timeout_s=5)
+    assert found["handler"] == "kata-qemu-nvidia-gpu-snp"
+    assert found["metadata"]["labels"]["team"] == "ml"
+
+
+def test_objects_of_others_with_our_names_stay(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    kube = KubeApi.connect(server=api.url)
+    foreign = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kata-gpu"}}
+    kube.create("/api/v1/namespaces", foreign, timeout_s=5)
+    objects = wanted(VALUES, default_tee=Tee.NONE, with_broker=False)
+    assert plan_uninstall(objects, observe(kube, objects)) == ()
+    assert call(api, "uninstall", capsys=capsys) == (0, [])
+    assert kube.get("/api/v1/namespaces/kata-gpu", timeout_s=5)["metadata"]["name"] == "kata-gpu"
+
+
+def test_unreachable_server_is_unavailable(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    api.go_down()
+    assert run(cli, ["install", "--server", api.url]) == 8
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_kinds_that_are_not_ours_have_no_path() -> None:
+    with pytest.raises(Misconfigured):
+        object_path({"kind": "Secret", "apiVersion": "v1", "metadata": {"name": "s"}})
+
+
+def test_plan_of_a_converged_cluster_is_empty() -> None:
+    objects = wanted(VALUES, default_tee=Tee.SNP, with_broker=True)
+    assert plan_install(objects, {object_path(o): dict(o) for o in objects}) == ()
