@@ -14,7 +14,6 @@ from datetime import datetime, timedelta
 from functools import cached_property
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -24,6 +23,7 @@ from attestation.appraise.nv_claims import ClaimsVersion, is_successful, nvidia_
 from attestation.crypto.b64 import b64, b64url
 from attestation.errors import Malformed, Misconfigured
 from attestation.values import DeviceKind, JsonObject, JsonValue, Nonce
+from attestation.verify.unreadable import UNREADABLE
 from attestation.verify.verified import VerifiedDevice
 
 SUBJECT = "NVIDIA-PLATFORM-ATTESTATION"
@@ -46,7 +46,7 @@ class EatKey:
             key = load_pem_private_key(key_pem, password=None)
             certificate = x509.load_pem_x509_certificate(certificate_pem)
             matches = certificate.public_key() == key.public_key()
-        except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+        except UNREADABLE as exc:
             raise Misconfigured("eat-key", "unreadable key or certificate", expected="PEM") from exc
         if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1) or not matches:
             raise Misconfigured("eat-key", "not a P-384 key with its certificate", got=type(key).__name__)

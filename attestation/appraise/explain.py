@@ -104,20 +104,25 @@ def parse_result(raw: bytes) -> ResultPage:
     if not isinstance(findings, list) or not 0 < len(findings) <= MAX_FINDINGS:
         raise Malformed("result-shape", "not a result of `verify`", where="result.findings", expected="a list")
     return ResultPage(
-        level=require_text(value.get("level", ""), "result.level"),
-        required=require_text(value.get("required", ""), "result.required"),
+        level=_printable(require_text(value.get("level", ""), "result.level")),
+        required=_printable(require_text(value.get("required", ""), "result.required")),
         findings=tuple(_finding(one, f"result.findings[{i}]") for i, one in enumerate(findings)),
     )
 
 
 def _finding(value: object, where: str) -> Finding:
     members = require_object(value, where)
-    texts = {name: require_text(members.get(name, ""), f"{where}.{name}") for name in _MEMBERS}
+    texts = {name: _printable(require_text(members.get(name, ""), f"{where}.{name}")) for name in _MEMBERS}
     try:
         result = Result(require_text(members.get("result"), f"{where}.result"))
     except ValueError as exc:
         raise Malformed("result-shape", "unknown result", where=where, got=repr(members.get("result"))[:40]) from exc
     return Finding(result=result, **texts)
+
+
+def _printable(text: str) -> str:
+    """Evidence chooses some of these words: no control characters reach a terminal."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 _MEMBERS = ("check", "code", "expected", "got", "hint", "subject")

@@ -29,6 +29,7 @@ from attestation.verify.nras_token import parse_jwks
 from attestation.verify.rim import verify_rim
 from attestation.verify.roots import Anchors, NvTrust
 from attestation.verify.snp_trust import LeafKind
+from attestation.verify.unreadable import UNREADABLE
 
 NRAS_HOST = "nras.attestation.nvidia.com"
 NRAS_JWKS = f"https://{NRAS_HOST}/.well-known/jwks.json"
@@ -192,5 +193,5 @@ def _pairs(store: CollateralStore, wanted: Wanted) -> Iterator[Pair]:
 def _pair(certificate: bytes, issuer: bytes) -> Pair:
     try:
         return Pair(x509.load_der_x509_certificate(certificate), x509.load_der_x509_certificate(issuer))
-    except ValueError as exc:
+    except UNREADABLE as exc:
         raise Malformed("certificate", "unreadable certificate", where="chain", got=str(exc)[:80]) from exc

@@ -69,11 +69,12 @@ def import_bundle(
     store: CollateralStore, path: Path, public_key: Path, *, now: datetime, allow_rollback: bool = False
 ) -> tuple[BundleInfo, int]:
     """Verify a bundle file with the operator's pinned key and make it the one in use; returns it and what is new."""
+    in_use = store.bundle_in_use()
     verified = verify_bundle(
         read_bounded(path, MAX_BUNDLE_BYTES),
         load_bundle_key(read_bounded(public_key, MAX_KEY_BYTES)),
-        in_use=store.bundle_in_use(),
+        in_use=in_use,
         now=now,
         allow_rollback=allow_rollback,
     )
-    return verified.info, store.import_bundle(verified)
+    return verified.info, store.import_bundle(verified, replacing=in_use)

@@ -137,12 +137,15 @@ class CollateralStore:
             self._write(changed)
             return changed.document
 
-    def import_bundle(self, bundle: VerifiedBundle) -> int:
+    def import_bundle(self, bundle: VerifiedBundle, *, replacing: BundleInfo | None) -> int:
         """Make a bundle the one in use: its documents come in, those of the previous bundle that it lacks go out.
 
+        `replacing` is the bundle against which rollback was judged; Unavailable if it is no longer the one in use.
         Ends as before or complete: documents first, `bundle.json` next, removals last. Returns how many are new.
         """
         with self._writing():
+            if self.bundle_in_use() != replacing:
+                raise Unavailable("store-changed", "another import came first; try again", where=str(self._root))
             new = sum(self._put(d, from_bundle=True) for d in bundle.documents)
             record = {"id": str(bundle.info.digest), "issued_at": bundle.info.issued_at.isoformat()}
             write_atomic(self._root / "bundle.json", json.dumps(record).encode())

@@ -9,6 +9,7 @@ from attestation.formats.collateral import Document, Kind
 from attestation.sources.collateral import crl_id
 from attestation.sources.http import Fetcher
 from attestation.verify.crl import MAX_CRL_BYTES, read_crl
+from attestation.verify.unreadable import UNREADABLE
 
 MAX_POINTS = 4  # genuine certificates name one
 
@@ -19,7 +20,7 @@ def distribution_points(certificate: x509.Certificate) -> tuple[str, ...]:
         points = certificate.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
     except x509.ExtensionNotFound:
         return ()
-    except (ValueError, x509.DuplicateExtension) as exc:
+    except UNREADABLE as exc:
         raise Malformed("crl-points", "unreadable extensions", got=str(exc)) from exc
     urls = [
         name.value

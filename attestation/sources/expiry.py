@@ -13,6 +13,7 @@ from attestation.formats import der
 from attestation.formats.collateral import Document, Kind
 from attestation.formats.json_strict import parse_json, require_object, require_text
 from attestation.formats.rim import parse_signed_rim
+from attestation.verify.unreadable import UNREADABLE
 
 _MAX_JSON = 1024 * 1024
 
@@ -21,7 +22,7 @@ def expiry_of(document: Document) -> datetime | None:
     """The earliest end that the document names, None where it names none. Raises Malformed."""
     try:
         return _READERS[document.kind](document.content)
-    except (ValueError, KeyError, TypeError, IndexError) as exc:
+    except (KeyError, IndexError, *UNREADABLE) as exc:
         raise Malformed("collateral-unreadable", "cannot read its end", where=f"{document.kind} {document.id}") from exc
 
 

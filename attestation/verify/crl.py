@@ -7,7 +7,6 @@ less than "not listed means good".
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import SignatureAlgorithmOID
@@ -16,6 +15,7 @@ from attestation.errors import Malformed, Untrusted
 from attestation.values import Digest
 from attestation.verify.cache import BoundedCache
 from attestation.verify.statement import Said, Statement
+from attestation.verify.unreadable import UNREADABLE
 
 MAX_CRL_BYTES = 4 * 1024 * 1024  # Intel's platform CRL is under 100 kB; 4 MiB leaves room for years of entries
 _ALGORITHMS = frozenset(
@@ -46,24 +46,27 @@ def verify_crl(der: bytes, issuer: x509.Certificate, cache: CrlCache | None = No
         raise Malformed("crl-size", "CRL too large", expected=f"at most {MAX_CRL_BYTES}", got=len(der))
     try:
         crl = x509.load_der_x509_crl(der)
-        extensions = crl.extensions
-        hash_algorithm = crl.signature_hash_algorithm
-    except (ValueError, x509.DuplicateExtension, UnsupportedAlgorithm) as exc:
+        _require_signed(crl, issuer)
+    except UNREADABLE as exc:
         raise Malformed("crl-der", "not a CRL", expected="DER of RFC 5280", got=str(exc)) from exc
+    if cache is not None:
+        cache.put((der, issuer), crl)
+    return crl
+
+
+def _require_signed(crl: x509.CertificateRevocationList, issuer: x509.Certificate) -> None:
+    """Issuer, algorithm, right to sign, extensions and signature, in this order."""
     if crl.issuer != issuer.subject:
         raise Untrusted("crl-issuer", "CRL of another issuer", expected=issuer.subject.rfc4514_string())
-    if crl.signature_algorithm_oid not in _ALGORITHMS or not isinstance(hash_algorithm, _HASHES):
+    if crl.signature_algorithm_oid not in _ALGORITHMS or not isinstance(crl.signature_hash_algorithm, _HASHES):
         raise Untrusted("crl-algorithm", "CRL signature algorithm is not allowed", got=crl.signature_algorithm_oid)
     _require_crl_sign(issuer)
-    for extension in extensions:
+    for extension in crl.extensions:
         if extension.critical and not isinstance(extension.value, _UNDERSTOOD):
             raise Untrusted("crl-extension", "CRL has a critical extension we do not know", got=extension.oid)
     key = issuer.public_key()
     if not isinstance(key, (ec.EllipticCurvePublicKey, rsa.RSAPublicKey)) or not crl.is_signature_valid(key):
         raise Untrusted("crl-signature", "CRL signature does not verify")
-    if cache is not None:
-        cache.put((der, issuer), crl)
-    return crl
 
 
 def _require_crl_sign(issuer: x509.Certificate) -> None:
@@ -71,7 +74,7 @@ def _require_crl_sign(issuer: x509.Certificate) -> None:
         usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
     except x509.ExtensionNotFound:
         return  # RFC 5280 6.3.3 (f): only if the extension is there
-    except (ValueError, x509.DuplicateExtension) as exc:
+    except UNREADABLE as exc:
         raise Malformed("crl-issuer", "unreadable extensions of the CRL's issuer", got=str(exc)) from exc
     if not usage.crl_sign:
         raise Untrusted("crl-issuer", "the issuer's key is not for signing CRLs", expected="keyUsage cRLSign")
@@ -91,7 +94,7 @@ def _require_scope(crl: x509.CertificateRevocationList, certificate: x509.Certif
                 is_ca = extension.value.ca
             elif isinstance(extension.value, x509.CRLDistributionPoints):
                 names += [name for point in extension.value for name in point.full_name or ()]
-    except (ValueError, x509.DuplicateExtension) as exc:
+    except UNREADABLE as exc:
         raise Malformed("crl-scope", "unreadable extensions of the certificate", got=str(exc)) from exc
     partial = scope.indirect_crl or scope.only_some_reasons or scope.only_contains_attribute_certs
     wrong_kind = scope.only_contains_user_certs if is_ca else scope.only_contains_ca_certs
@@ -112,25 +115,30 @@ def read_crl(
 ) -> Statement:
     """What a stored CRL says about `certificate`. Raises Malformed or Untrusted."""
     crl = verify_crl(der, issuer, cache)
-    _require_scope(crl, certificate)
-    if now < crl.last_update_utc:
-        raise Untrusted("crl-future", "the CRL is from the future", expected=f"<= {now}", got=crl.last_update_utc)
-    entry = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
-    said, reason = Said.GOOD, ""
-    if entry is not None:
-        try:
-            flag = entry.extensions.get_extension_for_class(x509.CRLReason).value.reason
-        except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
-            flag = x509.ReasonFlags.unspecified  # an unreadable reason is still a revocation
-        said = Said.HELD if flag is x509.ReasonFlags.certificate_hold else Said.REVOKED
-        reason = str(flag.value)
     digest = hashes.Hash(hashes.SHA256())
     digest.update(der)
-    return Statement(
-        said=said,
-        reason=reason,
-        since=crl.last_update_utc,
-        until=crl.next_update_utc,
-        source="crl",
-        document=Digest("sha256", digest.finalize()),
-    )
+    try:
+        _require_scope(crl, certificate)
+        if now < crl.last_update_utc:
+            raise Untrusted("crl-future", "the CRL is from the future", expected=f"<= {now}", got=crl.last_update_utc)
+        said, reason = _said(crl.get_revoked_certificate_by_serial_number(certificate.serial_number))
+        return Statement(
+            said=said,
+            reason=reason,
+            since=crl.last_update_utc,
+            until=crl.next_update_utc,
+            source="crl",
+            document=Digest("sha256", digest.finalize()),
+        )
+    except UNREADABLE as exc:
+        raise Malformed("crl-der", "unreadable entry in CRL", got=str(exc)) from exc
+
+
+def _said(entry: x509.RevokedCertificate | None) -> tuple[Said, str]:
+    if entry is None:
+        return Said.GOOD, ""
+    try:
+        flag = entry.extensions.get_extension_for_class(x509.CRLReason).value.reason
+    except (x509.ExtensionNotFound, *UNREADABLE):
+        flag = x509.ReasonFlags.unspecified  # an unreadable reason is still a revocation
+    return (Said.HELD if flag is x509.ReasonFlags.certificate_hold else Said.REVOKED), str(flag.value)

@@ -18,6 +18,7 @@ from attestation.errors import Malformed, Misconfigured, Untrusted
 from attestation.formats.json_strict import parse_json, require_object, require_text
 from attestation.values import JsonObject, Nonce
 from attestation.verify.signature import verify_raw_p384
+from attestation.verify.unreadable import UNREADABLE
 
 MAX_BUNDLE_BYTES = 1024 * 1024  # genuine: 6 kB a device
 MAX_JWKS_BYTES = 256 * 1024
@@ -101,7 +102,7 @@ def _certificate_key(x5c: object, where: str) -> ec.EllipticCurvePublicKey:
         raise Malformed("jwks", "x5c is not a list of certificates", where=where)
     try:
         key = x509.load_der_x509_certificate(parse_b64(x5c[0], where=f"{where} x5c")).public_key()
-    except ValueError as exc:
+    except UNREADABLE as exc:
         raise Malformed("jwks", "x5c is not a certificate", where=where) from exc
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise Malformed("jwks", "x5c is not a P-384 certificate", where=where)

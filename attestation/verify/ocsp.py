@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.x509 import ocsp
@@ -19,6 +19,7 @@ from attestation.errors import Malformed, Untrusted
 from attestation.values import Digest
 from attestation.verify.cache import BoundedCache
 from attestation.verify.statement import Said, Statement
+from attestation.verify.unreadable import UNREADABLE
 
 MAX_OCSP_BYTES = 64 * 1024  # genuine answers are 1-3 kB with one delegated certificate
 MAX_OCSP_SIGNERS = 4  # certificates inside one response
@@ -56,9 +57,12 @@ def _load(der: bytes) -> ocsp.OCSPResponse:
         if response.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
             raise Untrusted("ocsp-refused", "the responder did not answer", got=response.response_status.name.lower())
         # Decoding is lazy: touch what is used later, so that nothing raises after this function.
-        _ = response.certificates, response.extensions, response.responder_name, response.signature
-    except ValueError as exc:
+        _ = response.certificates, response.responder_name, response.signature
+        critical = [e.oid for e in response.extensions if e.critical and not isinstance(e.value, x509.OCSPNonce)]
+    except UNREADABLE as exc:
         raise Malformed("ocsp-der", "not an OCSP response", expected="DER of RFC 6960", got=str(exc)) from exc
+    if critical:
+        raise Untrusted("ocsp-extension", "response has a critical extension we do not know", got=critical[0])
     return response
 
 
@@ -73,12 +77,14 @@ def _named_by(response: ocsp.OCSPResponse, certificate: x509.Certificate) -> boo
 def _require_delegation(signer: x509.Certificate, issuer: x509.Certificate) -> None:
     """RFC 6960 4.2.2.2: issued *directly* by the CA in question and marked for OCSP signing."""
     try:
+        if signer.signature_algorithm_oid not in {*_ECDSA, *_RSA}:
+            raise Untrusted("ocsp-algorithm", "algorithm of the signer's certificate is not allowed")
         signer.verify_directly_issued_by(issuer)
-    except (InvalidSignature, ValueError, TypeError) as exc:
+    except (InvalidSignature, *UNREADABLE) as exc:
         raise Untrusted("ocsp-signer", "OCSP signer was not issued by the certificate's issuer") from exc
     try:
         usages = signer.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as exc:
+    except (x509.ExtensionNotFound, *UNREADABLE) as exc:
         raise Untrusted("ocsp-signer", "OCSP signer has no usable extended key usage") from exc
     if ExtendedKeyUsageOID.OCSP_SIGNING not in usages:
         raise Untrusted("ocsp-signer", "certificate is not marked for OCSP signing", expected="id-kp-OCSPSigning")
@@ -126,7 +132,7 @@ def verify_ocsp(der: bytes, issuer: x509.Certificate, cache: OcspCache | None = 
     try:
         signer = _signer(response, issuer)
         _require_signature(response, signer)
-    except (ValueError, UnsupportedAlgorithm) as exc:
+    except UNREADABLE as exc:
         raise Malformed("ocsp-der", "unreadable certificate in OCSP response", got=str(exc)) from exc
     digest = hashes.Hash(hashes.SHA256())
     digest.update(der)
@@ -196,15 +202,20 @@ def read_ocsp(
         single = next((s for s in verified.response.responses if _is_about(s, certificate, issuer)), None)
         if single is None:
             raise Untrusted("ocsp-other-certificate", "the response is about another certificate")
-        said, reason = _said(single)
-    except ValueError as exc:
+        statement = _statement(single, verified, now)
+    except UNREADABLE as exc:
         raise Malformed("ocsp-der", "unreadable answer in OCSP response", got=str(exc)) from exc
+    return statement, verified.signer if verified.delegated else None
+
+
+def _statement(single: ocsp.OCSPSingleResponse, verified: VerifiedOcsp, now: datetime) -> Statement:
+    said, reason = _said(single)
     since = single.this_update_utc
     if now < since:
         raise Untrusted("ocsp-future", "the response is from the future", expected=f"<= {now}", got=since)
     if verified.delegated and since < verified.signer.not_valid_before_utc:
         raise Untrusted("ocsp-signer", "the response is older than its signer's certificate", got=since)
-    statement = Statement(
+    return Statement(
         said=said,
         reason=reason,
         since=since,
@@ -212,4 +223,3 @@ def read_ocsp(
         source="ocsp",
         document=verified.digest,
     )
-    return statement, verified.signer if verified.delegated else None

@@ -225,7 +225,9 @@ def check_revocation(
     worst. `nonce`: accept only an OCSP response to that request (straight after fetching it).
     `cache` spares the signatures of documents that verified before.
     """
-    found, refused = _statements(certificate, issuer, source, now, nonce, cache or RevocationCache())
+    found, refused = _statements(
+        certificate, issuer, source, now, nonce, cache if cache is not None else RevocationCache()
+    )
     for statement in found:
         if statement.said is Said.REVOKED:
             return _outcome(statement, RevocationStatus.REVOKED, statement.reason)

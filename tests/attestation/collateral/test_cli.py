@@ -247,6 +247,16 @@ def test_explanation() -> None:
     assert "verify again with --nonce" in text[todo:]
 
 
+def test_control_characters_stay_out_of_terminals() -> None:
+    hostile = {
+        "level": "\x1b[2J",
+        "findings": [{"check": "x", "result": "fail", "code": "y", "got": "\x1b]0;evil\x07"}],
+    }
+    text = render_explanation(parse_result(json.dumps(hostile).encode()))
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert "evil" in text
+
+
 def test_explain_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "result.json"
     path.write_text(json.dumps(RESULT))

@@ -7,8 +7,12 @@ from datetime import timedelta
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from attestation.errors import Malformed, Misconfigured, Untrusted
 from attestation.findings import Result
@@ -468,3 +472,59 @@ def test_cache_spares_signatures_and_nothing_else(pki: Pki) -> None:
     assert (len(cache.ocsp), len(cache.crl)) == (1, 1)
     assert ask(pki.ca, 30) is RevocationStatus.STALE, "time is judged again"
     assert ask(pki.impostor, 0) is RevocationStatus.UNKNOWN, "an issuer of the same name has entries of its own"
+
+
+@pytest.fixture(scope="module")
+def documents(pki: Pki) -> tuple[bytes, bytes]:
+    return answer(pki, signer=pki.ca), crl(pki, {})
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_any_stored_bytes_give_a_status(pki: Pki, documents: tuple[bytes, bytes], data: st.DataObject) -> None:
+    """Whatever lies in a store, the outcome is a status: unknown, or exactly what the signed document says.
+
+    A few bits outside of what is signed, such as the count of unused bits of the signature, change nothing.
+    """
+    genuine = documents[data.draw(st.integers(0, 1))]
+    changed = bytearray(genuine)
+    for _ in range(data.draw(st.integers(1, 4))):
+        changed[data.draw(st.integers(0, 10_000)) % len(changed)] = data.draw(st.integers(0, 255))
+    for raw in (bytes(changed), data.draw(st.binary(max_size=80))):
+        result = status(pki, Stored(ocsp=(raw,), crl=(raw,)))
+        said = (result.status, result.since, result.until)
+        assert result.status is RevocationStatus.UNKNOWN or said == (RevocationStatus.GOOD, NOW - DAY, NOW + 6 * DAY)
+
+
+def test_unknown_critical_extension(pki: Pki) -> None:
+    builder = (
+        ocsp.OCSPResponseBuilder()
+        .add_response(
+            pki.leaf.certificate, pki.ca.certificate, hashes.SHA384(), ocsp.OCSPCertStatus.GOOD,
+            NOW - DAY, NOW + DAY, None, None,
+        )
+        .responder_id(ocsp.OCSPResponderEncoding.NAME, pki.ca.certificate)
+        .add_extension(x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00"), critical=True)
+    )  # fmt: skip
+    der = builder.sign(pki.ca.key, hashes.SHA384()).public_bytes(Encoding.DER)
+    assert status(pki, Stored(ocsp=(der,))).reason == "ocsp-extension"
+
+
+def test_weak_responder_keys_are_refused(pki: Pki) -> None:
+    """RSA of 1024 bits signs nothing here, whoever delegated it."""
+    weak = delegate(pki.ca, now=NOW - 2 * DAY)
+    assert status(pki, Stored(ocsp=(answer(pki, signer=weak),))).status is RevocationStatus.GOOD
+    rsa_key = rsa.generate_private_key(public_exponent=65537, key_size=1024)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(weak.certificate.subject)
+        .issuer_name(pki.ca.certificate.subject)
+        .public_key(rsa_key.public_key())
+        .serial_number(77)
+        .not_valid_before(NOW - 2 * DAY)
+        .not_valid_after(NOW + 9 * DAY)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING]), critical=False)
+        .sign(pki.ca.key, hashes.SHA384())
+    )
+    small = answer(pki, signer=Signer(certificate, rsa_key))  # type: ignore[arg-type]
+    assert status(pki, Stored(ocsp=(small,))).reason == "ocsp-algorithm"

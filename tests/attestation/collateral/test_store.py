@@ -14,6 +14,7 @@ from attestation.sources.atomic import read_bounded, write_atomic
 from attestation.sources.bundle import build_bundle, import_bundle, read_signer, write_key_pair
 from attestation.sources.collateral import Collateral, crl_id, ocsp_id
 from attestation.sources.collateral_store import KEPT_ANSWERS, CollateralStore
+from attestation.verify.bundle import load_bundle_key, verify_bundle
 from attestation.verify.revocation import RevocationPolicy, RevocationStatus, check_revocation
 from tests.attestation.collateral.conftest import DAY, NOW, Pki
 from tests.attestation.collateral.test_bundle import document
@@ -147,6 +148,18 @@ def test_bundle_replaces_its_predecessor_only(store: CollateralStore, tmp_path: 
     back, _ = import_bundle(store, first, tmp_path / "key.pub", now=NOW + DAY, allow_rollback=True)
     assert store.load().bundle == back
     assert store.load().ids(Kind.RIM) == ("a", "b", "local")
+
+
+def test_two_imports_at_once(store: CollateralStore, tmp_path: Path) -> None:
+    """Rollback is judged against the bundle in use; if that changes meanwhile, nothing is imported."""
+    path = bundle_file(tmp_path, [document("a")])
+    key = load_bundle_key((tmp_path / "key.pub").read_bytes())
+    late = verify_bundle(path.read_bytes(), key, in_use=None, now=NOW + DAY)
+    newer, _ = import_bundle(store, bundle_file(tmp_path, [document("b")], day=1), tmp_path / "key.pub", now=NOW + DAY)
+    with pytest.raises(Unavailable) as caught:
+        store.import_bundle(late, replacing=None)
+    assert caught.value.code == "store-changed"
+    assert (store.load().bundle, store.load().ids(Kind.RIM)) == (newer, ("b",))
 
 
 def test_store_to_bundle_to_store(store: CollateralStore, tmp_path: Path) -> None:
