@@ -5,7 +5,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 SAMPLES := .cache/nv-local-gpu-verifier/verifier/samples
-NV_WHEEL := nv-local-gpu-verifier==2.7.3
 PEERS := .cache/nv-attestation-sdk
 PYTEST_FLAGS ?= -n 2
 ifdef REQUIRE_VECTORS
@@ -23,11 +22,14 @@ demo: $(VENV)/.runtime samples ## The whole path, from a simulated host to a dec
 test: $(VENV)/.dev samples peers ## Every test that this machine can run; says what it left out
 	$(PYTEST) $(PYTEST_FLAGS)
 
-check: $(VENV)/.dev samples peers lint types layers ## Exactly what CI runs
-	$(PYTEST) $(PYTEST_FLAGS) --allowed-skips tests/allowed-skips.txt
+check: lint types layers ## Exactly what CI runs: static checks, tests without an unlisted skip, demo, real kernel
+	$(MAKE) test PYTEST_FLAGS="$(PYTEST_FLAGS) --allowed-skips tests/allowed-skips.txt"
+	$(MAKE) demo
+	$(MAKE) lab-short
 
-lint: $(VENV)/.dev 
+lint: $(VENV)/.dev ## Style and static checks
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
@@ -43,7 +45,13 @@ $(SAMPLES)/hopperCertChain.txt: requirements/samples.lock | $(VENV)/.runtime
 	@$(BIN)/python -m zipfile -e .cache/nv_local_gpu_verifier-2.7.3-py3-none-any.whl .cache/nv-local-gpu-verifier
 	@touch $@
 
-peers: $(PEERS)/.installed ## NVIDIA's own client in an environment of its own, to be run against our services
+# Other people's tools, each in an environment of its own, to be compared with.
+peers: $(PEERS)/.installed .cache/peers/sev-snp-measure/.installed
+
+.cache/peers/%/.installed: requirements/%.lock | $(VENV)/bin/python
+	@rm -rf $(@D) && $(BIN)/python -m venv $(@D)
+	@$(@D)/bin/pip install -q --disable-pip-version-check --require-hashes -r $<
+	@touch $@
 
 $(PEERS)/.installed: requirements/peers.lock | $(VENV)/bin/python
 	@rm -rf $(PEERS) && $(BIN)/python -m venv $(PEERS)
@@ -85,6 +93,7 @@ lock: $(VENV)/.dev ## Renew the hash-locked requirements (names no index host)
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate pyproject.toml requirements/build.in -o requirements/runtime.lock
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --extra dev pyproject.toml requirements/build.in -c requirements/runtime.lock -o requirements/dev.lock
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate requirements/guest.in -c requirements/runtime.lock -o requirements/guest.lock
+	echo 'sev-snp-measure==0.0.13' | $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate - -o requirements/sev-snp-measure.lock
 	echo 'nv-attestation-sdk==2.7.3' | $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate - -o requirements/peers.lock
 
 clean: ## Remove everything that can be made again
