@@ -6,6 +6,9 @@ from attestation.cli.main import LazyGroup
 
 SUBCOMMANDS: dict[str, tuple[str, str, str]] = {
     "gpu": ("attestation.cli.verify_gpu", "gpu", "Verify NVIDIA GPUs and NVSwitches, offline."),
+    "snp": ("attestation.cli.verify_snp", "snp", "Verify an AMD SEV-SNP report, offline."),
+    "tdx": ("attestation.cli.verify_tdx", "tdx", "Verify an Intel TDX quote, offline."),
+    "evidence": ("attestation.cli.verify_evidence", "evidence", "Verify a guest's CPU and GPUs together, offline."),
 }
 
 

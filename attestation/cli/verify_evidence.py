@@ -1,0 +1,168 @@
+"""`kata-gpu-kbs verify evidence`: everything that a guest sent to a key broker, verified as one platform."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from attestation.cli.cpu_options import FILE, warn_simulated
+from attestation.clock import parse_time, utc_now
+from attestation.errors import AttestationError, Malformed, Misconfigured
+from attestation.sources.atomic import read_bounded
+from attestation.values import BindingProfile, JsonObject, Level, Tee
+
+if TYPE_CHECKING:
+    from attestation.appraise.devices import DeviceRequirement
+    from attestation.cli.evidence_page import Page
+    from attestation.verify.platform import PlatformEvidence
+    from attestation.verify.verified import BoundPlatform, VerifiedDevice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """The command line, typed."""
+
+    body: Path
+    tee: str
+    nonce: str
+    profile: str
+    expect: str
+    measurements: tuple[str, ...]
+    collateral: Path | None
+    at: str | None
+    require: str
+    output: str
+    simulated: str | None
+    sample: bool
+
+
+@click.command("evidence")
+@click.option("--body", type=FILE, required=True, help="JSON body of POST /kbs/v0/attest.")
+@click.option("--tee", type=click.Choice([t.value for t in Tee]), default="snp", show_default=True)
+@click.option("--nonce", metavar="BASE64", required=True, help="The nonce that the session issued.")
+@click.option("--profile", type=click.Choice([p.value for p in BindingProfile]), show_default=True,
+              default=BindingProfile.TRUSTEE_RCAR.value, help="Binding that the session agreed on.")  # fmt: skip
+@click.option("--expect", metavar="gpus=N,switches=M", required=True, help="How many devices there must be.")
+@click.option("--measurement", "measurements", metavar="HEX", multiple=True, help="Launch measurement to accept.")
+@click.option("--collateral", type=FILE, help="Collateral store (a directory).")
+@click.option("--at", metavar="RFC3339", help="Verify as of this time instead of now.")
+@click.option("--require", type=click.Choice(["authentic", "trusted"]), default="trusted", show_default=True)
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--unsafe-trust-simulated-roots", "simulated", metavar="builtin|DIR",
+              help="Trust test PKIs instead of the vendors'. Proves nothing about hardware.")  # fmt: skip
+@click.option("--unsafe-allow-sample-tee", "sample", is_flag=True, help="Accept CPU evidence that anybody can make.")
+def evidence(**options: object) -> int:
+    """Verify a guest's CPU and GPU evidence together, offline.
+
+    The CPU report must commit to the nonce, the TEE key and the exact GPU evidence; every GPU must answer the nonce
+    that follows from them. That CPU and GPU are in one machine is not proven, and the claims say so.
+
+    \b
+    Example:
+      kata-gpu-kbs verify evidence --body attest.json --nonce AAEC... --expect gpus=8,switches=4 \\
+        --measurement 5ab1... --collateral store/
+    """
+    asked = _Asked(**options)  # type: ignore[arg-type]  # click made them by these names
+    now = parse_time(asked.at, where="--at") if asked.at else utc_now()
+    if asked.simulated is not None or asked.sample:
+        warn_simulated()
+    from attestation.cli.evidence_page import refused, show
+
+    wanted = _requirement(asked.expect)
+    try:
+        page = _verify(asked, wanted, now)
+    except AttestationError as exc:
+        click.echo(show(refused(exc), Level(asked.require), asked.output, now)[0])
+        return exc.exit_code
+    text, code = show(page, Level(asked.require), asked.output, now)
+    click.echo(text)
+    return code
+
+
+def _verify(asked: _Asked, wanted: "DeviceRequirement", now: datetime) -> "Page":
+    from attestation.appraise.devices import check_devices
+    from attestation.cli.evidence_page import Page, check_measurement
+    from attestation.cli.platform import platform_verifier
+    from attestation.verify.platform import Expected, verify_platform
+
+    verifier = platform_verifier(collateral=asked.collateral, simulated_roots=asked.simulated, sample=asked.sample)
+    platform = verify_platform(
+        _evidence(asked),
+        session=Expected(tee=Tee(asked.tee), nonce=asked.nonce, profile=BindingProfile(asked.profile)),
+        trust=verifier.trust,
+        collateral=verifier.collateral,
+        policy=verifier.policy,
+        now=now,
+    )
+    findings = (
+        *platform.findings,
+        check_measurement(platform.cpu, asked.measurements),
+        *check_devices(platform, wanted),
+    )
+    levels = [device.level for device in platform.devices]
+    best = Level.TRUSTED if all(level is Level.TRUSTED for level in levels) else Level.AUTHENTIC
+    return Page(
+        title=f"{platform.cpu.tee.upper()} {platform.cpu.product} with {len(levels)} devices",
+        findings=findings,
+        claims=_claims(platform),
+        devices=[_device(device) for device in platform.devices],
+        best=best,
+    )
+
+
+def _claims(platform: "BoundPlatform") -> JsonObject:
+    return {
+        str(platform.cpu.tee): platform.cpu.claims,
+        "binding": platform.binding,
+        "init_data_claims": platform.init_data_claims,
+    }
+
+
+def _device(device: "VerifiedDevice") -> JsonObject:
+    return {
+        "level": str(device.level),
+        "kind": str(device.kind),
+        "arch": str(device.arch),
+        "chip_id": device.identity.chip_id,
+        "mode": str(device.mode),
+        "findings": [finding.to_json() for finding in device.findings],
+        "claims": device.claims,
+    }
+
+
+def _evidence(asked: _Asked) -> "PlatformEvidence":
+    from pydantic import ValidationError
+
+    from attestation.service.wire import MAX_BODY_BYTES, AttestRequest
+    from attestation.verify.platform import PlatformEvidence
+
+    try:
+        request = AttestRequest.model_validate_json(read_bounded(asked.body, MAX_BODY_BYTES))
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise Malformed("attest-body", first["msg"], where=where or str(asked.body)) from exc
+    sent = request.submission()
+    return PlatformEvidence(
+        tee=Tee(asked.tee),
+        primary=sent.primary,
+        additional=sent.additional,
+        nonce=sent.nonce,
+        tee_jwk=sent.tee_key.jwk,
+        init_data=sent.init_data,
+        profile=BindingProfile(asked.profile),
+    )
+
+
+def _requirement(text: str) -> "DeviceRequirement":
+    from attestation.appraise.devices import DeviceRequirement
+
+    counts = {"gpus": 0, "switches": 0}
+    for part in text.split(","):
+        name, _, number = part.partition("=")
+        if name not in counts or not (number.isascii() and number.isdigit() and len(number) <= 3):
+            raise Misconfigured("expect", "--expect", expected="gpus=8,switches=4", got=repr(text[:60]))
+        counts[name] = int(number)
+    return DeviceRequirement(gpus=counts["gpus"], switches=counts["switches"])
