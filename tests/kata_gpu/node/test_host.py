@@ -1,0 +1,189 @@
+"""The adapters against the real thing in miniature: files, children that hang, trees that try to escape."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from kata_gpu.core.pci import PciAddress
+from kata_gpu.errors import Malformed, TimedOut, Unavailable
+from kata_gpu.host import isolate
+from kata_gpu.host.durable import DurableDir
+from kata_gpu.host.journal import Journal
+from kata_gpu.host.real import RealHost
+from kata_gpu.host.simkernel.kernel import SimKernel
+from kata_gpu.host.simkernel.presets import PRESETS, hgx_h100
+from kata_gpu.host.simkernel.render import render
+from kata_gpu.host.variants import best_driver
+from kata_gpu.ops.observe import observe, parse_bars
+from kata_gpu.ports import FileKind
+
+
+def test_isolated_read_and_write(tmp_path: Path) -> None:
+    path = tmp_path / "attribute"
+    path.write_bytes(b"(null)\n")
+    assert isolate.read(str(path), max_bytes=100, deadline_s=10) == b"(null)\n"
+    isolate.write(str(path), b"vfio-pci", deadline_s=10)
+    assert path.read_bytes().startswith(b"vfio-pci")
+
+
+@pytest.mark.parametrize(("name", "number"), [("absent", errno.ENOENT), ("", errno.EISDIR)])
+def test_isolated_errors_keep_their_errno(tmp_path: Path, name: str, number: int) -> None:
+    with pytest.raises(OSError, match=os.strerror(number)) as error:
+        isolate.write(str(tmp_path / name), b"x", deadline_s=10)
+    assert error.value.errno == number
+
+
+def test_a_child_that_hangs_is_abandoned(tmp_path: Path) -> None:
+    """Opening a pipe that nobody reads blocks for ever; the deadline passes and we go on."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(TimedOut) as error:
+        isolate.write(str(pipe), b"1", deadline_s=0.3)
+    assert error.value.exit_code == 6
+    assert str(pipe) in str(error.value)
+    for _ in range(200):
+        if isolate.abandoned() == 0:
+            break
+        isolate.run(["sleep", "0.01"], deadline_s=5, where="wait")
+    assert isolate.abandoned() == 0
+
+
+def test_programs_that_cannot_start() -> None:
+    with pytest.raises(Unavailable):
+        isolate.run(["/nonexistent/program"], deadline_s=1, where="x")
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_rendered_tree_equals_the_simulated_host(tmp_path: Path, preset: str) -> None:
+    kernel = SimKernel(PRESETS[preset]())
+    render(kernel.machine, tmp_path)
+    assert observe(RealHost(tmp_path)) == observe(kernel)
+
+
+def test_a_bundle_cannot_point_outside(tmp_path: Path) -> None:
+    """Links are resolved inside the tree, absolute ones and dots too; loops end."""
+    (tmp_path / "outside").write_text("secret")
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    (root / "etc" / "a").symlink_to("../../outside")
+    (root / "etc" / "b").symlink_to(str(tmp_path / "outside"))
+    (root / "etc" / "loop").symlink_to("loop")
+    host = RealHost(root)
+    for name in ("a", "b", "loop", "../../outside"):
+        with pytest.raises(OSError, match=r"No such file|symbolic links"):
+            host.read(f"/etc/{name}")
+        assert host.kind(f"/etc/{name}") is None
+
+
+def test_a_tree_is_read_only(tmp_path: Path) -> None:
+    """Write semantics are never emulated on a plain directory."""
+    render(hgx_h100(gpus=1, switches=0), tmp_path)
+    host = RealHost(tmp_path)
+    path = "/sys/bus/pci/drivers_probe"
+    for act in (
+        lambda: host.write(path, b"x", deadline_s=1),
+        lambda: host.open(path),
+        lambda: host.modprobe("x", deadline_s=1),
+    ):
+        with pytest.raises(OSError, match="Read-only"):
+            act()
+    assert host.kind("/dev/kvm") is FileKind.CHAR_DEVICE
+    assert host.kind("/sys") is FileKind.DIRECTORY
+
+
+def test_special_files_in_a_tree_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="not a regular file"):
+        RealHost(tmp_path).read("/pipe")
+
+
+def test_no_pci_bus(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable):
+        observe(RealHost(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "17:00.0", "0000:17:00.8", "0000:17:20.0", "0000:1g:00.0", "0000:17:00.0\n", "x" * 99]
+)
+def test_bad_addresses(text: str) -> None:
+    with pytest.raises(Malformed):
+        PciAddress.parse(text)
+
+
+def test_addresses_round_trip_and_sort() -> None:
+    texts = ["0000:05:00.0", "0000:17:00.0", "0000:17:00.1", "0001:00:00.0", "10000:00:00.0"]
+    assert [str(a) for a in sorted(PciAddress.parse(t) for t in reversed(texts))] == texts
+    assert PciAddress.parse(texts[1]).label == "0000-17-00-0"
+
+
+def test_bars() -> None:
+    lines = "0x0000202000000000 0x0000202000ffffff 0x000000000014220c\n" + "0x0 0x0 0x0\n" * 5
+    assert parse_bars(lines) == (16 << 20, 0, 0, 0, 0, 0)
+    assert parse_bars("what\n0x0 0xffff 0x1\n") == (0, 0)
+
+
+def test_variant_driver_wins_by_longest_match() -> None:
+    aliases = (
+        "alias vfio_pci:v*d*sv*sd*bc*sc*i* vfio_pci\n"
+        "alias vfio_pci:v000010DEd00002342sv*sd*bc*sc*i* nvgrace_gpu_vfio_pci\n"
+        "alias pci:v000010DEd*sv*sd*bc*sc*i* nvidia\nalias vfio_pci:broken\n"
+    )
+    grace = "pci:v000010DEd00002342sv000010DEsd000016EBbc03sc02i00"
+    assert best_driver(aliases, grace) == "nvgrace-gpu-vfio-pci"
+    assert best_driver(aliases, grace.replace("2342", "2330")) == "vfio-pci"
+
+
+def test_durable_directory(tmp_path: Path) -> None:
+    directory = DurableDir(tmp_path / "new")
+    assert directory.names() == []
+    assert directory.get("a") is None
+    directory.put("a", b"1")
+    directory.put("a", b"2")
+    assert (directory.names(), directory.get("a")) == (["a"], b"2")
+    directory.remove("a")
+    directory.remove("a")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_full_disk_is_unavailable_and_loses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(Unavailable):
+        DurableDir(tmp_path / "file" / "sub").put("a", b"1")
+    directory = DurableDir(tmp_path)
+    directory.put("a", b"1" * 10)
+    with pytest.raises(Unavailable):
+        directory.get("a", max_bytes=5)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"version": 2}', b'{"version": 1, "purpose": "x"}', b"\xff"])
+def test_damaged_journal_is_named(tmp_path: Path, data: bytes) -> None:
+    """A journal that cannot be read stops everything: it is never taken for none."""
+    (tmp_path / "journal.json").write_bytes(data)
+    with pytest.raises(Malformed) as error:
+        Journal(DurableDir(tmp_path)).open_transaction()
+    assert "journal.json" in error.value.where
+
+
+def test_state_of_another_boot_does_not_count(tmp_path: Path) -> None:
+    journal = Journal(DurableDir(tmp_path))
+    address = PciAddress.parse("0000:17:00.0")
+    journal.set_wedged("boot-1", {address: "held"})
+    assert journal.wedged("boot-1") == {address: "held"}
+    assert journal.wedged("boot-2") == {}
+
+
+def test_state_file_is_shared_between_processes(tmp_path: Path) -> None:
+    """Two kernels on one file see each other's changes; files of a dead process are closed."""
+    one = SimKernel.create(hgx_h100(gpus=1, switches=0), tmp_path / "sim")
+    two = SimKernel(path=tmp_path / "sim")
+    one.modprobe("vfio_pci", deadline_s=1)
+    assert two.kind("/sys/bus/pci/drivers/vfio-pci") is FileKind.DIRECTORY
+    two.write("/sys/bus/pci/devices/0000:17:00.0/driver_override", b"vfio-pci", deadline_s=1)
+    assert one.read("/sys/bus/pci/devices/0000:17:00.0/driver_override") == b"vfio-pci\n"
+    two.write("/sys/bus/pci/drivers/vfio-pci/bind", b"0000:17:00.0", deadline_s=1)
+    ghost = SimKernel(path=tmp_path / "sim", pid=2**22 + 1)
+    ghost.open("/dev/vfio/1")
+    fresh = SimKernel(path=tmp_path / "sim")
+    assert fresh.machine.handles == []
