@@ -152,8 +152,7 @@ def _revocations(
     if not wanted.revocation:
         return
     asked: set[str] = set()
-    for pair in _pairs(store, wanted):
-        name = pair.certificate.subject.rfc4514_string()
+    for name, pair in _pairs(store, wanted):
         yield Step(f"OCSP {name}", partial(_ocsp, fetcher, pair, wanted, now, new_nonce))
         for url in distribution_points(pair.certificate):
             if url not in asked:
@@ -172,7 +171,7 @@ def _crl(fetcher: Fetcher, pair: Pair, url: str, now: datetime) -> list[Document
     return [fetch_crl(fetcher, pair.certificate, pair.issuer, url, now=now)]
 
 
-def _pairs(store: CollateralStore, wanted: Wanted) -> Iterator[Pair]:
+def _pairs(store: CollateralStore, wanted: Wanted) -> Iterator[tuple[str, Pair]]:
     """Signers of every stored reference document, and the CAs of device chains; each once.
 
     Device leaves are left out: the responder says GOOD for device serials that it never saw (gpu-attestation.md 2.4).
@@ -190,8 +189,9 @@ def _pairs(store: CollateralStore, wanted: Wanted) -> Iterator[Pair]:
                 yield _pair(certificate, issuer)
 
 
-def _pair(certificate: bytes, issuer: bytes) -> Pair:
+def _pair(certificate: bytes, issuer: bytes) -> tuple[str, Pair]:
     try:
-        return Pair(x509.load_der_x509_certificate(certificate), x509.load_der_x509_certificate(issuer))
+        pair = Pair(x509.load_der_x509_certificate(certificate), x509.load_der_x509_certificate(issuer))
+        return pair.certificate.subject.rfc4514_string(), pair
     except UNREADABLE as exc:
         raise Malformed("certificate", "unreadable certificate", where="chain", got=str(exc)[:80]) from exc
