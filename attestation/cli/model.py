@@ -74,7 +74,8 @@ def encrypt(
       kata-gpu-kbs model encrypt ./llama ./llama.kgm --key-file llama.key --key kbs:///models/llama/key \\
           --policy llama-policy.toml --broker https://kbs-admin:8081 --broker-cert ca.pem --admin-token-file token
     """
-    from attestation.ops.model_encrypt import Options, encrypt_model, plan_sources
+    from attestation.ops.model_encrypt import Options, encrypt_model
+    from attestation.ops.model_sources import plan_sources
 
     path = ResourcePath.parse(key) if key else None
     if path is None and key_file is None:

@@ -7,7 +7,6 @@ changed gets a new salt and a new start. The manifest comes last: without it the
 
 import fcntl
 import hashlib
-import hmac
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ from attestation.crypto.stream import (
     seal_whole,
 )
 from attestation.errors import AttestationError, Misconfigured, Unavailable
-from attestation.formats.model_manifest import MANIFEST_NAME, MAX_FILES, Manifest, ModelFile, check_name, stored_name
+from attestation.formats.model_manifest import MANIFEST_NAME, Manifest, ModelFile
 from attestation.ops.encrypt_journal import (
     BATCH_BYTES,
     NONCE_BYTES,
@@ -37,6 +36,8 @@ from attestation.ops.encrypt_journal import (
     load_journal,
     start_journal,
 )
+from attestation.ops.model_sources import Job, plan_jobs
+from attestation.ops.stored_file import Buffers, PlainDigest, StoredFile, stored_file
 from attestation.sources.blocks import opened, read_exact, sync_folder, write_all
 from attestation.values import Digest, Secret
 
@@ -64,53 +65,6 @@ class Encrypted:
     kept_bytes: int  # plaintext bytes that an earlier run had already encrypted
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    source: Path
-    name: str
-    size: int
-    target: Path
-
-    @property
-    def partial(self) -> Path:
-        """Stored file in the making."""
-        return self.target.with_suffix(".partial")
-
-    @property
-    def journal(self) -> Path:
-        """Records of a large file in the making."""
-        return self.target.with_suffix(".journal")
-
-
-def plan_sources(source: Path) -> dict[str, Path]:
-    """Name to path of every file below `source`, sorted; a single file is a model of one file.
-
-    Links to files are followed (model caches are made of them), links to folders are refused.
-    """
-    if source.is_file():
-        check_name(source.name)
-        return {source.name: source}
-    if not source.is_dir():
-        raise Misconfigured("source", "no such file or folder", where=str(source))
-    found: dict[str, Path] = {}
-    for folder, folders, files in os.walk(source):
-        for name in folders:
-            if Path(folder, name).is_symlink():
-                raise Misconfigured("source-link", "links to folders are not followed", where=str(Path(folder, name)))
-        for name in files:
-            path = Path(folder, name)
-            relative = path.relative_to(source).as_posix()
-            check_name(relative)
-            if not path.is_file():
-                raise Misconfigured("source-special", "not a regular file", where=str(path))
-            found[relative] = path
-        if len(found) > MAX_FILES:
-            raise Misconfigured("source-files", "too many files", where=str(source), expected=f"at most {MAX_FILES}")
-    if not found:
-        raise Misconfigured("source-empty", "no files to encrypt", where=str(source))
-    return dict(sorted(found.items()))
-
-
 def encrypt_model(
     sources: dict[str, Path],
     out: Path,
@@ -125,12 +79,8 @@ def encrypt_model(
         out.mkdir(parents=True, exist_ok=True)
         with opened(out, os.O_RDONLY | os.O_DIRECTORY) as lock:
             _lock(lock, out)
-            jobs = [
-                _Job(source=path, name=name, size=path.stat().st_size, target=out / stored_name(index))
-                for index, (name, path) in enumerate(sources.items())
-            ]
             with _Encrypter(model_key, random, options, progress) as encrypter:
-                manifest = Manifest(tuple(encrypter.run(jobs)))
+                manifest = Manifest(tuple(encrypter.run(plan_jobs(sources, out))))
             digest = _write_manifest(out, manifest, model_key, random(SALT_BYTES), options.chunk_log2)
     except OSError as exc:
         raise Unavailable("encrypt-io", exc.strerror or "I/O error", where=str(exc.filename or out)) from exc
@@ -159,45 +109,6 @@ def _write_manifest(out: Path, manifest: Manifest, key: Secret, salt: bytes, chu
     return Digest("sha256", hashlib.sha256(stored).digest())
 
 
-@dataclass(frozen=True, slots=True)
-class _Buffers:
-    """Three chunks of one thread."""
-
-    plain: memoryview
-    sealed: memoryview
-    opened: memoryview
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Stored:
-    """A stored file in the making, or one to compare with: collects the tags that its digest is made of."""
-
-    fd: int
-    cipher: FileCipher
-    tags: bytearray
-
-    def seal(self, index: int, plain: memoryview, buffers: _Buffers) -> None:
-        """Encrypt and write one chunk."""
-        view = buffers.sealed[: len(plain) + TAG_BYTES]
-        self.cipher.seal_into(index, plain, view)
-        write_all(self.fd, view, self.cipher.header.offset(index))
-        self._note(index, view)
-
-    def holds(self, index: int, plain: memoryview, buffers: _Buffers) -> bool:
-        """Whether the stored chunk is durable, authentic and equal to this plaintext."""
-        view, out = buffers.sealed[: len(plain) + TAG_BYTES], buffers.opened[: len(plain)]
-        try:
-            read_exact(self.fd, view, self.cipher.header.offset(index), "stored chunk")
-            self.cipher.open_into(index, view, out)
-        except AttestationError:
-            return False
-        self._note(index, view)
-        return hmac.compare_digest(out, plain)
-
-    def _note(self, index: int, view: memoryview) -> None:
-        self.tags[index * TAG_BYTES : (index + 1) * TAG_BYTES] = view[-TAG_BYTES:]
-
-
 class _Encrypter:
     """Threads and buffers of one run. Files of a batch or less go to one thread each; larger ones are pipelined."""
 
@@ -214,21 +125,21 @@ class _Encrypter:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
-    def run(self, jobs: list[_Job]) -> list[ModelFile]:
+    def run(self, jobs: list[Job]) -> list[ModelFile]:
         """Manifest entries in the order of the jobs."""
         small = {job.name: self._pool.submit(self._file, job) for job in jobs if job.size <= BATCH_BYTES}
         return [small[job.name].result() if job.name in small else self._file(job) for job in jobs]
 
-    def _file(self, job: _Job) -> ModelFile:
+    def _file(self, job: Job) -> ModelFile:
         with opened(job.source, os.O_RDONLY) as source:
-            _require_size(source, job)
+            job.require_size(source)
             done = self._finished(job, source)
             if done is None:
                 done = self._large(job, source) if job.size > BATCH_BYTES else self._small(job, source)
-            _require_size(source, job)
+            job.require_size(source)
         return done
 
-    def _finished(self, job: _Job, source: int) -> ModelFile | None:
+    def _finished(self, job: Job, source: int) -> ModelFile | None:
         """The entry of a stored file that an earlier run finished, if it is the encryption of this very source."""
         if not job.target.exists():
             return None
@@ -236,7 +147,7 @@ class _Encrypter:
             cipher = self._same_header(fd, job)
             if cipher is None or os.fstat(fd).st_size != cipher.header.stored_size:
                 return None
-            stored, sha256 = _stored(fd, cipher), self._sha256()
+            stored, sha256 = stored_file(fd, cipher), self._sha256()
             buffers = self._buffers()
             for index, view in self._plain_chunks(job, source, cipher):
                 if not stored.holds(index, view, buffers):
@@ -245,10 +156,10 @@ class _Encrypter:
         self._keep(job.size)
         return _entry(job, stored, sha256)
 
-    def _small(self, job: _Job, source: int) -> ModelFile:
+    def _small(self, job: Job, source: int) -> ModelFile:
         cipher, sha256, buffers = self._fresh(job), self._sha256(), self._buffers()
         with opened(job.partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
-            stored = _stored(fd, cipher)
+            stored = stored_file(fd, cipher)
             write_all(fd, cipher.render_header(), 0)
             for index, view in self._plain_chunks(job, source, cipher):
                 sha256.update(view)
@@ -258,14 +169,14 @@ class _Encrypter:
         job.partial.rename(job.target)
         return _entry(job, stored, sha256)
 
-    def _large(self, job: _Job, source: int) -> ModelFile:
+    def _large(self, job: Job, source: int) -> ModelFile:
         """Two batches alternate: while one is read and recorded, the other is sealed and written by the threads."""
         journal = self._resumable(job, source) or start_journal(job.journal, job.partial, self._fresh(job), self._key)
         sha256 = self._sha256()
         batches = [memoryview(bytearray(BATCH_BYTES)) for _ in range(2)]
         pending: list[list[Future[None]]] = [[], []]
         with opened(job.partial, os.O_RDWR) as fd, opened(job.journal, os.O_WRONLY | os.O_APPEND) as log:
-            stored = _stored(fd, journal.cipher)
+            stored = stored_file(fd, journal.cipher)
             try:
                 for number, start in enumerate(range(0, job.size, BATCH_BYTES)):
                     turn = number % 2
@@ -275,7 +186,7 @@ class _Encrypter:
                     sha256.update(batch)
                     known = number < len(journal.records)
                     if known and not journal.holds(number, batch):
-                        raise _changed(job, "other bytes than a moment ago")
+                        raise job.changed("other bytes than a moment ago")
                     if not known:
                         append_durably(log, journal.record(number, batch, self._random(NONCE_BYTES)))
                     pending[turn] = self._submit(stored, start, batch, known)
@@ -288,7 +199,7 @@ class _Encrypter:
         job.journal.unlink()
         return _entry(job, stored, sha256)
 
-    def _resumable(self, job: _Job, source: int) -> Journal | None:
+    def _resumable(self, job: Job, source: int) -> Journal | None:
         """Journal of an interrupted run whose every record still matches the source."""
         if not (job.partial.exists() and job.journal.exists()):
             return None
@@ -297,14 +208,14 @@ class _Encrypter:
         journal = load_journal(job.journal, job.partial, cipher, self._key) if cipher else None
         return journal if journal and journal.matches(source, job.size, job.name) else None
 
-    def _submit(self, stored: _Stored, start: int, batch: memoryview, known: bool) -> list[Future[None]]:
+    def _submit(self, stored: StoredFile, start: int, batch: memoryview, known: bool) -> list[Future[None]]:
         chunk = stored.cipher.header.chunk_bytes
         return [
             self._pool.submit(self._chunk, stored, (start + at) // chunk, batch[at : at + chunk], known)
             for at in range(0, len(batch), chunk)
         ]
 
-    def _chunk(self, stored: _Stored, index: int, plain: memoryview, known: bool) -> None:
+    def _chunk(self, stored: StoredFile, index: int, plain: memoryview, known: bool) -> None:
         buffers = self._buffers()
         if known and stored.holds(index, plain, buffers):
             self._keep(len(plain))
@@ -312,11 +223,11 @@ class _Encrypter:
             stored.seal(index, plain, buffers)
             self._progress(len(plain))
 
-    def _fresh(self, job: _Job) -> FileCipher:
+    def _fresh(self, job: Job) -> FileCipher:
         salt, log2 = self._random(SALT_BYTES), self._options.chunk_log2
         return FileCipher(self._key, Header(kind=Kind.FILE, chunk_log2=log2, size=job.size, salt=salt))
 
-    def _same_header(self, fd: int, job: _Job) -> FileCipher | None:
+    def _same_header(self, fd: int, job: Job) -> FileCipher | None:
         """Cipher of a stored header that this key wrote for a source of this size; None for any other."""
         try:
             cipher = parse_header(os.pread(fd, HEADER_BYTES, 0), self._key, kind=Kind.FILE)
@@ -325,7 +236,7 @@ class _Encrypter:
         same = cipher.header.size == job.size and cipher.header.chunk_log2 == self._options.chunk_log2
         return cipher if same else None
 
-    def _plain_chunks(self, job: _Job, source: int, cipher: FileCipher) -> Iterator[tuple[int, memoryview]]:
+    def _plain_chunks(self, job: Job, source: int, cipher: FileCipher) -> Iterator[tuple[int, memoryview]]:
         for index in range(cipher.header.chunks):
             view = self._buffers().plain[: cipher.header.plain_length(index)]
             read_exact(source, view, index << cipher.header.chunk_log2, job.name)
@@ -336,60 +247,25 @@ class _Encrypter:
             self.kept_bytes += size
         self._progress(size)
 
-    def _sha256(self) -> "_Sha256":
-        return _Sha256(hashlib.sha256() if self._options.sha256 else None)
+    def _sha256(self) -> PlainDigest:
+        return PlainDigest(hashlib.sha256() if self._options.sha256 else None)
 
-    def _buffers(self) -> _Buffers:
+    def _buffers(self) -> Buffers:
         """Buffers of the calling thread, made once."""
-        held: _Buffers | None = getattr(self._local, "buffers", None)
+        held: Buffers | None = getattr(self._local, "buffers", None)
         if held is None:
             chunk = 1 << self._options.chunk_log2
-            held = _Buffers(*(memoryview(bytearray(n)) for n in (chunk, chunk + TAG_BYTES, chunk)))
+            held = Buffers(*(memoryview(bytearray(n)) for n in (chunk, chunk + TAG_BYTES, chunk)))
             self._local.buffers = held
         return held
 
 
-@dataclass(frozen=True, slots=True)
-class _Sha256:
-    """Plaintext digest, or nothing where nobody asked for it."""
-
-    state: "hashlib._Hash | None"
-
-    def update(self, view: memoryview) -> None:
-        if self.state:
-            self.state.update(view)
-
-    def digest(self) -> Digest | None:
-        return Digest("sha256", self.state.digest()) if self.state else None
-
-
-def _stored(fd: int, cipher: FileCipher) -> _Stored:
-    return _Stored(fd=fd, cipher=cipher, tags=bytearray(cipher.header.chunks * TAG_BYTES))
-
-
-def _entry(job: _Job, stored: _Stored, sha256: _Sha256) -> ModelFile:
-    digest = Digest("sha256", stored.cipher.digest(stored.tags))
-    return ModelFile(
-        name=job.name, size=job.size, salt=stored.cipher.header.salt, digest=digest, sha256=sha256.digest()
-    )
+def _entry(job: Job, stored: StoredFile, sha256: PlainDigest) -> ModelFile:
+    salt = stored.cipher.header.salt
+    return ModelFile(name=job.name, size=job.size, salt=salt, digest=stored.digest, sha256=sha256.digest())
 
 
 def _collect(futures: list[Future[None]]) -> None:
     for future in futures:
         future.result()
     futures.clear()
-
-
-def _changed(job: _Job, got: object) -> Unavailable:
-    return Unavailable(
-        "source-changed",
-        "source changes while it is read",
-        where=str(job.source),
-        expected=f"{job.size} bytes",
-        got=got,
-    )
-
-
-def _require_size(fd: int, job: _Job) -> None:
-    if (size := os.fstat(fd).st_size) != job.size:
-        raise _changed(job, size)

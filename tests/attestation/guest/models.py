@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 
 from attestation.guest.memory_fs import Exceptions, Proc
 from attestation.guest.model import EncryptedModel, open_model
-from attestation.ops.model_encrypt import Encrypted, Options, encrypt_model, plan_sources
+from attestation.ops.model_encrypt import Encrypted, Options, encrypt_model
+from attestation.ops.model_sources import plan_sources
 from attestation.values import Secret
 
 KEY = Secret(bytes(range(32)))

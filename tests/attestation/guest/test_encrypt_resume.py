@@ -15,7 +15,8 @@ from attestation.crypto.stream import HEADER_BYTES, TAG_BYTES
 from attestation.errors import AttestationError, Misconfigured
 from attestation.guest.decrypt import decrypt_model
 from attestation.ops.encrypt_journal import BATCH_BYTES
-from attestation.ops.model_encrypt import Encrypted, Options, encrypt_model, plan_sources
+from attestation.ops.model_encrypt import Encrypted, Options, encrypt_model
+from attestation.ops.model_sources import plan_sources
 from attestation.values import Secret
 from tests.attestation.guest.decoder import decode_model
 from tests.attestation.guest.models import ANYWHERE, KEY, PROC, counting, opened

@@ -13,7 +13,7 @@ from attestation.guest.decrypt import MARKER, STAGING, decrypt_model
 from attestation.guest.memory_fs import Exceptions, Proc
 from attestation.guest.model import open_file, open_model, verify_file
 from attestation.guest.tensors import read_tensor, read_tensors
-from attestation.ops.model_encrypt import plan_sources
+from attestation.ops.model_sources import plan_sources
 from attestation.values import Digest, Secret
 from tests.attestation.guest.decoder import decode_model
 from tests.attestation.guest.models import ANYWHERE, KEY, PROC, copy, encrypt, make_source, opened, tensors, tree
