@@ -223,7 +223,7 @@ def plan_slices(
         {
             "apiVersion": API_VERSION,
             "kind": "ResourceSlice",
-            "metadata": {"generateName": f"{i:05x}-{DRIVER}-{node}-", "ownerReferences": [owner]},
+            "metadata": {"generateName": f"{i:05x}-{want['driver']}-{node}-", "ownerReferences": [owner]},
             "spec": {"pool": where} | copy.deepcopy(want),
         }
         for i, want in enumerate(desired)

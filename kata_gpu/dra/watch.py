@@ -70,7 +70,7 @@ class SliceWatch:
 
     def follow(self, *, timeout_s: float = WATCH_S) -> None:
         """List, then watch until the server ends it, again and again while it ends well. Raises on any loss."""
-        items, version = self._publisher.list()
+        items, version = self._publisher.read()
         with self._lock:
             self._slices = {o["metadata"]["name"]: o for o in items}
             self._news = True

@@ -1,6 +1,6 @@
 """Keep this node's ResourceSlices as they should be, and learn what the API server keeps (dra.md 2.5, 2.7)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,20 +33,21 @@ class Published:
 
 
 class SlicePublisher:
-    """Owner of the slices with our driver and our node; never touches others."""
+    """Owner of the slices of one driver on one node; never touches others."""
 
-    def __init__(self, kube: Kube, node: str) -> None:
+    def __init__(self, kube: Kube, node: str, *, driver: str = DRIVER) -> None:
         self._kube = kube
         self._node = node
+        self._driver = driver
         self._settled: dict[str, tuple[JsonObject, JsonObject]] = {}
         self._features = Features()
 
     @property
     def selector(self) -> str:
         """Field selector of our slices."""
-        return f"spec.nodeName={self._node},spec.driver={DRIVER}"
+        return f"spec.nodeName={self._node},spec.driver={self._driver}"
 
-    def list(self) -> tuple[list[JsonObject], str]:
+    def read(self) -> tuple[list[JsonObject], str]:
         """Our slices and the version to watch from."""
         return self._kube.list(SLICES, field_selector=self.selector, timeout_s=REQUEST_S)
 
@@ -58,15 +59,22 @@ class SlicePublisher:
         `current` is what a watch knows; it is read again after a lost race. Raises what the API answers: Refused is
         for the operator (RBAC, admission), Unavailable for the next try.
         """
+        return self.sync_specs(
+            lambda features: render_pool(inventory, offers, node=self._node, features=features), current
+        )
+
+    def sync_specs(
+        self, render: Callable[[Features], list[JsonObject]], current: Sequence[JsonObject] | None = None
+    ) -> Published:
+        """The same for specs that somebody else renders for the features that the server keeps."""
         node = self._kube.get(f"/api/v1/nodes/{self._node}", timeout_s=REQUEST_S)
         owner = owner_reference(node)
         writes = 0
         known = list(current) if current is not None else None
         for _ in range(MAX_ROUNDS):
-            slices = self.list()[0] if known is None else known
+            slices = self.read()[0] if known is None else known
             features = self._features
-            desired = render_pool(inventory, offers, node=self._node, features=features)
-            plan = plan_slices(slices, desired, pool=self._node, owner=owner, settled=self._settled)
+            plan = plan_slices(slices, render(features), pool=self._node, owner=owner, settled=self._settled)
             try:
                 writes += self._apply(plan)
             except (Conflict, NotFound):
