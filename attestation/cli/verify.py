@@ -5,6 +5,7 @@ import click
 from attestation.cli.main import LazyGroup
 
 SUBCOMMANDS: dict[str, tuple[str, str, str]] = {
+    "nras": ("attestation.cli.verify_nras", "nras", "Verify an answer of NVIDIA's attestation service, offline."),
     "gpu": ("attestation.cli.verify_gpu", "gpu", "Verify NVIDIA GPUs and NVSwitches, offline."),
     "snp": ("attestation.cli.verify_snp", "snp", "Verify an AMD SEV-SNP report, offline."),
     "tdx": ("attestation.cli.verify_tdx", "tdx", "Verify an Intel TDX quote, offline."),

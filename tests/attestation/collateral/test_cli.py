@@ -33,6 +33,7 @@ from tests.attestation.collateral.conftest import DAY, NOW, Pki
 from tests.attestation.collateral.test_bundle import document
 from tests.attestation.collateral.test_http import rim_answer
 from tests.attestation.collateral.test_nras_service import genuine_switch
+from tests.attestation.collateral.test_nras_token import ISSUER, KEY, NONCE, bundle
 
 FORGE = NvidiaForge()
 LS10 = "NV_SWITCH_BIOS_5612_0002_890_9610550001"
@@ -282,6 +283,38 @@ def test_explain_a_genuine_result(vectors: Path, capsys: pytest.CaptureFixture[s
     )
     assert done.stdout.startswith("Level trusted (required: trusted)")
     assert "the switch firmware measures as NVIDIA published (31 of 31 measurements)" in done.stdout
+
+
+def test_verify_nras(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    token, jwks = tmp_path / "answer.json", tmp_path / "jwks.json"
+    token.write_bytes(bundle())
+    jwks.write_text(json.dumps(KEY.jwks()))
+    base = ["verify", "nras", str(token), "--issuer", ISSUER, "--at", "2026-11-21T00:00:00Z", "--output", "json"]
+    right = ["--nonce", NONCE.hex()]
+    assert call(*base, *right, "--jwks", str(jwks)) == ExitCode.OK
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["findings"][0]["result"], list(shown["claims"])) == ("pass", ["GPU-0"])
+    store = [
+        "collateral",
+        "import",
+        "--store",
+        str(tmp_path / "s"),
+        "--jwks",
+        str(jwks),
+        "--issuer-host",
+        "nras.example",
+    ]
+    assert call(*store) == ExitCode.OK
+    assert call(*base, *right, "--collateral", str(tmp_path / "s")) == ExitCode.OK
+    capsys.readouterr()
+    assert call(*base, "--nonce", "11" * 32, "--jwks", str(jwks)) == ExitCode.NEGATIVE
+    refused = json.loads(capsys.readouterr().out)
+    assert (refused["findings"][0]["code"], refused["claims"]) == ("jwt-nonce", {})
+    assert parse_result(json.dumps(refused).encode()).findings[0].code == "jwt-nonce"
+    assert call(*base, *right) == ExitCode.USAGE, "no keys"
+    assert call(*base, *right, "--issuer", "https://other", "--collateral", str(tmp_path / "s")) == ExitCode.USAGE
+    token.write_bytes(bundle(overall={"x-nvidia-overall-att-result": False}))
+    assert call(*base, *right, "--jwks", str(jwks)) == ExitCode.NEGATIVE
 
 
 def test_nras_keys(tmp_path: Path) -> None:
