@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NoReturn
 
 from attestation.appraise.checks import Usage
 from attestation.broker.keys import KeyKind, KeyRecord, parse_bundle, render_bundle
@@ -69,7 +69,10 @@ def release_resource(
     else:
         members, secret = (), world.keys.secret(path, record.current_version)
     sealed = release(granted, secret, random=world.random)
-    _account(world, attested, granted, (record, *members), now)
+    try:
+        _account(world, attested, granted, (record, *members), now)
+    except Denied as exc:  # the last permitted release went to somebody else meanwhile
+        _refuse(world, attested, path, [{"check": "release-count", "code": exc.code}], exc.code, now)
     return sealed
 
 
@@ -129,13 +132,19 @@ def _resource_policy(world: World, attested: Attested, path: ResourcePath, query
 def _refuse_unless_trusted(
     world: World, attested: Attested, path: ResourcePath, verdict: Verdict, now: datetime
 ) -> None:
-    if verdict.trusted:
-        return
+    if not verdict.trusted:
+        codes = ",".join(finding.code for finding in verdict.failures)
+        _refuse(world, attested, path, _failures(verdict.failures), codes, now)
+
+
+def _refuse(
+    world: World, attested: Attested, path: ResourcePath, findings: list[JsonValue], codes: str, now: datetime
+) -> NoReturn:
+    """The guest sees a ticket, the audit log the reasons."""
     ticket = world.random(TICKET_BYTES).hex()
-    body: dict[str, JsonValue] = {"ticket": ticket, "jti": attested.jti, "findings": _failures(verdict.failures)}
+    body: dict[str, JsonValue] = {"ticket": ticket, "jti": attested.jti, "findings": findings}
     with world.database.write() as connection:
         world.audit.append(connection, event="release-denied", subject=str(path), body=body, now=now)
-    codes = ",".join(finding.code for finding in verdict.failures)
     raise Denied("policy-denied", f"Access denied by policy (ticket {ticket})", where=str(path), got=codes)
 
 

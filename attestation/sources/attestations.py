@@ -64,7 +64,7 @@ class AttestationStore:
 
     def revoke(self, kind: str, value: str, reason: str, now: datetime) -> None:
         """Refuse a token id, TEE key thumbprint, chip or GPU from now on."""
-        with self._db.write(durable=True) as connection:
+        with self._db.change() as connection:
             same = (revocations.c.kind == kind) & (revocations.c.value == value)
             connection.execute(delete(revocations).where(same))
             connection.execute(
@@ -73,13 +73,13 @@ class AttestationStore:
 
     def revoked(self, subjects: tuple[tuple[str, str], ...]) -> str | None:
         """The first of these (kind, value) pairs that is revoked, as text, or None."""
-        with self._db.read() as connection:
-            values = [value for _, value in subjects]
-            rows = connection.execute(
-                select(revocations.c.kind, revocations.c.value).where(revocations.c.value.in_(values))
-            ).all()
-        known = {(row.kind, row.value) for row in rows}
+        known = self._db.remember("revocations", self._revocations)
         return next((f"{kind} {value}" for kind, value in subjects if (kind, value) in known), None)
+
+    def _revocations(self) -> frozenset[tuple[str, str]]:
+        with self._db.read() as connection:
+            rows = connection.execute(select(revocations.c.kind, revocations.c.value)).all()
+        return frozenset((row.kind, row.value) for row in rows)
 
     def sweep(self, now: datetime) -> int:
         """Delete results past their retention."""

@@ -12,7 +12,7 @@ from datetime import datetime
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from attestation.errors import Untrusted
 from attestation.sources.db import Database
@@ -21,6 +21,12 @@ from attestation.values import JsonValue
 
 GENESIS = "0" * 64
 _BATCH = 1000
+_HEAD = select(audit_heads).where(audit_heads.c.stream == bindparam("s")).with_for_update()
+_ADVANCE = (
+    update(audit_heads)
+    .where(audit_heads.c.stream == bindparam("s"))
+    .values(seq=bindparam("new_seq"), digest=bindparam("new_digest"))
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,18 +71,14 @@ class AuditLog:
         self, connection: Connection, *, event: str, subject: str, body: Mapping[str, JsonValue], now: datetime
     ) -> int:
         """Add one entry; it is as durable as the transaction. Returns its sequence number."""
-        head = connection.execute(
-            select(audit_heads).where(audit_heads.c.stream == self._stream).with_for_update()
-        ).one_or_none()
+        head = connection.execute(_HEAD, {"s": self._stream}).one_or_none()
         seq, previous = (1, GENESIS) if head is None else (head.seq + 1, head.digest)
         text = json.dumps(body, sort_keys=True, separators=(",", ":"))
         digest = entry_digest(self._stream, seq, ms(now), event, subject, text, previous)
         if head is None:
             connection.execute(insert(audit_heads), {"stream": self._stream, "seq": seq, "digest": digest})
         else:
-            connection.execute(
-                update(audit_heads).where(audit_heads.c.stream == self._stream).values(seq=seq, digest=digest)
-            )
+            connection.execute(_ADVANCE, {"s": self._stream, "new_seq": seq, "new_digest": digest})
         connection.execute(
             insert(audit),
             {

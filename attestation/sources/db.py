@@ -5,22 +5,29 @@ survive the death of the process and become durable with the next durable one, b
 """
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, select, update
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import QueuePool
 
 from attestation.errors import Misconfigured, Unavailable
-from attestation.sources.schema import HEAD
+from attestation.sources.schema import HEAD, epochs
 
 BUSY_TIMEOUT_MS = 10_000  # another process holds the write lock for one transaction, which takes milliseconds
 POOL_SIZE = 16
 RETRY_AFTER_S = 2
 _FILE = "kbs.sqlite3"
+# What another replica changed is seen after this time at the latest; what this process changed, at once.
+STALE_S = 0.1
+MAX_REMEMBERED = 4096
+_EPOCH = select(epochs.c.value)
+_NEXT_EPOCH = update(epochs).values(value=epochs.c.value + 1)
+T = TypeVar("T")
 
 
 class Database:
@@ -32,6 +39,9 @@ class Database:
         self._durable = _engine(url, durable=True) if self.sqlite else self._fast
         # One writer at a time inside this process: SQLite's own lock waits by sleeping.
         self._writing = threading.Lock()
+        self._known: dict[Hashable, Any] = {}
+        self._epoch: int | None = None
+        self._checked = 0.0
 
     @classmethod
     def open(cls, where: str) -> "Database":
@@ -50,6 +60,33 @@ class Database:
         """A connection for reading."""
         with _translated(), self._fast.connect() as connection:
             yield connection
+
+    def remember(self, key: Hashable, load: Callable[[], T]) -> T:
+        """What `load` reads from configuration tables, kept until any of them changes (see `change`)."""
+        at = time.monotonic()
+        if at - self._checked > STALE_S:
+            with self.read() as connection:
+                epoch = connection.execute(_EPOCH).scalar_one_or_none()
+            if epoch != self._epoch:
+                self._known, self._epoch = {}, epoch
+            self._checked = at
+        # A loader that started before a change stores into the dictionary that the change has replaced.
+        known = self._known
+        if key not in known:
+            value = load()
+            if len(known) < MAX_REMEMBERED:
+                known[key] = value
+            return value
+        found: T = known[key]
+        return found
+
+    @contextmanager
+    def change(self) -> Iterator[Connection]:
+        """A durable transaction that changes configuration: every replica forgets what it remembered."""
+        with self.write(durable=True) as connection:
+            connection.execute(_NEXT_EPOCH)
+            yield connection
+        self._known, self._checked = {}, 0.0
 
     @contextmanager
     def write(self, *, durable: bool = False) -> Iterator[Connection]:
@@ -137,8 +174,9 @@ def _engine(url: str, *, durable: bool) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        # A write transaction takes the lock at once: an upgrade from a read snapshot could only fail.
-        immediate = connection.get_execution_options().get("immediate")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+        # A write transaction takes the lock at once: an upgrade from a read snapshot could only fail. Reads are single
+        # statements and need no transaction around them.
+        if connection.get_execution_options().get("immediate"):
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
 
 from attestation.broker.keys import MAX_SECRET_BYTES, TEST_LABEL, KeyKind, KeyRecord
 from attestation.errors import Denied, Malformed
@@ -12,6 +12,17 @@ from attestation.sources.db import Database
 from attestation.sources.envelope import Envelope, Vault
 from attestation.sources.schema import key_versions, keys, moment, ms
 from attestation.values import ResourcePath, Secret
+
+NO_LIMIT = (1 << 63) - 1
+_BY_PATH = select(keys).where(keys.c.path == bindparam("p"))
+_BY_VERSION = select(key_versions).where(
+    key_versions.c.path == bindparam("p"), key_versions.c.version == bindparam("v")
+)
+_COUNT = (
+    update(keys)
+    .where(keys.c.path == bindparam("p"), keys.c.releases < bindparam("most"))
+    .values(releases=keys.c.releases + 1)
+)
 
 
 class KeyStore:
@@ -33,7 +44,7 @@ class KeyStore:
         """Store a new key, or a new version of a known one (labels stay; the policy stays unless given)."""
         if len(secret) > MAX_SECRET_BYTES:
             raise Malformed("secret-size", "secret is too long", expected=MAX_SECRET_BYTES, got=len(secret))
-        with self._db.write(durable=True) as connection:
+        with self._db.change() as connection:
             row = connection.execute(select(keys).where(keys.c.path == str(path)).with_for_update()).one_or_none()
             version = 1 if row is None else row.current + 1
             if row is None:
@@ -58,21 +69,25 @@ class KeyStore:
         return version
 
     def get(self, path: ResourcePath) -> KeyRecord | None:
-        """Metadata, None where there is no such key."""
+        """Metadata, None where there is no such key. `releases` may lag; `count_release` counts."""
+        return self._db.remember(("key", path), lambda: self._read(path))
+
+    def _read(self, path: ResourcePath) -> KeyRecord | None:
         with self._db.read() as connection:
-            row = connection.execute(select(keys).where(keys.c.path == str(path))).one_or_none()
+            row = connection.execute(_BY_PATH, {"p": str(path)}).one_or_none()
         return None if row is None else _record(row)
 
     def secret(self, path: ResourcePath, version: int) -> Secret:
         """The secret of one version. Callers hold a grant, or are the operator's own tools."""
+        envelope = self._db.remember(("version", path, version), lambda: self._envelope(path, version))
+        return self._vault.open(envelope, path=str(path), version=version)
+
+    def _envelope(self, path: ResourcePath, version: int) -> Envelope:
         with self._db.read() as connection:
-            row = connection.execute(
-                select(key_versions).where(key_versions.c.path == str(path), key_versions.c.version == version)
-            ).one_or_none()
+            row = connection.execute(_BY_VERSION, {"p": str(path), "v": version}).one_or_none()
         if row is None:
             raise Malformed("key-version", "no such version", where=str(path), got=version)
-        envelope = Envelope(root=row.root, wrapped=row.wrapped, sealed=row.sealed)
-        return self._vault.open(envelope, path=str(path), version=version)
+        return Envelope(root=row.root, wrapped=row.wrapped, sealed=row.sealed)
 
     def list(self, repository: str | None = None) -> tuple[KeyRecord, ...]:
         """All keys, or those of one repository, by path."""
@@ -90,22 +105,19 @@ class KeyStore:
 
     def delete(self, path: ResourcePath) -> bool:
         """Crypto-shred every version; false where there was none."""
-        with self._db.write(durable=True) as connection:
+        with self._db.change() as connection:
             connection.execute(delete(key_versions).where(key_versions.c.path == str(path)))
             return connection.execute(delete(keys).where(keys.c.path == str(path))).rowcount == 1
 
     def set_policy(self, path: ResourcePath, policy: str) -> bool:
         """Replace the key's own release policy; false where there is no such key."""
-        with self._db.write(durable=True) as connection:
+        with self._db.change() as connection:
             changed = connection.execute(update(keys).where(keys.c.path == str(path)).values(policy=policy))
             return changed.rowcount == 1
 
     def count_release(self, connection: Connection, path: ResourcePath, most: int | None) -> None:
         """Count one release inside the caller's transaction; Denied where the limit was reached meanwhile."""
-        query = update(keys).where(keys.c.path == str(path)).values(releases=keys.c.releases + 1)
-        if most is not None:
-            query = query.where(keys.c.releases < most)
-        if connection.execute(query).rowcount != 1:
+        if connection.execute(_COUNT, {"p": str(path), "most": NO_LIMIT if most is None else most}).rowcount != 1:
             raise Denied("releases-exhausted", "the key was deleted or released as often as it may be", expected=most)
 
     def only_test_keys(self) -> bool:
@@ -118,7 +130,7 @@ class KeyStore:
         """Wrap every data key with the current root key; returns how many changed. Readers are not disturbed."""
         done = 0
         for path, version in self._sealed():
-            with self._db.write(durable=True) as connection:
+            with self._db.change() as connection:
                 where = (key_versions.c.path == path) & (key_versions.c.version == version)
                 row = connection.execute(select(key_versions).where(where).with_for_update()).one_or_none()
                 if row is None:

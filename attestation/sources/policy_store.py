@@ -42,7 +42,7 @@ class PolicyStore:
     ) -> int:
         """Add a version. `expected` is the version that the author saw: another one is Denied (lost update)."""
         mine = (policies.c.kind == str(kind)) & (policies.c.name == name)
-        with self._db.write(durable=True) as connection:
+        with self._db.change() as connection:
             newest = connection.execute(select(func.max(policies.c.version)).where(mine)).scalar() or 0
             if expected is not None and expected != newest:
                 raise Denied("policy-version", "somebody else changed this policy", expected=expected, got=newest)
@@ -61,6 +61,9 @@ class PolicyStore:
 
     def get(self, kind: PolicyKind, name: str) -> StoredPolicy | None:
         """The version in force."""
+        return self._db.remember(("policy", kind, name), lambda: self._read(kind, name))
+
+    def _read(self, kind: PolicyKind, name: str) -> StoredPolicy | None:
         query = (
             select(policies)
             .where(policies.c.kind == str(kind), policies.c.name == name)
@@ -82,11 +85,9 @@ class PolicyStore:
 
     def names(self, kind: PolicyKind) -> tuple[str, ...]:
         """Names that have a policy of this kind."""
+        return self._db.remember(("policies", kind), lambda: self._names(kind))
+
+    def _names(self, kind: PolicyKind) -> tuple[str, ...]:
         query = select(policies.c.name).where(policies.c.kind == str(kind)).distinct().order_by(policies.c.name)
         with self._db.read() as connection:
             return tuple(connection.execute(query).scalars())
-
-    def epoch(self) -> int:
-        """Grows with every write of any policy: what caches compare."""
-        with self._db.read() as connection:
-            return connection.execute(select(func.count()).select_from(policies)).scalar_one()

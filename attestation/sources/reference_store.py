@@ -27,7 +27,7 @@ class ReferenceStore:
         text = json.dumps(value, separators=(",", ":"))
         if not 0 < len(name) <= MAX_NAME or len(text) > MAX_VALUE_BYTES:
             raise Malformed("reference-value", "name or value is too long", where=name[:80], expected=MAX_VALUE_BYTES)
-        with self._db.write(durable=True) as connection:
+        with self._db.change() as connection:
             mine = reference_values.c.name == name
             newest = connection.execute(select(func.max(reference_values.c.version)).where(mine)).scalar() or 0
             connection.execute(
@@ -60,6 +60,9 @@ class ReferenceStore:
 
     def get(self, name: str) -> ReferenceValue | None:
         """The newest version, expired or not: checks say which."""
+        return self._db.remember(("reference", name), lambda: self._read(name))
+
+    def _read(self, name: str) -> ReferenceValue | None:
         query = (
             select(reference_values)
             .where(reference_values.c.name == name)

@@ -143,6 +143,9 @@ audit_heads = Table(
     Column("digest", String(64), nullable=False),
 )
 
+# One row: grows with every change of keys, policies, reference values and revocations, so that replicas may cache them.
+epochs = Table("epochs", metadata, Column("id", Integer, primary_key=True), Column("value", BigInteger, nullable=False))
+
 
 def ms(moment: datetime) -> int:
     """An aware time as stored."""

@@ -3,9 +3,8 @@
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from attestation.broker.session import Challenged
 from attestation.errors import Unavailable, Untrusted
@@ -44,6 +43,26 @@ def session_key(cookie: str) -> str:
     return hashlib.sha256(cookie.encode()).hexdigest()
 
 
+# Built once: composing a statement costs more than running it.
+_BY_ID = select(sessions).where(sessions.c.id == bindparam("key"))
+_TAKE = (
+    update(sessions)
+    .where(
+        sessions.c.id == bindparam("key"),
+        sessions.c.expires > bindparam("now"),
+        sessions.c.state == bindparam("old_state"),
+        sessions.c.claimed == bindparam("old_claimed"),
+    )
+    .values(state="verifying", body=bindparam("new_body"), claimed=bindparam("now"))
+    .returning(sessions.c.tee, sessions.c.nonce, sessions.c.expires)
+)
+_FINISH = (
+    update(sessions)
+    .where(sessions.c.id == bindparam("key"), sessions.c.state == "verifying")
+    .values(state="attested", jti=bindparam("new_jti"), token=bindparam("new_token"))
+)
+
+
 class SessionStore:
     """All transitions are single statements, so that replicas need no other coordination."""
 
@@ -74,10 +93,10 @@ class SessionStore:
         Raises Untrusted for an unknown, expired or burned session and for a second, different body.
         """
         with self._db.write() as connection:
-            taken = self._take(connection, key, body, now, sessions.c.state == "challenged")
+            taken = self._take(connection, key, body, now, "challenged", 0)
             if taken is not None:
                 return taken
-            row = connection.execute(select(sessions).where(sessions.c.id == key)).one_or_none()
+            row = connection.execute(_BY_ID, {"key": key}).one_or_none()
             if row is None or row.expires <= ms(now):
                 raise Untrusted("session-unknown", "no such session, or it has expired")
             if row.state == "burned":
@@ -87,28 +106,21 @@ class SessionStore:
             if row.state == "attested":
                 return Repeated(token=row.token)
             if row.claimed + ms_of(CLAIM_TIMEOUT) < ms(now):
-                again = (sessions.c.state == "verifying") & (sessions.c.claimed == row.claimed)
-                taken = self._take(connection, key, body, now, again)
+                taken = self._take(connection, key, body, now, "verifying", row.claimed)
             return taken or InProgress()
 
-    def _take(self, connection: Connection, key: str, body: str, now: datetime, condition: Any) -> Challenged | None:
-        row = connection.execute(
-            update(sessions)
-            .where(sessions.c.id == key, sessions.c.expires > ms(now), condition)
-            .values(state="verifying", body=body, claimed=ms(now))
-            .returning(sessions.c.tee, sessions.c.nonce, sessions.c.expires)
-        ).one_or_none()
+    def _take(
+        self, connection: Connection, key: str, body: str, now: datetime, state: str, claimed: int
+    ) -> Challenged | None:
+        values = {"key": key, "new_body": body, "now": ms(now), "old_state": state, "old_claimed": claimed}
+        row = connection.execute(_TAKE, values).one_or_none()
         if row is None:
             return None
         return Challenged(tee=Tee(row.tee), nonce=row.nonce, expires=moment(row.expires))
 
     def finish(self, connection: Connection, key: str, *, jti: str, token: str) -> None:
         """The body was good; part of the transaction that records the attestation."""
-        done = connection.execute(
-            update(sessions)
-            .where(sessions.c.id == key, sessions.c.state == "verifying")
-            .values(state="attested", jti=jti, token=token)
-        )
+        done = connection.execute(_FINISH, {"key": key, "new_jti": jti, "new_token": token})
         if done.rowcount != 1:
             raise Unavailable("session-lost", "the session ended while its evidence was verified")
 
@@ -128,11 +140,7 @@ class SessionStore:
     def live(self, key: str, now: datetime) -> LiveSession | None:
         """The attested session of a cookie, None for anything else."""
         with self._db.read() as connection:
-            row = connection.execute(
-                select(sessions.c.jti, sessions.c.token, sessions.c.expires, sessions.c.state).where(
-                    sessions.c.id == key
-                )
-            ).one_or_none()
+            row = connection.execute(_BY_ID, {"key": key}).one_or_none()
         if row is None or row.state != "attested" or row.expires <= ms(now):
             return None
         return LiveSession(jti=row.jti, token=row.token, expires=moment(row.expires))

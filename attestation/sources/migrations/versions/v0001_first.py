@@ -113,10 +113,17 @@ def upgrade() -> None:
         sa.Column("seq", sa.BigInteger(), nullable=False),
         sa.Column("digest", sa.String(64), nullable=False),
     )
+    op.create_table(
+        "epochs",
+        sa.Column("id", sa.Integer(), primary_key=True, autoincrement=False),
+        sa.Column("value", sa.BigInteger(), nullable=False),
+    )
+    op.execute("INSERT INTO epochs (id, value) VALUES (1, 0)")
 
 
 def downgrade() -> None:
     """Drop every table."""
+    op.drop_table("epochs")
     op.drop_table("audit_heads")
     op.drop_table("audit")
     op.drop_table("signing_keys")

@@ -1,0 +1,121 @@
+"""Rego: upstream's interface, values bound to variables, and a worker that dies rather than hang."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from attestation.errors import Denied, Malformed, Unavailable
+from attestation.ops.administer import set_rego_policy
+from attestation.ops.release import RESOURCE_POLICY
+from attestation.sources.policy_store import PolicyKind
+from attestation.sources.rego_worker import RegoWorker
+from tests.attestation.broker.broker import ADMIN, NOW, Broker, ready_broker
+
+CPU = """package policy
+import rego.v1
+default executables := 33
+default hardware := 97
+executables := 3 if input.snp.measurement in query_reference_value("snp_launch_measurement")
+hardware := 2 if input.snp
+trust_claims := {"executables": executables, "hardware": hardware}
+"""
+ALLOW = "package policy\nimport rego.v1\ndefault allow := false\nallow if input.submods.cpu0\n"
+
+
+@pytest.fixture(scope="module")
+def rego() -> Iterator[RegoWorker]:
+    worker = RegoWorker()
+    yield worker
+    worker.close()
+
+
+def test_trust_claims_and_reference_values(rego: RegoWorker) -> None:
+    """Upstream's extension function, with null for what is not there."""
+    document = {"snp": {"measurement": "aa"}}
+    assert rego.appraise(CPU, document, {"snp_launch_measurement": ["aa"]}) == {"executables": 3, "hardware": 2}
+    assert rego.appraise(CPU, document, {"snp_launch_measurement": ["bb"]}) == {"executables": 33, "hardware": 2}
+    assert rego.appraise(CPU, {}, {}) == {"executables": 33, "hardware": 97}
+
+
+@pytest.mark.parametrize(
+    ("policy", "allowed"),
+    [
+        pytest.param("package policy\ndefault allow := true\n", True, id="true"),
+        pytest.param("package policy\ndefault allow := false\n", False, id="false"),
+        pytest.param('package policy\nallow := "true"\n', False, id="text"),
+        pytest.param("package policy\nallow := 1\n", False, id="number"),
+        pytest.param("package policy\nother := true\n", False, id="missing"),
+        pytest.param("package policy\nimport rego.v1\nallow if input.x == 1/0\n", False, id="error"),
+        pytest.param('package policy\nimport rego.v1\nallow if data["resource-path"][2] == "t"\n', True, id="data"),
+    ],
+)
+def test_allow_is_exactly_true(rego: RegoWorker, policy: str, allowed: bool) -> None:
+    """False, undefined, errors and other types deny."""
+    data = {"plugin": "resource", "resource-path": ["r", "t", "t"]}
+    assert rego.allow(policy, {"x": 1}, data) is allowed
+
+
+@pytest.mark.parametrize("policy", ["", "package other\n", "package policy\nallow if {", "package policy\n)"])
+def test_what_does_not_compile_is_refused(rego: RegoWorker, policy: str) -> None:
+    """At upload, not at the first release."""
+    with pytest.raises(Malformed) as caught:
+        rego.check(policy)
+    assert caught.value.code == "rego-syntax"
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        pytest.param(
+            "package policy\nimport rego.v1\nallow if { some x in numbers.range(0, 99999); "
+            "some y in numbers.range(0, 99999); x * y == 0.5 }\n",
+            id="time",
+        ),
+        pytest.param(
+            "package policy\nimport rego.v1\nallow := [x | some x in numbers.range(0, 30000000)]\n", id="memory"
+        ),
+    ],
+)
+def test_a_runaway_policy_is_killed(policy: str) -> None:
+    """Deadline and memory bound; the next evaluation works."""
+    worker = RegoWorker(deadline_s=1.0)
+    try:
+        with pytest.raises(Unavailable) as caught:
+            worker.allow(policy, {}, {})
+        assert caught.value.code == "rego-deadline"
+        assert worker.allow("package policy\ndefault allow := true\n", {}, {})
+    finally:
+        worker.close()
+
+
+@pytest.fixture
+def kbs(tmp_path: Path) -> Iterator[Broker]:
+    with ready_broker(tmp_path) as made:
+        yield made
+
+
+def test_rego_appraisal_replaces_the_native_one_for_its_class(kbs: Broker) -> None:
+    """Both see the same facts and give the same kind of result; the key's own conditions hold in any case."""
+    set_rego_policy(kbs.world, ADMIN, PolicyKind.REGO_ATTESTATION, "default_cpu", CPU, now=NOW)
+    assert kbs.handshake().get() == b"k" * 32
+    bad = CPU.replace("default hardware := 97", "default hardware := 97\n").replace(
+        "hardware := 2 if", "hardware := 33 if"
+    )
+    set_rego_policy(kbs.world, ADMIN, PolicyKind.REGO_ATTESTATION, "default_cpu", bad, now=NOW)
+    with pytest.raises(Denied):
+        kbs.handshake().get()
+
+
+def test_resource_policy_only_tightens(kbs: Broker) -> None:
+    """Where a key has conditions, an allowing Rego policy does not replace them, and a denying one denies."""
+    set_rego_policy(kbs.world, ADMIN, PolicyKind.REGO_RESOURCE, RESOURCE_POLICY, ALLOW, now=NOW)
+    assert kbs.handshake().get() == b"k" * 32
+    from tests.attestation.broker.test_release import guest
+
+    with pytest.raises(Denied):
+        kbs.handshake(guest(gpus=0)).get()
+    deny = "package policy\ndefault allow := false\n"
+    set_rego_policy(kbs.world, ADMIN, PolicyKind.REGO_RESOURCE, RESOURCE_POLICY, deny, now=NOW)
+    with pytest.raises(Denied):
+        kbs.handshake().get()

@@ -1,0 +1,261 @@
+"""The store: migrations, envelopes, the audit chain, and one nonce answered once however many ask."""
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from sqlalchemy import delete, insert, select, update
+
+from attestation.errors import Denied, Misconfigured, Unavailable, Untrusted
+from attestation.ops.challenge import issue_challenge
+from attestation.sources.audit import AuditLog, verify_chain
+from attestation.sources.db import Database
+from attestation.sources.envelope import FileRootKey, Vault
+from attestation.sources.schema import audit, key_versions, metadata, sessions
+from attestation.sources.sessions import InProgress, Repeated, SessionStore, session_key
+from attestation.values import ResourcePath, Secret
+from tests.attestation.broker.broker import GPU_POLICY, NOW, PATH, Broker, broker
+
+
+@pytest.fixture
+def kbs(tmp_path: Path) -> Iterator[Broker]:
+    with broker(tmp_path) as made:
+        yield made
+
+
+def test_migrations_make_the_declared_schema(kbs: Broker) -> None:
+    """Alembic sees no difference between the migrated store and the tables in code."""
+    with kbs.world.database.read() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_a_newer_store_is_refused(kbs: Broker, tmp_path: Path) -> None:
+    """Downgrades would misread it."""
+    with kbs.world.database.write() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(Misconfigured) as caught:
+        Database.open(str(tmp_path / "store"))
+    assert caught.value.code == "store-newer"
+
+
+def test_secrets_are_not_in_the_file(kbs: Broker, tmp_path: Path) -> None:
+    """Neither while stored, nor after deletion, in database and write-ahead log."""
+    secret = b"find-me-if-you-can-0123456789"
+    kbs.put(secret=secret)
+    kbs.world.keys.delete(PATH)
+    for file in (tmp_path / "store").iterdir():
+        assert secret not in file.read_bytes(), file.name
+
+
+@pytest.mark.parametrize("change", ["path", "version", "bit"])
+def test_envelopes_do_not_move(kbs: Broker, change: str) -> None:
+    """A row moved to another path or version, or changed, opens nothing."""
+    kbs.put()
+    kbs.put()
+    other = ResourcePath.parse("default/other/key")
+    kbs.put(other)
+    with kbs.world.database.write() as connection:
+        row = connection.execute(
+            select(key_versions).where(key_versions.c.path == str(PATH), key_versions.c.version == 1)
+        ).one()
+        target = (str(other), 1) if change == "path" else (str(PATH), 2)
+        sealed = bytes([row.sealed[0] ^ 1]) + row.sealed[1:] if change == "bit" else row.sealed
+        if change == "bit":
+            target = (str(PATH), 1)
+        connection.execute(
+            update(key_versions)
+            .where(key_versions.c.path == target[0], key_versions.c.version == target[1])
+            .values(sealed=sealed, wrapped=row.wrapped)
+        )
+    with pytest.raises(Untrusted) as caught:
+        kbs.world.keys.secret(ResourcePath.parse(target[0]), target[1])
+    assert caught.value.code == "envelope"
+
+
+def test_rewrap_changes_the_root_and_nothing_else(tmp_path: Path) -> None:
+    """Old and new root during the change; afterwards the old one is not needed."""
+    from secrets import token_bytes
+
+    old = FileRootKey.create(tmp_path / "old.key", token_bytes)
+    new = FileRootKey.create(tmp_path / "new.key", token_bytes)
+    first = Vault(old, token_bytes).seal(Secret(b"s"), path="a/b/c", version=1)
+    second = Vault(new, token_bytes, retired=(old,)).rewrap(first, path="a/b/c", version=1)
+    assert second.sealed == first.sealed
+    assert second.root == new.name != old.name
+    assert Vault(new, token_bytes).open(second, path="a/b/c", version=1) == Secret(b"s")
+    with pytest.raises(Misconfigured):
+        Vault(new, token_bytes).open(first, path="a/b/c", version=1)
+
+
+def _change(connection: Any, how: str) -> None:
+    row = connection.execute(select(audit).where(audit.c.seq == 2)).one()
+    if how == "edit":
+        connection.execute(update(audit).where(audit.c.seq == 2).values(body=json.dumps({"by": "nobody"})))
+    elif how == "drop":
+        connection.execute(delete(audit).where(audit.c.seq == 2))
+    elif how == "truncate":
+        connection.execute(delete(audit).where(audit.c.seq >= 3))
+    elif how == "forge":
+        connection.execute(update(audit).where(audit.c.seq == 2).values(signature=b"\0" * 64))
+    else:
+        values = dict(row._mapping)
+        connection.execute(insert(audit), values | {"seq": 4})
+
+
+@pytest.mark.parametrize("how", ["edit", "drop", "truncate", "forge", "append"])
+def test_audit_shows_every_change(kbs: Broker, how: str) -> None:
+    """Edited, dropped, truncated, forged or appended entries break the chain."""
+    for number in range(3):
+        kbs.world.audit.record(event="test", subject=str(number), body={"by": "test"}, now=NOW)
+    assert kbs.world.audit.verify() == 3
+    with kbs.world.database.write() as connection:
+        _change(connection, how)
+    with pytest.raises(Untrusted):
+        kbs.world.audit.verify()
+
+
+def test_audit_needs_the_right_key(kbs: Broker) -> None:
+    """Another key verifies nothing."""
+    kbs.world.audit.record(event="test", subject="x", body={}, now=NOW)
+    with pytest.raises(Untrusted) as caught:
+        verify_chain(kbs.world.audit.entries(), Ed25519PrivateKey.generate().public_key())
+    assert caught.value.code == "audit-signature"
+
+
+def test_audit_appends_from_many_threads_form_one_chain(kbs: Broker) -> None:
+    """Two replicas, eight threads, one sequence."""
+    replica = AuditLog(kbs.world.database, kbs.world.audit._key)
+
+    def write(log: AuditLog) -> None:
+        for _ in range(10):
+            log.record(event="test", subject="x", body={}, now=NOW)
+
+    threads = [threading.Thread(target=write, args=(log,)) for log in (kbs.world.audit, replica) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert kbs.world.audit.verify() == 80
+
+
+def challenge(kbs: Broker) -> str:
+    return session_key(issue_challenge(kbs.world, version="0.4.0", tee="snp", now=NOW).cookie)
+
+
+def test_a_nonce_is_claimed_once(kbs: Broker, tmp_path: Path) -> None:
+    """Sixteen claims over two replicas with different bodies: exactly one wins."""
+    key = challenge(kbs)
+    second = Database.open(str(tmp_path / "store"))
+    won: list[int] = []
+
+    def claim(number: int) -> None:
+        store = SessionStore(kbs.world.database if number % 2 else second)
+        try:
+            store.claim(key, f"{number:064}", NOW)
+        except Untrusted:
+            return
+        won.append(number)
+
+    threads = [threading.Thread(target=claim, args=(n,)) for n in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    second.close()
+    assert len(won) == 1
+
+
+def test_the_same_body_waits_then_repeats(kbs: Broker) -> None:
+    """In progress, then the stored token; a different body never."""
+    store, key = kbs.world.sessions, challenge(kbs)
+    store.claim(key, "aa", NOW)
+    assert isinstance(store.claim(key, "aa", NOW), InProgress)
+    with pytest.raises(Untrusted) as caught:
+        store.claim(key, "bb", NOW)
+    assert caught.value.code == "nonce-replayed"
+    with kbs.world.database.write() as connection:
+        store.finish(connection, key, jti="j", token="t")
+    assert store.claim(key, "aa", NOW) == Repeated(token="t")
+    live = store.live(key, NOW)
+    assert live is not None
+    assert live.jti == "j"
+    assert store.live(key, NOW + timedelta(minutes=5)) is None
+
+
+def test_a_dead_replica_does_not_block_the_nonce(kbs: Broker) -> None:
+    """After a minute the same body may be tried again, and still no other."""
+    store, key = kbs.world.sessions, challenge(kbs)
+    store.claim(key, "aa", NOW)
+    later = NOW + timedelta(seconds=61)
+    with pytest.raises(Untrusted):
+        store.claim(key, "bb", later)
+    assert not isinstance(store.claim(key, "aa", later), InProgress | Repeated)
+    assert isinstance(store.claim(key, "aa", later), InProgress)
+
+
+def test_unavailable_verification_gives_the_nonce_back(kbs: Broker) -> None:
+    """We could not tell is not a refusal."""
+    store, key = kbs.world.sessions, challenge(kbs)
+    store.claim(key, "aa", NOW)
+    store.reopen(key)
+    assert not isinstance(store.claim(key, "bb", NOW), InProgress | Repeated)
+
+
+def test_sweep_removes_only_what_expired(kbs: Broker) -> None:
+    """Rows of unauthenticated callers do not stay."""
+    challenge(kbs)
+    assert kbs.world.sessions.sweep(NOW) == 0
+    assert kbs.world.sessions.sweep(NOW + timedelta(minutes=5)) == 1
+    with kbs.world.database.read() as connection:
+        assert connection.execute(select(sessions)).all() == []
+
+
+def test_release_limit_holds_under_concurrency(kbs: Broker) -> None:
+    """Counted in the transaction that records the release."""
+    kbs.put(policy=GPU_POLICY)
+    done: list[int] = []
+
+    def take(number: int) -> None:
+        try:
+            with kbs.world.database.write(durable=True) as connection:
+                kbs.world.keys.count_release(connection, PATH, 3)
+        except Denied:
+            return
+        done.append(number)
+
+    threads = [threading.Thread(target=take, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(done) == 3
+
+
+def test_nothing_leaves_without_its_audit_entry(kbs: Broker) -> None:
+    """Where the log cannot be written, the release is not counted either: one transaction."""
+
+    class Full(AuditLog):
+        def append(self, *_args: Any, **_kwargs: Any) -> int:
+            raise Unavailable("disk-full", "no space")
+
+    kbs.put(policy=GPU_POLICY)
+    from attestation.simulate.amd import MEASUREMENT
+
+    kbs.references({"snp_launch_measurement": [MEASUREMENT.hex()]})
+    visit = kbs.handshake()
+    full = Full(kbs.world.database, kbs.world.audit._key)
+    visit.broker = replace(kbs, world=replace(kbs.world, audit=full))
+    with pytest.raises(Unavailable) as caught:
+        visit.get()
+    assert caught.value.code == "disk-full"
+    record = kbs.world.keys.get(PATH)
+    assert record is not None
+    assert record.releases == 0
