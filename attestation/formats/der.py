@@ -48,21 +48,13 @@ class Certificate:
     serial: int
     issuer: bytes
     subject: bytes
+    issuer_cn: str  # empty where a name has no common name
+    subject_cn: str
     not_before: datetime
     not_after: datetime
     spki: bytes
     extensions: Mapping[str, Extension]
     signature: bytes
-
-    @property
-    def issuer_cn(self) -> str:
-        """Common name of the issuer, empty when it has none."""
-        return common_name(self.issuer)
-
-    @property
-    def subject_cn(self) -> str:
-        """Common name of the subject, empty when it has none."""
-        return common_name(self.subject)
 
 
 def _bad(what: str, *, expected: object = "", got: object = "") -> Malformed:
@@ -218,6 +210,8 @@ def parse_certificate(der: bytes) -> Certificate:
         serial=parse_integer(serial),
         issuer=require_tag(issuer, SEQUENCE).raw,
         subject=require_tag(subject, SEQUENCE).raw,
+        issuer_cn=common_name(issuer.raw),
+        subject_cn=common_name(subject.raw),
         not_before=parse_time(dates[0]),
         not_after=parse_time(dates[1]),
         spki=require_tag(spki, SEQUENCE).raw,

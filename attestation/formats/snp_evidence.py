@@ -96,13 +96,20 @@ def _uint(document: Mapping[str, Any], name: str, size: int) -> bytes:
     return value.to_bytes(size, "little")
 
 
-def _octets(value: object, where: str, size: int | None = None, limit: int = MAX_TABLE_BYTES) -> bytes:
-    if not isinstance(value, list) or len(value) != (len(value) if size is None else size) or len(value) > limit:
+def _octets(value: object, where: str, size: int | None = None) -> bytes:
+    if (
+        not isinstance(value, list)
+        or len(value) > MAX_TABLE_BYTES
+        or len(value) != (len(value) if size is None else size)
+    ):
         got = f"{len(value)} members" if isinstance(value, list) else type(value).__name__
         raise _bad("snp-evidence-bytes", "not a byte array of this length", where, expected=size or "bytes", got=got)
-    if not all(type(octet) is int and 0 <= octet <= 255 for octet in value):
-        raise _bad("snp-evidence-bytes", "array members are not bytes", where, expected="0 to 255")
-    return bytes(value)
+    try:
+        if not set(map(type, value)) <= {int}:  # bytes() would take True for 1
+            raise ValueError
+        return bytes(value)
+    except ValueError as exc:
+        raise _bad("snp-evidence-bytes", "array members are not bytes", where, expected="0 to 255") from exc
 
 
 def _tcb(document: Mapping[str, Any], name: str) -> bytes:
