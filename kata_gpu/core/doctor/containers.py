@@ -72,7 +72,7 @@ def _version(f: HostFacts, _p: Profiles) -> Outcome:
 
 @check(
     "CRI-02", "runtime handler", Severity.FATAL,
-    expected="an entry for the handler, with runtime_type, an executable runtime_path and a readable ConfigPath",
+    expected="an entry for the handler, with runtime_type, and runtime_path and ConfigPath that exist",
     symptom='"no runtime for \\"kata-qemu-nvidia-gpu\\" is configured"',
     fix="install kata-deploy with the NVIDIA handlers, then `systemctl restart "
     "containerd`; "
@@ -117,7 +117,7 @@ def _annotations(f: HostFacts, p: Profiles) -> Outcome:
 
 @check(
     "CRI-04", "CDI directories", Severity.FATAL,
-    expected=f"{CDI_RUN} exists and is writable; containerd has enable_cdi and lists it in cdi_spec_dirs",
+    expected=f"{CDI_RUN} exists; containerd has enable_cdi and lists it in cdi_spec_dirs",
     symptom='"unresolvable CDI devices nvidia.com/pgpu=vfio1" (kata-containers#12549)',
     fix=f"`mkdir -p {CDI_RUN}`; set enable_cdi = true and cdi_spec_dirs = ['/etc/cdi', '{CDI_RUN}'] in "
     f"{CONTAINERD_DROPINS}, then `systemctl restart containerd`",
