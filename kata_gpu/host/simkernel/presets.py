@@ -139,7 +139,7 @@ def bare(profile: str = "ubuntu-6.17") -> Machine:
     """A healthy SNP host without devices."""
     machine = Machine(
         profile=profile,
-        modules=["vfio", "vfio_iommu_type1", "kvm", "kvm_amd"],
+        modules=["vfio", "vfio_iommu_type1", "vfio_pci", "kvm", "kvm_amd"],
         installed_modules={
             "vfio": "",
             "vfio_iommu_type1": "",
@@ -150,7 +150,7 @@ def bare(profile: str = "ubuntu-6.17") -> Machine:
             "nouveau": "nouveau",
             "snd_hda_intel": "snd_hda_intel",
         },
-        drivers=["pcieport", "snd_hda_intel"],
+        drivers=["pcieport", "snd_hda_intel", "vfio-pci"],
     )
     if machine.kernel.iommufd:
         machine.installed_modules["iommufd"] = ""
@@ -173,6 +173,8 @@ def _files(release: str, *, iommufd: bool) -> dict[str, str]:
         "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode": "N\n",
         "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts": "N\n",
         "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit": "65535\n",
+        "/etc/modprobe.d/nouveau.conf": "blacklist nouveau\noptions nouveau modeset=0\n",
+        "/etc/modules-load.d/kata-gpu.conf": "vfio-pci\niommufd\n" if iommufd else "vfio-pci\n",
         "/sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory hugetlb pids rdma misc\n",
         f"/boot/config-{release}": "".join(f"CONFIG_{option}\n" for option in options),
         f"/lib/modules/{release}/modules.alias": "alias vfio_pci:v*d*sv*sd*bc*sc*i* vfio_pci\n",

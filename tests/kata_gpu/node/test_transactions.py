@@ -271,3 +271,13 @@ def test_reset_restores_native_drivers(make_world: Make) -> None:
     setup.setup(world.node, ON)
     setup.reset(world.node)
     assert world.snapshot() == before
+
+
+def test_missing_module_is_loaded(make_world: Make) -> None:
+    machine = _small()
+    machine.modules.remove("vfio_pci")
+    machine.drivers.remove("vfio-pci")
+    world = make_world(machine)
+    setup.setup(world.node, ON)
+    assert "vfio_pci" in machine.modules
+    assert status(world.node).state == "settled"
