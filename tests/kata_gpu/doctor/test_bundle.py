@@ -165,9 +165,9 @@ def test_redaction_is_idempotent(text: str) -> None:
 )
 def test_redaction_is_linear(unit: str) -> None:
     text = unit * ((1 << 19) // len(unit))
-    start = time.perf_counter()
+    start = time.process_time()
     redact(text)
-    assert time.perf_counter() - start < 3.0
+    assert time.process_time() - start < 3.0
 
 
 ENCRYPTED_KEY = """-----BEGIN RSA PRIVATE KEY-----

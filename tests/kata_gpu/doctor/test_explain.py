@@ -69,9 +69,9 @@ def test_colour_is_ignored() -> None:
     ids=["zeros", "words", "escapes", "near", "replacement"],
 )
 def test_hostile_lines_are_fast(line: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert explain_line(line) is None
-    assert time.perf_counter() - start < 0.1
+    assert time.process_time() - start < 0.1
 
 
 def test_input_without_line_ends_comes_in_pieces() -> None:
@@ -83,10 +83,10 @@ def test_input_without_line_ends_comes_in_pieces() -> None:
 
 def test_ten_thousand_lines_in_a_second() -> None:
     lines = [*QUIET, *(line for pair in LINES.values() for line in pair)] * 85
-    start = time.perf_counter()
+    start = time.process_time()
     explain(lines)
     assert len(lines) > 10_000
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 def test_command_reads_standard_input_and_counts() -> None:

@@ -36,11 +36,11 @@ def test_every_file_hostile(content: str, tmp_path: Path) -> None:
         tree.files[path] = CONTENTS[content] if not path.endswith("/config") else CONTENTS[content][:4096]
     text = CONTENTS[content].decode("utf-8", "replace")[: 1 << 20]
     tree.probes.commands = dict.fromkeys(tree.probes.commands, text)
-    start = time.perf_counter()
+    start = time.process_time()
     report = tree.report(tmp_path)
     assert len(report.findings) == len(CHECKS)
     assert report.negative(strict=False)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 INTERESTING = sorted(
