@@ -42,7 +42,7 @@ def _vm_options(command: Any) -> Any:
         click.option("--fault", "faults", type=_FAULTS, multiple=True, help="What is wrong with this VM."),
         click.option("--init-data", type=_FILE, help="Init-data that the VM was launched with."),
         click.option("--chip", default="chip-0", show_default=True, help="Seed of the simulated CPU."),
-        click.option("--tee", type=click.Choice(["snp", "sample"]), default="snp", show_default=True),
+        click.option("--tee", type=click.Choice(["snp", "tdx", "sample"]), default="snp", show_default=True),
         click.option("--arch", type=click.Choice(["hopper", "blackwell"]), default="hopper", show_default=True),
         click.option("--switches", type=click.IntRange(0, 4), default=0, show_default=True, help="NVSwitches (PPCIE)."),
         click.option("--gpus", type=click.IntRange(0, 8), default=1, show_default=True),

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from attestation.errors import Misconfigured
 from attestation.formats.initdata import parse_init_data
 from attestation.guest.evidence import (
     Challenge,
@@ -23,11 +22,12 @@ from attestation.guest.evidence import (
     report_data,
 )
 from attestation.simulate.amd import SimulatedChip
+from attestation.simulate.intel import QuoteForm
 from attestation.simulate.nvidia import NvidiaForge
 from attestation.values import Architecture, GpuMode, JsonObject, Nonce, Tee
 
 STALE_NONCE = b64encode(bytes(range(100, 132))).decode("ascii")  # of a challenge that nobody issued today
-_SNP_HOST_DATA_BYTES = 32
+_INIT_DATA_BYTES = {Tee.SNP: 32, Tee.TDX: 48, Tee.SAMPLE: 32}  # HOST_DATA, MRCONFIGID
 _WRONG_DIGEST = b"\xee" * 48
 _FIRST_GSP_INDEX = 9  # a measurement that every Hopper and Blackwell document names
 
@@ -46,22 +46,26 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedCpu:
-    """An SNP chip, or the sample TEE, of this VM."""
+    """An SNP chip, a TDX module or the sample TEE of this VM. `init_data` fills the TEE's field for it."""
 
     tee: Tee = Tee.SNP
     chip: SimulatedChip = field(default_factory=SimulatedChip)
-    host_data: bytes = bytes(_SNP_HOST_DATA_BYTES)
+    init_data: bytes = b""
     measurement: bytes | None = None
 
     def quote(self, report_data: bytes) -> JsonObject:
         """`primary_evidence` as the stock attester sends it."""
+        launch = self.init_data.ljust(_INIT_DATA_BYTES[self.tee], b"\0")
         if self.tee is Tee.SAMPLE:
-            init_data = {"init_data": b64encode(self.host_data).decode("ascii")} if any(self.host_data) else {}
+            init_data = {"init_data": b64encode(launch).decode("ascii")} if any(launch) else {}
             return {"svn": "1", "report_data": b64encode(report_data).decode("ascii")} | init_data
-        fields = self.chip.fields().with_(report_data=report_data, host_data=self.host_data)
-        if self.measurement is not None:
-            fields = fields.with_(measurement=self.measurement)
-        document: JsonObject = json.loads(self.chip.evidence_json(fields))
+        if self.tee is Tee.TDX:
+            form = QuoteForm(report_data=report_data, mr_config_id=launch)
+            text = (form.with_(mr_td=self.measurement) if self.measurement else form).evidence_json()
+        else:
+            fields = self.chip.fields().with_(report_data=report_data, host_data=launch)
+            text = self.chip.evidence_json(fields.with_(measurement=self.measurement) if self.measurement else fields)
+        document: JsonObject = json.loads(text)
         return document
 
 
@@ -107,17 +111,15 @@ class SimulatedVm:
 
     def provider(self) -> EvidenceProvider:
         """Sources of this VM."""
-        if self.tee is Tee.TDX:
-            raise Misconfigured("simulate-tee", "no simulated VM for this TEE", expected="snp|sample", got=self.tee)
-        host_data = bytes(_SNP_HOST_DATA_BYTES)
+        size, init_data = _INIT_DATA_BYTES[self.tee], b""
         if self.init_data is not None:
-            host_data = parse_init_data(self.init_data).field_value(_SNP_HOST_DATA_BYTES)
+            init_data = parse_init_data(self.init_data).field_value(size)
         if Fault.OTHER_INIT_DATA in self.faults:
-            host_data = bytes(octet ^ 0xFF for octet in host_data)
+            init_data = bytes(octet ^ 0xFF for octet in init_data.ljust(size, b"\0"))
         cpu = SimulatedCpu(
             tee=self.tee,
             chip=SimulatedChip(seed=self.chip_seed),
-            host_data=host_data,
+            init_data=init_data,
             measurement=_WRONG_DIGEST if Fault.CPU_MEASUREMENT in self.faults else None,
         )
         wrong = {_FIRST_GSP_INDEX: _WRONG_DIGEST} if Fault.GPU_MEASUREMENT in self.faults else {}
