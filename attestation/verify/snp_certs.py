@@ -309,3 +309,9 @@ def _verify_crl(data: bytes | None, authority: _Authority, mode: CrlMode, now: d
             got=hex(authority.issuer.serial),
         )
     return True
+
+
+def forget() -> None:
+    """Drop remembered certificates: for measurements. What is remembered never depends on time or trust."""
+    for remembered in (_certificate, _authority, _endorsed):
+        remembered.cache_clear()
