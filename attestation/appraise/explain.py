@@ -4,6 +4,7 @@ The page adds no judgement. Its sentences are chosen by the stable names of chec
 know are shown as they are, so that a newer result is never shortened.
 """
 
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,8 @@ from attestation.formats.json_strict import parse_json, require_object, require_
 MAX_RESULT_BYTES = 4 * 1024 * 1024  # a result over 64 devices
 MAX_FINDINGS = 10_000
 _WIDTH = 100
+_HEX_SHOWN = 16
+_LONG_HEX = re.compile(r"[0-9a-fA-F]{65,}")  # a nonce is shown whole
 _UNCHECKED = "unchecked: "  # how policy writes down that a field is not judged, and why
 
 # What a passed check means, for somebody who did not write it.
@@ -40,8 +43,21 @@ _PROVEN: Mapping[str, str] = {
     "topology": "the devices are wired to each other as one board",
     "snp-signature": "an AMD processor signed this report",
     "snp-chain": "its key leads to AMD's pinned root",
+    "snp-debug": "the host cannot debug the VM",
+    "snp-migration": "no migration agent can move the VM",
+    "snp-product": "the processor is of an accepted generation",
+    "snp-chip-id": "the certificate is of this very chip",
+    "snp-crl": "AMD has not withdrawn the signing authority",
+    "snp-vmpl": "the report was asked for at the accepted privilege level",
+    "snp-committed": "the firmware cannot be rolled back below what was reported",
+    "snp-reported-tcb": "the reported firmware is not below your floor",
+    "snp-committed-tcb": "the committed firmware is not below your floor",
+    "snp-launch-tcb": "the firmware at launch was not below your floor",
+    "snp-alias-check": "memory aliasing was ruled out at boot",
     "tdx-signature": "an Intel quoting enclave signed this quote",
     "tdx-chain": "its key leads to Intel's pinned root",
+    "tdx-tcb-status": "the platform's firmware is at a level that policy accepts",
+    "measurement": "what was launched is what you expect",
     "report-data": "the report commits to this session's nonce, key and device evidence",
     "init-data": "the VM was started with the init-data that was presented",
     "binding": "CPU report, TEE key and device evidence belong to one session",
@@ -56,6 +72,8 @@ _ACTIONS: Mapping[str, str] = {
     "rim-missing": "fetch the reference document (`kata-gpu-kbs collateral fetch --rim ID`) or give it with --rim",
     "rim-signer-expired": "fetch the re-issued document; or set --signer-expiry, knowing that it weakens the result",
     "measurements-differ": "see the indices below: firmware or driver differ from what NVIDIA published",
+    "measurement-unchecked": "give --measurement: without it, any software may have been launched",
+    "measurement-mismatch": "something else was launched than what you measured: rebuild, or find out who changed it",
     "measurement-": "see its hint: firmware or driver differ from what NVIDIA published",
     "revocation-unknown": "fetch or import revocation answers into a collateral store and verify with --collateral",
     "revocation-stale": "fetch or import newer revocation answers",
@@ -74,8 +92,11 @@ _ACTIONS: Mapping[str, str] = {
     "ppcie-": "put every GPU of the board into Protected PCIe and attest all 8 GPUs and 4 switches",
     "switch-unlocked": "lock the switches before attesting",
     "topology-edge": "the board is not wired as it says: compare the named devices with the hardware",
-    "snp-": "see tee.md section 1 for this rule; firmware updates mend most of them",
-    "tdx-": "see tee.md section 2 for this rule; collateral or firmware may be out of date",
+    "snp-no-floor": "give --min-tcb: without a floor, old firmware is accepted",
+    "snp-crl-unchecked": "fetch AMD's revocation list (`kata-gpu-kbs collateral fetch --amd PRODUCT`)",
+    "snp-": "update the host's firmware and settings to what the rule wants, or change the policy knowingly",
+    "tdx-collateral-": "fetch or import newer TDX collateral (`kata-gpu-kbs collateral fetch --tdx FMSPC`)",
+    "tdx-": "update the host's firmware and settings to what the rule wants, or change the policy knowingly",
     "bundle-": "import a newer collateral bundle",
     "report-data-": "verify inside a session: outside of one, freshness is not judged",
     "init-data-": "present the init-data document that the VM was started with",
@@ -157,16 +178,24 @@ _COUNTED = (
 
 
 def _proven(findings: Iterable[Finding]) -> list[str]:
-    """One line a check; subjects are counted, and named where there is only one."""
+    """One line a check that has a sentence; the others, mostly single bits of a CPU's policy, share the last line."""
     by_check: dict[str, list[Finding]] = {}
     for finding in findings:
         if finding.result is Result.PASS:
             by_check.setdefault(finding.check, []).append(finding)
-    lines = []
+    lines, others = [], []
     for check, found in by_check.items():
-        text = _PROVEN.get(check, check)
-        lines.append(f"{text} ({found[0].got})" if len(found) == 1 and found[0].got else _times(text, len(found)))
-    return lines
+        text, fact = _PROVEN.get(check), _short(found[0].got)
+        if text is None:
+            others.append(f"{check} {fact}".rstrip())
+        else:
+            lines.append(f"{text} ({fact})" if len(found) == 1 and fact else _times(text, len(found)))
+    return [*lines, f"these rules hold: {', '.join(others)}"] if others else lines
+
+
+def _short(text: str) -> str:
+    """Long digests are recognised by their beginning; the JSON has them whole."""
+    return _LONG_HEX.sub(lambda match: f"{match[0][:_HEX_SHOWN]}...", text)
 
 
 def _times(text: str, count: int) -> str:
@@ -183,7 +212,7 @@ def _listed(findings: Sequence[Finding]) -> list[str]:
         name = f"{check} [{code}]" if code else check
         wanted = f"not judged, {expected.removeprefix(_UNCHECKED)}" if expected.startswith(_UNCHECKED) else ""
         wanted = wanted or (f"wanted {expected}" if expected else "")
-        facts = ", ".join(part for part in (wanted, f"found {got}" if got else "") if part)
+        facts = _short(", ".join(part for part in (wanted, f"found {got}" if got else "") if part))
         about = ", ".join(dict.fromkeys(s for s in subjects if s))
         lines.append(": ".join(part for part in (name, facts) if part) + (f" - {about}" if about else ""))
     return lines
