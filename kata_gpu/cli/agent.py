@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kata_gpu.core.node_policy import NodePolicy
+    from kata_gpu.ops.node import Node
+    from kata_gpu.ops.owners import Mode
 
 KUBELET_ROOT = Path("/var/lib/kubelet")
 
@@ -43,9 +45,12 @@ def agent() -> None:
               help="PodResources bridge that pods depend on: while it is down, devices are tainted.")  # fmt: skip
 @click.option("--listen", default="127.0.0.1:8085", show_default=True, metavar="HOST:PORT",
               help="Metrics and probes.")  # fmt: skip
+@click.option("--mode", type=click.Choice(["auto", "standalone", "nvidia-dra", "device-plugin"]), default="auto",
+              show_default=True, help="Who gives GPUs away here; auto looks for NVIDIA's DRA driver.")  # fmt: skip
 @sim_option
 def run(
     *,
+    mode: str,
     node_name: str,
     instance: str,
     policy_file: Path | None,
@@ -64,11 +69,18 @@ def run(
     from kata_gpu.cli.world import open_node
     from kata_gpu.dra.runner import AgentProcess, AgentSettings
     from kata_gpu.host.kube import KubeApi
+    from kata_gpu.host.real import RealHost
+    from kata_gpu.ops.owners import Mode, choose_mode
 
     host, _, port = listen.rpartition(":")
     if not port.isdecimal():
         raise click.BadParameter("expected HOST:PORT", param_hint="--listen")
     configure_log()
+    node = replace(open_node(sim=sim, state_dir=state_dir, cdi_dir=None), progress=_progress())
+    chosen = choose_mode(Mode(mode), RealHost(), str(kubelet_root))
+    if chosen is not Mode.STANDALONE:
+        _run_other(chosen, node, node_name, kubelet_root, kubeconfig, server)
+        return
     process = AgentProcess(
         AgentSettings(
             node=node_name,
@@ -79,13 +91,55 @@ def run(
             listen=(host.strip("[]"), int(port)),
             drain=drain,
         ),
-        replace(open_node(sim=sim, state_dir=state_dir, cdi_dir=None), progress=_progress()),
+        node,
         KubeApi.connect(kubeconfig=kubeconfig, server=server),
         lambda: _policy(policy_file),
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: process.stop())
+    _on_signal(process.stop)
     process.run()
+
+
+def _run_other(mode: "Mode", node: "Node", name: str, kubelet_root: Path, kubeconfig: Path | None, server: str) -> None:
+    from kata_gpu.dra.other_modes import CompanionClaims, DevicePluginMode, Loop, NvidiaMode
+    from kata_gpu.ops.node_devices import HostDevices
+    from kata_gpu.ops.owners import Mode
+
+    devices = HostDevices(node)
+    if mode is Mode.DEVICE_PLUGIN:
+        plugin = DevicePluginMode(devices, kubelet_root)
+        loop = Loop(plugin.step)
+        plugin.start()
+        _on_signal(loop.stop)
+        loop.run()
+        plugin.stop()
+        return
+    from kata_gpu.clock import utc_now
+    from kata_gpu.core.beside_nvidia import COMPANION
+    from kata_gpu.dra.health import Health
+    from kata_gpu.dra.metrics import Metrics
+    from kata_gpu.dra.server import PluginPaths, PluginServer
+    from kata_gpu.dra.service import DraService
+    from kata_gpu.host.kube import KubeApi
+
+    kube = KubeApi.connect(kubeconfig=kubeconfig, server=server)
+    paths = PluginPaths(kubelet_root=kubelet_root, driver=COMPANION)
+    served = PluginServer(paths, DraService(CompanionClaims(kube, name), Metrics()), Health(name, utc_now))
+    beside = NvidiaMode(devices, node.host, kube, node=name, kubelet_root=kubelet_root)
+
+    def step() -> None:
+        served.heal()
+        beside.step()
+
+    loop = Loop(step)
+    served.start()
+    _on_signal(loop.stop)
+    loop.run()
+    served.stop()
+
+
+def _on_signal(stop: "Callable[[], None]") -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop())
 
 
 def _progress() -> "Callable[[str], None]":
