@@ -10,9 +10,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from attestation.crypto.stream import MAX_CHUNK_LOG2
 from attestation.errors import Misconfigured, Unavailable
 from attestation.guest.memory_fs import Exceptions, Proc, require_memory
-from attestation.guest.model import EncryptedModel, StoredFile, open_file
+from attestation.guest.model import Buffers, EncryptedModel, StoredFile, new_buffers, open_file
 
 STAGING = ".kata-gpu-partial"
 MARKER = ".kata-gpu-complete"  # holds the model digest; there only while every file is there
@@ -77,10 +78,9 @@ def decrypt_model(
         staging.mkdir(mode=0o700)
         try:
             _decrypt_all(model, staging, min(threads, MAX_THREADS), mode, progress)
+            _make_folders(target, model)
             for entry in model.manifest.files:
-                final = target / entry.name
-                final.parent.mkdir(parents=True, exist_ok=True)
-                (staging / entry.name).replace(final)
+                os.replace(f"{staging}/{entry.name}", f"{target}/{entry.name}")  # noqa: PTH105 - thousands of files
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         (target / MARKER).write_text(f"{model.digest}\n")
@@ -102,9 +102,13 @@ def _require_space(target: Path, size: int) -> None:
         )
 
 
+def _make_folders(root: Path, model: EncryptedModel) -> None:
+    for name in sorted({f.name.rpartition("/")[0] for f in model.manifest.files}):
+        (root / name).mkdir(parents=True, exist_ok=True)
+
+
 def _decrypt_all(model: EncryptedModel, staging: Path, threads: int, mode: int, progress: Progress) -> None:
-    for folder in sorted({(staging / f.name).parent for f in model.manifest.files}):
-        folder.mkdir(parents=True, exist_ok=True)
+    _make_folders(staging, model)
     with ExitStack() as stack:
         spans, lock, stop = _spans(model, staging, mode, stack), threading.Lock(), threading.Event()
         worker = _Worker(model=model, spans=spans, lock=lock, stop=stop, mode=mode, progress=progress)
@@ -146,6 +150,7 @@ class _Worker:
 
     def run(self) -> None:
         """Take spans until there are none, or until another thread failed."""
+        buffers = new_buffers(1 << MAX_CHUNK_LOG2)  # once a thread, not once a file
         while not self.stop.is_set():
             with self.lock:
                 span = next(self.spans, None)
@@ -153,28 +158,28 @@ class _Worker:
                 return
             try:
                 if span.large is None:
-                    self._small(span)
+                    self._small(span, buffers)
                 else:
-                    self._copy(span.large.stored, span.large.out, span.first, span.last)
+                    self._copy(span.large.stored, span.large.out, span.first, span.last, buffers)
                     if not self.stop.is_set():
                         span.large.done()
             except BaseException:
                 self.stop.set()
                 raise
 
-    def _small(self, span: Span) -> None:
+    def _small(self, span: Span, buffers: Buffers) -> None:
         with open_file(self.model, span.index) as stored:
             out = _create(span.target, self.mode)
             try:
-                self._copy(stored, out, 0, stored.cipher.header.chunks)
+                self._copy(stored, out, 0, stored.cipher.header.chunks, buffers)
                 if not self.stop.is_set():
                     stored.verify_digest()
             finally:
                 os.close(out)
 
-    def _copy(self, stored: StoredFile, out: int, first: int, last: int) -> None:
+    def _copy(self, stored: StoredFile, out: int, first: int, last: int, buffers: Buffers) -> None:
         at = first << stored.cipher.header.chunk_log2
-        for view in stored.chunks(first, last):
+        for view in stored.chunks(first, last, buffers):
             if self.stop.is_set():
                 return
             write_all(out, view, at)

@@ -21,6 +21,8 @@ from attestation.values import Digest, Secret
 
 _MAX_STORED_MANIFEST = HEADER_BYTES + MAX_MANIFEST_BYTES + (MAX_MANIFEST_BYTES >> 16) * TAG_BYTES
 
+Buffers = tuple[memoryview, memoryview]  # sealed and plain, one chunk each
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncryptedModel:
@@ -65,12 +67,14 @@ class StoredFile:
         if self.cipher.digest(self.tags) != self.entry.digest.raw:
             raise Untrusted("file-digest", "not the encryption that the manifest names", where=self.entry.name)
 
-    def chunks(self, first: int = 0, last: int | None = None) -> Iterator[memoryview]:
+    def chunks(self, first: int = 0, last: int | None = None, buffers: Buffers | None = None) -> Iterator[memoryview]:
         """Plaintext of chunks first..last, in order; each view is valid until the next step."""
-        sealed, plain = self.buffers()
+        longest = self.cipher.header.plain_length(0)
+        if buffers is None or len(buffers[1]) < longest:
+            buffers = new_buffers(longest)
         end = self.cipher.header.chunks if last is None else last
         for index in range(first, end):
-            yield self.open_chunk(index, sealed, plain)
+            yield self.open_chunk(index, *buffers)
 
     def read(self, offset: int, length: int) -> Iterator[memoryview]:
         """Plaintext bytes offset..offset+length, chunk by chunk, opening only the chunks that hold them."""
@@ -86,10 +90,10 @@ class StoredFile:
             start = index << log2
             yield view[max(0, offset - start) : offset + length - start]
 
-    def buffers(self) -> tuple[memoryview, memoryview]:
-        """A sealed and a plain buffer of the right size for this file's chunks."""
-        longest = self.cipher.header.plain_length(0)
-        return memoryview(bytearray(longest + TAG_BYTES)), memoryview(bytearray(longest))
+
+def new_buffers(longest: int) -> Buffers:
+    """A sealed and a plain buffer for chunks of this size."""
+    return memoryview(bytearray(longest + TAG_BYTES)), memoryview(bytearray(longest))
 
 
 def open_model(folder: Path, key: Secret, *, expect: Digest | None = None) -> EncryptedModel:
