@@ -1,8 +1,11 @@
 """How the result for a set of devices is shown: a page for people, JSON for machines."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
+from itertools import groupby
+from textwrap import wrap
 
 from attestation.errors import AttestationError
 from attestation.findings import Finding, Result
@@ -10,7 +13,8 @@ from attestation.values import JsonObject, Level
 from attestation.verify.nv_set import DeviceOutcome, SetResult
 
 _MARKS = {Result.PASS: "ok  ", Result.FAIL: "FAIL", Result.WARN: "warn", Result.SKIPPED: "-   "}
-_WIDTH = 96
+_WIDTH, _LONGEST = 116, 72
+_INDENT = " " * 28
 
 
 def render_json(result: SetResult, required: Level) -> str:
@@ -34,7 +38,7 @@ def render_refusal(error: AttestationError, output: str) -> str:
     finding = _refusal(error)
     if output == "json":
         return _dump({"level": str(Level.NONE), "findings": [finding.to_json()], "claims": {}, "devices": []})
-    return "\n".join(["level: none", *_lines(finding)])
+    return "\n".join(["level: none", *_lines([finding])])
 
 
 def render_page(result: SetResult, required: Level, now: datetime) -> str:
@@ -42,45 +46,55 @@ def render_page(result: SetResult, required: Level, now: datetime) -> str:
     lines = [f"Verified as of {now.isoformat()}, offline."]
     for outcome in result.outcomes:
         lines += ["", *_section(outcome)]
-    if len(result.outcomes) > 1 or any(f.result is Result.FAIL for f in result.findings):
-        lines += ["", "Set of devices", *(line for f in result.findings for line in _lines(f))]
+    if len(result.outcomes) > 1:
+        lines += ["", "Set of devices", *_lines(result.findings)]
     reached = result.level.at_least(required)
     lines += ["", f"level: {result.level} ({'reaches' if reached else 'does NOT reach'} the required `{required}`)"]
     if result.level is not Level.TRUSTED:
-        lines += [f"  because: {reason}" for reason in dict.fromkeys(_reasons(result))]
+        lines += [f"  because {reason}" for reason in dict.fromkeys(_reasons(result))]
     return "\n".join(lines)
 
 
 def _section(outcome: DeviceOutcome) -> list[str]:
     if outcome.proof is None:
         assert outcome.refusal is not None
-        return [f"Device {outcome.position}: refused", *_lines(_refusal(outcome.refusal))]
+        return [f"Device {outcome.position}: refused", *_lines([_refusal(outcome.refusal)])]
     device = outcome.proof.device
-    versions = (
-        f"driver {device.driver_version}, VBIOS {device.vbios_version}"
-        if device.driver_version
-        else (f"BIOS {device.vbios_version}")
-    )
-    head = f"Device {outcome.position}: {device.arch} {device.kind} {device.identity}, {versions}, mode {device.mode}"
-    return [head, *(line for f in device.findings for line in _lines(f)), f"  level: {device.level}"]
+    driver = f"driver {device.driver_version}, VBIOS" if device.driver_version else "BIOS"
+    head = f"Device {outcome.position}: {device.arch} {device.kind} {device.identity}, {driver} {device.vbios_version}"
+    return [f"{head}, mode {device.mode}", *_lines(device.findings), f"  level: {device.level}"]
 
 
-def _lines(finding: Finding) -> Iterator[str]:
-    shown = finding.got if finding.result is Result.PASS else f"{finding.got} (wanted: {finding.expected})"
+def _lines(findings: Sequence[Finding]) -> Iterator[str]:
+    """One line per finding, a wrapped hint below; equal lines are counted, not repeated."""
+    for (finding, shown), group in groupby(findings, key=lambda f: (replace(f, subject=""), _shown(f))):
+        count = sum(1 for _ in group)
+        times = f" (x{count})" if count > 1 else ""
+        yield f"  {_MARKS[finding.result]} {finding.check:<20} {shown}{times}"
+        if finding.hint and finding.result is not Result.PASS:
+            yield from wrap(_printable(finding.hint), _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
+
+
+def _shown(finding: Finding) -> str:
     code = f"[{finding.code}] " if finding.code else ""
-    yield f"  {_MARKS[finding.result]} {finding.check:<20} {code}{_shorten(shown)}"
-    if finding.hint and finding.result is not Result.PASS:
-        yield f"       {'':<20} {_shorten(finding.hint, 3 * _WIDTH)}"
+    wanted = f" (wanted {_shorten(finding.expected)})" if finding.result is not Result.PASS and finding.expected else ""
+    return f"{code}{_shorten(finding.got)}{wanted}"
 
 
 def _reasons(result: SetResult) -> Iterator[str]:
     for outcome in result.outcomes:
+        if outcome.refusal is not None:
+            yield f"{outcome.refusal.code}: {_printable(str(outcome.refusal))}"
         for finding in outcome.proof.device.findings if outcome.proof is not None else ():
             if finding.result is Result.FAIL or (finding.result is Result.SKIPPED and finding.code):
-                yield f"{finding.check}: {finding.code}, {_shorten(finding.hint or finding.got)}"
+                yield f"{finding.code}: {_reason(finding)}"
     for finding in result.findings:
-        if finding.result is Result.FAIL:
-            yield f"{finding.check}: {finding.code}, {_shorten(finding.hint or finding.got)}"
+        if finding.result is Result.FAIL and finding.check != "device":
+            yield f"{finding.code}: {_reason(finding)}"
+
+
+def _reason(finding: Finding) -> str:
+    return f"{finding.check} is {_shorten(finding.got)}, wanted {_shorten(finding.expected)}"
 
 
 def _refusal(error: AttestationError) -> Finding:
@@ -106,8 +120,14 @@ def _device_json(outcome: DeviceOutcome) -> JsonObject:
     }
 
 
-def _shorten(text: str, width: int = _WIDTH) -> str:
-    return text if len(text) <= width else f"{text[: width - 3]}..."
+def _shorten(text: str) -> str:
+    """Long digests keep their head; evidence cannot move the cursor of a terminal."""
+    text = _printable(text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _dump(value: JsonObject) -> str:

@@ -10,15 +10,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-
-from lxml import etree
+from typing import TYPE_CHECKING
 
 from attestation.errors import Malformed
 from attestation.formats.certs import MAX_CERTIFICATES, decode_base64
 
+if TYPE_CHECKING:
+    from lxml import etree
+
 MAX_RIM_BYTES = 256 * 1024  # gpu-attestation.md 1.8; documents seen: 18 to 26 kB
 MAX_INDEX = 63
-MAX_ALTERNATIVES = 16  # 4 seen
+MAX_ALTERNATIVES = 10  # 4 seen; names up to Hash9 sort as numbers do
 DIGEST_BYTES = 48
 SIGNATURE_BYTES = 96
 
@@ -38,8 +40,13 @@ _SIGNATURE = f"{{{DSIG}}}Signature"
 _MARKUP_DECLARATIONS = {b"<!--": "rim-comment", b"<![C": "rim-cdata"}  # everything else is DOCTYPE, ENTITY and kin
 _ROOT_ATTRIBUTES = frozenset({"corpus", "name", "patch", "supplemental", "tagId", "version", "tagVersion"})
 _META_ATTRIBUTES = frozenset({"colloquialVersion", "edition", "product", "revision", "PayloadType"})
-_RESOURCE_ATTRIBUTES = frozenset({"type", "index", "active", "alternatives", "name", "size"})
-_HASHES = tuple(f"{{{HASH}}}Hash{n}" for n in range(MAX_ALTERNATIVES))
+_RESOURCE_ATTRIBUTES = {  # by number: canonical order is by namespace, then by name
+    6 + count: [
+        *("active", "alternatives", "index", "name", "size", "type"),
+        *(f"{{{HASH}}}Hash{n}" for n in range(count)),
+    ]
+    for count in range(1, MAX_ALTERNATIVES + 1)
+}
 _INDICES = {str(index): index for index in range(MAX_INDEX + 1)}
 _DIGEST = re.compile(r"[0-9a-f]{96}")
 
@@ -119,7 +126,7 @@ def parse_signed_rim(document: bytes) -> SignedRim:
     signature_value = _decode(value, SIGNATURE_BYTES)
     root.remove(signature)
     return SignedRim(
-        content=etree.tostring(root, method="c14n"),
+        content=_canonical(root),
         digest_value=digest_value,
         signed_info=signed_info,
         signature=signature_value,
@@ -161,8 +168,10 @@ def parse_rim_content(content: bytes) -> RimContent:
     )
 
 
-def _tree(document: bytes) -> etree._Element:
+def _tree(document: bytes) -> "etree._Element":
     """Hardened parse: UTF-8 without declarations, so that no construct can hide a value or reach outside."""
+    from lxml import etree  # late: who verifies no document pays no 10 ms
+
     if type(document) is not bytes:
         raise TypeError("a reference document is bytes")
     if len(document) > MAX_RIM_BYTES:
@@ -188,7 +197,17 @@ def _tree(document: bytes) -> etree._Element:
     return root
 
 
-def _shape(element: etree._Element, name: str) -> list[etree._Element]:
+def _canonical(root: "etree._Element") -> bytes:
+    """Canonical XML without comments. 1.0 equals 1.1 here: no xml:* attributes, whole document (3.3)."""
+    from lxml import etree
+
+    try:
+        return etree.tostring(root, method="c14n")
+    except etree.C14NError as exc:  # a relative namespace URI has no canonical form
+        raise Malformed("rim-xml", "no canonical form", where="rim", got=str(exc)[:120]) from exc
+
+
+def _shape(element: "etree._Element", name: str) -> "list[etree._Element]":
     """Children of `element`, after it and they were found to be exactly what `_SHAPE` says."""
     attributes, children = _SHAPE[name]
     if _attrib(element) != attributes:
@@ -213,7 +232,7 @@ def _shape(element: etree._Element, name: str) -> list[etree._Element]:
     return list(element)
 
 
-def _require_transforms(transforms: etree._Element) -> None:
+def _require_transforms(transforms: "etree._Element") -> None:
     tag = f"{{{DSIG}}}Transform"
     got = [_attrib(child) if child.tag == tag and not len(child) else {} for child in transforms]
     if transforms.attrib or got != [{"Algorithm": algorithm} for algorithm in _TRANSFORMS]:
@@ -224,7 +243,7 @@ def _require_transforms(transforms: etree._Element) -> None:
         raise Malformed("rim-signature-shape", "text between signature elements", where="rim.Signature.Transforms")
 
 
-def _certificates(key_info: etree._Element) -> tuple[bytes, ...]:
+def _certificates(key_info: "etree._Element") -> tuple[bytes, ...]:
     """KeyInfo is one X509Data of X509Certificates: no key, name or address of the document's own choice."""
     (data,) = _shape(key_info, "KeyInfo")
     tag = f"{{{DSIG}}}X509Certificate"
@@ -238,14 +257,14 @@ def _certificates(key_info: etree._Element) -> tuple[bytes, ...]:
     return tuple(decode_base64((child.text or "").encode(), where="rim certificate") for child in data)
 
 
-def _decode(element: etree._Element, size: int) -> bytes:
+def _decode(element: "etree._Element", size: int) -> bytes:
     try:
         value = binascii.a2b_base64((element.text or "").encode(), strict_mode=True)
     except binascii.Error:
         value = b""
     if len(value) != size:
         raise Malformed(
-            "rim-signature-value", "not base64 of the right length", where=f"rim.{etree.QName(element).localname}",
+            "rim-signature-value", "not base64 of the right length", where=f"rim.{str(element.tag).rpartition('}')[2]}",
             expected=f"{size} bytes", got=repr((element.text or "")[:40]),
         )  # fmt: skip
     return value
@@ -269,40 +288,42 @@ def _signed_info(namespaces: Mapping[str | None, str], digest_value: bytes) -> b
     ).encode()
 
 
-def _resource(element: etree._Element) -> tuple[int, str, list[str], bool]:
-    """One Resource: index, name, as many digests as it says it has, and whether it is active."""
-    attributes = _attrib(element)
-    values: list[str] = []
-    while len(values) < MAX_ALTERNATIVES and (value := attributes.pop(_HASHES[len(values)], None)) is not None:
-        values.append(value)
-    if element.tag != _RESOURCE or len(element) or attributes.keys() != _RESOURCE_ATTRIBUTES:
-        raise _unexpected("element or attributes in Payload", [element.tag, *attributes])
-    index = _INDICES.get(attributes["index"])
+def _resource(element: "etree._Element") -> tuple[int, str, list[str], bool]:
+    """One Resource: index, name, as many digests as it says it has, and whether it is active.
+
+    Attributes of a canonical document have one order, which is therefore part of the shape.
+    """
+    keys, values = element.keys(), element.values()
+    if element.tag != _RESOURCE or len(element) or keys != _RESOURCE_ATTRIBUTES.get(len(keys)):
+        raise _unexpected("element or attributes in Payload", [element.tag, *keys])
+    active, count, index_text, name, size, kind, *digests = map(str, values)
+    index = _INDICES.get(index_text)
     if index is None:
-        raise Malformed(
-            "rim-index", "index", where="rim.Payload", expected=f"0..{MAX_INDEX}", got=repr(attributes["index"])
-        )
-    where, active, count = "rim.Payload", attributes["active"], attributes["alternatives"]
+        raise Malformed("rim-index", "index", where="rim.Payload", expected=f"0..{MAX_INDEX}", got=repr(index_text))
     if active not in ("True", "False"):
-        raise Malformed("rim-active", f"active of index {index}", where=where, expected="True or False", got=active)
-    if attributes["size"] != str(DIGEST_BYTES) or attributes["type"] != "Measurement":
-        raise Malformed("rim-digest-size", f"size or type of index {index}", where=where, expected="48, Measurement")
-    if not values or str(len(values)) != count:
-        raise Malformed("rim-alternatives", f"digests of index {index}", where=where, expected=count, got=len(values))
-    for value in values:
-        if not _DIGEST.fullmatch(value):
-            raise Malformed("rim-hash", f"not a SHA-384 digest at index {index}", where=where, got=repr(value[:100]))
-    return index, attributes["name"], values, active == "True"
+        raise _bad_resource("rim-active", index, "True or False", active)
+    if (size, kind) != ("48", "Measurement"):
+        raise _bad_resource("rim-digest-size", index, "48, Measurement", f"{size}, {kind}")
+    if str(len(digests)) != count:
+        raise _bad_resource("rim-alternatives", index, count, f"{len(digests)} digests")
+    for digest in digests:
+        if not _DIGEST.fullmatch(digest):
+            raise _bad_resource("rim-hash", index, "96 lower-case hex digits", digest[:100])
+    return index, name, digests, active == "True"
 
 
-def _attributes(element: etree._Element, want: frozenset[str]) -> Mapping[str, str]:
+def _bad_resource(code: str, index: int, expected: str, got: str) -> Malformed:
+    return Malformed(code, "unusable reference value", where=f"rim.Payload[{index}]", expected=expected, got=repr(got))
+
+
+def _attributes(element: "etree._Element", want: frozenset[str]) -> Mapping[str, str]:
     attributes = _attrib(element)
     if attributes.keys() != want:
         raise _unexpected("attributes", sorted(attributes)[:12])
     return attributes
 
 
-def _attrib(element: etree._Element) -> dict[str, str]:
+def _attrib(element: "etree._Element") -> dict[str, str]:
     return dict(element.items())  # type: ignore[arg-type]  # parsed documents hold str
 
 

@@ -19,13 +19,14 @@ from attestation.formats.nv_report import FEATURE_PPCIE, GpuFacts, SwitchFacts, 
 from attestation.formats.spdm import SpdmReport, parse_report
 from attestation.values import Architecture, DeviceKind, Digest, GpuMode, Level, Nonce
 from attestation.verify.cache import MAX_CHAINS, MAX_RIMS, BoundedCache
-from attestation.verify.chain import ChainCache, VerifiedPath, require_valid, verify_path
+from attestation.verify.chain import ChainCache, PathCertificate, VerifiedPath, require_valid, verify_path
 from attestation.verify.compare import Comparison, compare_measurements, explain_mismatches, find_nearest
 from attestation.verify.device_claims import device_claims
 from attestation.verify.identity import DeviceCertificate, FwidMatch, match_fwid, read_device_certificate
 from attestation.verify.nv_policy import NvPolicy, Unchecked, judge, version_key
 from attestation.verify.revocation import (
     Revocation,
+    RevocationCache,
     RevocationRule,
     RevocationSource,
     check_revocation,
@@ -47,16 +48,18 @@ from attestation.verify.roots import NvTrust
 from attestation.verify.signature import verify_raw_p384
 from attestation.verify.verified import VerifiedDevice
 
+_MAX_JUDGED = 1024  # certificates of 64 devices and their documents fit
 MAX_NEIGHBOURS = 64  # documents looked at to explain a mismatch; 24 VBIOS documents are public
 _FWID_SINCE = 550  # major driver version from which every GPU reports its FWID (2.2)
 
 
 @dataclass(frozen=True, slots=True)
 class NvCache:
-    """Verified issuers and documents, owned by the caller; one per process is enough."""
+    """Verified issuers, documents and revocation answers, owned by the caller; one per process is enough."""
 
     chains: ChainCache = field(default_factory=lambda: BoundedCache(MAX_CHAINS))
     rims: RimCache = field(default_factory=lambda: BoundedCache(MAX_RIMS))
+    revocation: RevocationCache = field(default_factory=RevocationCache)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +82,30 @@ class Collateral:
     now: datetime
     cache: NvCache | None = None
     neighbours: Sequence[bytes] = ()  # other known documents, only to explain mismatches
+    # What was said about issuers at this `now`: the devices of one set share them.
+    _issuers: dict[tuple[bytes, RevocationRule], tuple[Revocation, Finding]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def judge_certificate(
+        self, subject: PathCertificate, issuer: PathCertificate, rule: RevocationRule
+    ) -> tuple[Revocation, Finding]:
+        """Revocation of one certificate from stored answers, and what `rule` says to it."""
+        key = (subject.tbs, rule)
+        if known := self._issuers.get(key):
+            return known
+        status = check_revocation(
+            subject.certificate,
+            issuer.certificate,
+            self.revocation,
+            rule=rule,
+            now=self.now,
+            cache=self.cache.revocation if self.cache is not None else None,
+        )
+        judged = status, judge_revocation(status, rule, subject=subject.name)
+        if len(self._issuers) < _MAX_JUDGED:
+            self._issuers[key] = judged
+        return judged
 
 
 def verify_device(
@@ -150,7 +177,7 @@ def prove_device(
 
     # Revocation of the device chain: stored statements only.
     revocations = _device_revocations(path, collateral)
-    findings += [judge_revocation(status, rule, subject=name) for name, status, rule in revocations]
+    findings += [finding for _, finding in revocations]
 
     # 7. Only now document ids are built from what the report says.
     needs = switch_needs(facts) if isinstance(facts, SwitchFacts) else gpu_needs(certificate, facts)
@@ -181,7 +208,7 @@ def prove_device(
         vbios_version=facts.bios if isinstance(facts, SwitchFacts) else facts.vbios,
         signed_digest=Digest("sha384", digest),
         claims=device_claims(
-            certificate, facts, parsed, path=path, revocations=[r for _, r, _ in revocations], fwid=fwid,
+            certificate, facts, parsed, path=path, revocations=[status for status, _ in revocations], fwid=fwid,
             comparisons=comparisons, needs=needs, nonce_given=nonce is not None, level=level,
         ),
         findings=tuple(findings),
@@ -269,22 +296,13 @@ def _require_nonce(nonce: Nonce | None, parsed: SpdmReport, subject: str) -> Fin
     return passed("nonce", nonce.hex(), subject=subject)
 
 
-def _device_revocations(
-    path: VerifiedPath, collateral: Collateral
-) -> tuple[tuple[str, Revocation, RevocationRule], ...]:
-    """Every certificate below the root: (name, status, rule of its role)."""
+def _device_revocations(path: VerifiedPath, collateral: Collateral) -> list[tuple[Revocation, Finding]]:
+    """Every certificate below the root, under the rule of its role."""
     rules = collateral.policy.revocation
-    return tuple(
-        (
-            subject.name,
-            check_revocation(
-                subject.certificate, issuer.certificate, collateral.revocation, rule=rule, now=collateral.now
-            ),
-            rule,
-        )
+    return [
+        collateral.judge_certificate(subject, issuer, rules.device_ca if position else rules.device_leaf)
         for position, (subject, issuer) in enumerate(pairwise(path.certificates))
-        for rule in (rules.device_leaf if position == 0 else rules.device_ca,)
-    )
+    ]
 
 
 def _compare_slot(
@@ -374,32 +392,23 @@ def _accept_rim(document: bytes, need: RimNeed, other_versions: frozenset[str], 
 
 
 class _Signers:
-    """Revocation of reference-value signers within one verification: documents share their upper certificates."""
+    """Revocation of reference-value signers within one verification: shared certificates are reported once."""
 
-    __slots__ = ("_collateral", "_findings")
+    __slots__ = ("_collateral", "_reported")
 
     def __init__(self, collateral: Collateral) -> None:
         self._collateral = collateral
-        self._findings: dict[bytes, Finding] = {}  # by what the issuer signed
+        self._reported: set[bytes] = set()
 
     def judge(self, rim: VerifiedRim) -> tuple[bool, list[Finding]]:
         """Whether policy accepts every signer of `rim`, and the findings that were not given before."""
-        rule, new = self._collateral.policy.revocation.rim, []
-        acceptable = True
+        rule, new, acceptable = self._collateral.policy.revocation.rim, [], True
         for subject, issuer in pairwise(rim.path.certificates):
-            finding = self._findings.get(subject.tbs)
-            if finding is None:
-                status = check_revocation(
-                    subject.certificate,
-                    issuer.certificate,
-                    self._collateral.revocation,
-                    rule=rule,
-                    now=self._collateral.now,
-                )
-                finding = judge_revocation(status, rule, subject=subject.name)
-                self._findings[subject.tbs] = finding
-                new.append(finding)
+            _, finding = self._collateral.judge_certificate(subject, issuer, rule)
             acceptable = acceptable and finding.result is not Result.FAIL
+            if subject.tbs not in self._reported:
+                self._reported.add(subject.tbs)
+                new.append(finding)
         return acceptable, new
 
 

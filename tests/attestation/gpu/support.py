@@ -35,14 +35,10 @@ HOPPER, BLACKWELL, LS10 = Architecture.HOPPER, Architecture.BLACKWELL, Architect
 
 # No stored answers in these tests: what cannot be known about revocation is reported, not demanded.
 REPORTED = RevocationPolicy(
-    rim=RevocationRule(
-        kind=ChainKind.RIM, accept=frozenset({RevocationStatus.GOOD, RevocationStatus.UNKNOWN})
-    )
+    rim=RevocationRule(kind=ChainKind.RIM, accept=frozenset({RevocationStatus.GOOD, RevocationStatus.UNKNOWN}))
 )
 POLICY = NvPolicy(revocation=REPORTED)
-FORGED = Collateral(
-    trust=FORGE.trust, rims=SHELF, revocation=NoRevocation(), policy=POLICY, now=NOW, cache=NvCache()
-)
+FORGED = Collateral(trust=FORGE.trust, rims=SHELF, revocation=NoRevocation(), policy=POLICY, now=NOW, cache=NvCache())
 GENUINE = replace(FORGED, trust=NvTrust.production(), rims=RimShelf({}), cache=NvCache())
 
 

@@ -30,9 +30,7 @@ def evidence(index: int = 0, *, nonce: bytes = NONCE, mode: GpuMode = GpuMode.ON
     return NvEvidence(report=forged.report, chain=forged.chain)
 
 
-@pytest.mark.parametrize(
-    "bit", [pytest.param(0, id="gpu-050-first-bit"), pytest.param(255, id="gpu-050-last-bit")]
-)
+@pytest.mark.parametrize("bit", [pytest.param(0, id="gpu-050-first-bit"), pytest.param(255, id="gpu-050-last-bit")])
 def test_nonce_off_by_one_bit(bit: int) -> None:
     other = (int.from_bytes(NONCE, "big") ^ 1 << bit).to_bytes(32, "big")
     refused("nonce-mismatch", lambda: verify(evidence(), nonce=other))

@@ -15,8 +15,8 @@ from attestation.simulate.nvidia import ForgedEvidence, NvidiaForge
 from attestation.simulate.pki import CERTIFYING, CertSpec, mint, to_pem
 from attestation.values import Architecture, Level
 from attestation.verify.chain import require_valid, verify_path
-from attestation.verify.nv_policy import OneOf, Unchecked
 from attestation.verify.identity import FwidMatch
+from attestation.verify.nv_policy import OneOf, Unchecked
 from tests.attestation.gpu.support import (
     BLACKWELL,
     FORGE,
@@ -84,7 +84,9 @@ def test_shape(certificates: Certificates, code: str) -> None:
 @pytest.mark.parametrize("_case", [pytest.param(None, id="gpu-070-device-chain-for-rim")])
 def test_device_chain_signs_a_document(_case: None) -> None:
     """A device's key over reference values: its root is not the one for documents."""
-    document = FORGE.rim(HOPPER, driver=True, specs=FORGE.device_specs(HOPPER, 0)[:1] + FORGE.device_specs(HOPPER, 0)[1:])
+    document = FORGE.rim(
+        HOPPER, driver=True, specs=FORGE.device_specs(HOPPER, 0)[:1] + FORGE.device_specs(HOPPER, 0)[1:]
+    )
     device = verify(FORGE.device(nonce=NONCE), with_rim("NV_GPU_DRIVER_GH100_590.12", document))
     falls_short(device, "chain-root")
 
@@ -108,7 +110,7 @@ SPECS: list[tuple[str, Callable[[list[CertSpec]], list[CertSpec]], str]] = [
     *(
         (
             name,
-            lambda specs, change=change: [  # type: ignore[misc]
+            lambda specs, change=change: [
                 replace(specs[0], key=OTHER, serial=7), replace(specs[0], **change), *specs[1:]
             ],
             code,
@@ -175,8 +177,11 @@ def _extension(**changes: object) -> bytes:
     return made.value
 
 
-SHORT = _extension().replace(b"\x04\x30", b"\x04\x2f")[:-1].replace(b"\x30\x3d", b"\x30\x3c").replace(
-    b"\x30\x81\xba", b"\x30\x81\xb9"
+SHORT = (
+    _extension()
+    .replace(b"\x04\x30", b"\x04\x2f")[:-1]
+    .replace(b"\x30\x3d", b"\x30\x3c")
+    .replace(b"\x30\x81\xba", b"\x30\x81\xb9")
 )
 FWIDS = [
     ("079-absent", fwid_of(None), "fwid-extension"),

@@ -187,7 +187,9 @@ STRUCTURE = [
     ("021-duplicate-other", block(6, 0, b"\x05"), "block-duplicate"),
     (
         "022-descending",
-        lambda s: s[:RECORD] + b"".join(s[RECORD + i * 55 : RECORD + i * 55 + 55] for i in range(63, -1, -1)) + s[3565:],
+        lambda s: (
+            s[:RECORD] + b"".join(s[RECORD + i * 55 : RECORD + i * 55 + 55] for i in range(63, -1, -1)) + s[3565:]
+        ),
         "block-order",
     ),
     ("023-index-65", block(64, 0, b"\x41"), "block-index"),
@@ -215,8 +217,10 @@ def test_structure(edit: Edit, code: str) -> None:
 
 
 ELEMENTS: list[tuple[str, dict[int, bytes | None], str]] = [
-    *((f"035-empty-{n}", {n: b""}, code) for n, code in ((3, "tlv-size"), (6, "tlv-size"), (11, "tlv-size"),
-                                                           (20, "tlv-size"))),
+    ("035-empty-3", {3: b""}, "tlv-size"),
+    ("035-empty-6", {6: b""}, "tlv-size"),
+    ("035-empty-11", {11: b""}, "tlv-size"),
+    ("035-empty-20", {20: b""}, "tlv-size"),
     ("039-opaque-version-2", {34: b"\x02\x00"}, "opaque-version"),
     ("040-no-feature-flag", {36: None}, "feature-missing"),
     ("041-feature-9", {36: b"\x09\x00"}, "feature-flag"),

@@ -158,9 +158,11 @@ def test_signature(document: bytes, code: str) -> None:
 
 DTD = '<!DOCTYPE x [<!ENTITY e "1">]>'
 XXE = '<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]>'
-LAUGHS = "<!DOCTYPE x [" + "".join(
-    f'<!ENTITY l{n} "{("&l" + str(n - 1) + ";") * 10 if n else "lol"}">' for n in range(10)
-) + "]>"
+LAUGHS = (
+    "<!DOCTYPE x ["
+    + "".join(f'<!ENTITY l{n} "{("&l" + str(n - 1) + ";") * 10 if n else "lol"}">' for n in range(10))
+    + "]>"
+)
 
 SYNTAX: list[tuple[str, bytes, str]] = [
     ("113-comment", edited(sub("<ns0:Payload", "<!-- x --><ns0:Payload")),
@@ -238,9 +240,7 @@ FITS: list[tuple[str, str, bytes, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("rim_id", "document", "code"), [pytest.param(i, d, c, id=f"gpu-{n}") for n, i, d, c in FITS]
-)
+@pytest.mark.parametrize(("rim_id", "document", "code"), [pytest.param(i, d, c, id=f"gpu-{n}") for n, i, d, c in FITS])
 def test_fit(rim_id: str, document: bytes, code: str) -> None:
     """A valid document that is not this device's: named, and the device is authentic at most."""
     falls_short(verify(DEVICE, with_rim(rim_id, document)), code)
