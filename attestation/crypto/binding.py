@@ -6,11 +6,10 @@ Guest and verifier both call these functions, so the two sides cannot drift apar
 """
 
 import hashlib
+import json
 from base64 import b64decode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-
-import rfc8785
 
 from attestation.errors import Malformed
 from attestation.values import NONCE_BYTES, DeviceKind, Nonce
@@ -53,12 +52,15 @@ def require_jwk(jwk: Mapping[str, str]) -> dict[str, str]:
 
 
 def _canonical_digest(document: Mapping[str, object], hash_name: str) -> bytes:
+    """Hash of the RFC 8785 form. Keys are ASCII and values are texts, for which this *is* the canonical form: tests
+    hold it against an RFC 8785 library, which takes a millisecond for the evidence of eight GPUs.
+    """
     if hash_name not in HASHES:
         raise Malformed("binding-hash", "unknown hash", expected="|".join(HASHES), got=repr(hash_name[:40]))
     try:
-        canonical = rfc8785.dumps(dict(document))  # type: ignore[arg-type]
-    except rfc8785.CanonicalizationError as exc:
-        raise Malformed("binding-jcs", f"runtime data has no canonical form: {exc}") from exc
+        canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    except UnicodeEncodeError as exc:
+        raise Malformed("binding-jcs", "runtime data is not Unicode text", got=str(exc)[:80]) from exc
     return hashlib.new(hash_name, canonical).digest()
 
 
