@@ -7,14 +7,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from attestation.errors import ExitCode, Malformed, Misconfigured
 from attestation.formats.initdata import parse_init_data
-from attestation.guest.main import MAX_TERMINATION_BYTES, run
+from attestation.guest.main import MAX_TERMINATION_BYTES, cli, run
 from attestation.guest.pci import count_devices
 from attestation.guest.settings import read_settings, settings_of
 from attestation.values import BindingProfile
+from kata_gpu.core.yaml12 import load
 from tests.attestation.guest.fake_kbs import FakeKbs, problem, serving
 from tests.attestation.guest.models import KEY, tree
 
@@ -287,3 +289,27 @@ def test_settings_from_the_command_line(tmp_path: Path) -> None:
     assert read_settings(None, "https://kbs", pem).broker_certificate == PEM
     with pytest.raises(Misconfigured):
         read_settings(None, None, pem)
+
+
+DOC = Path(__file__).resolve().parents[3] / "docs" / "guest.md"
+
+
+@pytest.mark.parametrize("line", [ln for ln in DOC.read_text().splitlines() if ln.startswith("kata-gpu-guest ")])
+def test_documented_commands_exist(line: str) -> None:
+    """Every option of every example is one of the command's."""
+    words = line.split()[1:]
+    command: click.Command = cli
+    while isinstance(command, click.Group):
+        found = command.get_command(click.Context(command), words.pop(0))
+        assert found is not None
+        command = found
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_documented_init_container_is_a_command_line_of_ours() -> None:
+    """The pod example parses, and its arguments are accepted up to the folder that is not here."""
+    block = DOC.read_text().split("```yaml\n")[1].split("```")[0]
+    (container,) = load(block, where="docs/guest.md")["spec"]["initContainers"]
+    assert run(container["args"]) == ExitCode.USAGE
+    assert container["args"][:2] == ["model", "decrypt"]
