@@ -110,3 +110,60 @@ def hold(*, file: Path, address: str, release: bool) -> None:
         bound=True,
     )
     click.echo(f"process {pid} holds {address}")
+
+
+_MODELS = ("b200", "h100", "nvswitch")
+
+
+@sim.command("gpu")
+@click.option(
+    "--dir", "directory", type=click.Path(path_type=Path, file_okay=False), required=True, help="For sockets."
+)
+@click.option("--fault", "faults", multiple=True, metavar="NAME:FAULT", help="dead, locked, boot-never or reset-noop.")
+@click.argument("devices", nargs=-1, required=True, metavar="NAME=MODEL...")
+def gpu(*, directory: Path, faults: tuple[str, ...], devices: tuple[str, ...]) -> None:
+    """Serve software GPUs to QEMU 10.1 or newer until interrupted. Models: h100, b200, nvswitch.
+
+    QEMU needs shared memory and, for each device, a root port:
+
+    \b
+      -object memory-backend-memfd,id=mem0,size=2G,share=on -machine q35,memory-backend=mem0,kernel-irqchip=split
+      -device intel-iommu,intremap=on,caching-mode=on
+      -device pcie-root-port,id=rp1,chassis=1
+      -device '{"driver":"vfio-user-pci","bus":"rp1","socket":{"type":"unix","path":"DIR/gpu0.sock"}}'
+
+    \b
+    Example:
+      kata-gpu sim gpu --dir /tmp/gpus gpu0=h100 sw0=nvswitch
+    """
+    from kata_gpu.host.softgpu.server import SoftGpuServer
+
+    wanted = dict(_pair(text, "=", "NAME=MODEL", _MODELS) for text in devices)
+    broken = [_pair(text, ":", "NAME:FAULT", tuple(_FAULTS)) for text in faults]
+    directory.mkdir(parents=True, exist_ok=True)
+    server = SoftGpuServer(directory, wanted)
+    for name, fault in broken:
+        if name not in wanted:
+            raise click.UsageError(f"--fault {name}: no such device")
+        server.devices[name].chip.faults.update(_FAULTS[fault])
+    for name, model in wanted.items():
+        click.echo(f"{directory / name}.sock: {model}")
+    try:
+        server.wait()
+    except KeyboardInterrupt:
+        server.close()
+
+
+_FAULTS: dict[str, dict[str, object]] = {
+    "dead": {"dead": True},
+    "locked": {"locked": True},
+    "boot-never": {"boot": "never"},
+    "reset-noop": {"reset": "noop"},
+}
+
+
+def _pair(text: str, separator: str, shape: str, values: tuple[str, ...]) -> tuple[str, str]:
+    name, found, value = text.partition(separator)
+    if not found or not name.replace("-", "").isalnum() or value not in values:
+        raise click.UsageError(f"{text!r} is not {shape}; known: {', '.join(values)}")
+    return name, value

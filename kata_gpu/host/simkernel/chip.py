@@ -136,10 +136,12 @@ class Chip:
             self._regs[control] = state & ~0xFFFFFF | at + 4
 
     def _emem_message(self, channel: int) -> None:
+        base = channel * _CHANNEL_BYTES
         head, tail = self._regs[_QUEUE + 8 * channel], self._regs[_QUEUE + 8 * channel + 4]
+        if not base <= head <= tail <= base + _CHANNEL_BYTES - 4 or (head | tail) & 3:
+            return  # not a message: the queue stays as it is
         raw = self._emem[head : tail + 4]
         answer = self._fsp([int.from_bytes(raw[i : i + 4], "little") for i in range(0, len(raw), 4)])
-        base = channel * _CHANNEL_BYTES
         self._emem[base : base + 4 * len(answer)] = b"".join(w.to_bytes(4, "little") for w in answer)
         self._regs[_QUEUE + 8 * channel] = tail
         self._regs[_MSGQ + 8 * channel] = base
@@ -169,7 +171,7 @@ class Chip:
         payload: list[int] = []
         if kind == 0x13 and len(words) > 2:
             status, payload = self._knob(words[2] & 0xFF, words[2] >> 16, words[3] & 0xFFFF if len(words) > 3 else None)
-        return [words[0], 0x7E | 0x10DE << 8 | 0x15 << 24, 0, kind, status, *payload]
+        return [words[0] if words else 0, 0x7E | 0x10DE << 8 | 0x15 << 24, 0, kind, status, *payload]
 
     def _knob(self, command: int, knob: int, value: int | None) -> tuple[int, list[int]]:
         if knob not in self.knobs or knob in self.faults.get("unknown_knobs", ()):
