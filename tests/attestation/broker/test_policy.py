@@ -187,3 +187,13 @@ def test_vector_status_is_the_worst(values: dict[str, int]) -> None:
         return
     order = list(Status)
     assert order.index(vector.status) == max(order.index(tier(v)) for v in values.values())
+
+
+def test_the_documented_policy_parses() -> None:
+    """The example of docs/policies.md."""
+    from pathlib import Path
+
+    text = (Path(__file__).resolve().parents[3] / "docs" / "policies.md").read_text()
+    conditions = parse_conditions(text.split("```toml\n")[1].split("```")[0])
+    assert conditions.gpus is not None
+    assert conditions.gpus.count == 8
