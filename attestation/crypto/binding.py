@@ -25,6 +25,7 @@ JWK_MEMBERS: Mapping[
     "AKP": frozenset({"kty", "alg", "pub"}),
 }
 MAX_DEVICES = 64  # far above the 8 GPUs and 4 switches of one chassis; bounds the count field
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 _CLASS_OCTET = {DeviceKind.GPU: b"\x01", DeviceKind.NVSWITCH: b"\x02"}
 
 
@@ -58,7 +59,7 @@ def _canonical_digest(document: Mapping[str, object], hash_name: str) -> bytes:
     if hash_name not in HASHES:
         raise Malformed("binding-hash", "unknown hash", expected="|".join(HASHES), got=repr(hash_name[:40]))
     try:
-        canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        canonical = _CANONICAL.encode(document).encode()
     except UnicodeEncodeError as exc:
         raise Malformed("binding-jcs", "runtime data is not Unicode text", got=str(exc)[:80]) from exc
     return hashlib.new(hash_name, canonical).digest()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 from attestation.errors import Malformed
 
@@ -56,6 +57,7 @@ class Tcb:
         return " ".join(f"{name}={number}" for name, number in self.components().items())
 
 
+@lru_cache(maxsize=256)
 def parse_tcb(raw: bytes, product: Product, field: str) -> Tcb:
     """TCB_VERSION in the byte order of the generation; reserved bytes must be zero."""
     offsets = _OFFSETS[product.has_fmc]

@@ -112,7 +112,13 @@ class SnpFacts:
 
 def check_snp_policy(facts: SnpFacts, policy: SnpPolicy) -> tuple[Finding, ...]:
     """One finding per rule, in a fixed order."""
-    return (*_mandatory(facts), *_platform(facts, policy), *_tcb(facts, policy), *_guest(facts, policy))
+    return (
+        *_mandatory(facts),
+        *_platform(facts, policy),
+        *_tcb(facts, policy),
+        *_guest(facts, policy),
+        *_bits(facts.report, policy),
+    )
 
 
 def _judge(check: str, code: str, holds: bool, *, expected: object, got: object, hint: str = "") -> Finding:
@@ -185,16 +191,42 @@ def _platform(facts: SnpFacts, policy: SnpPolicy) -> Iterator[Finding]:
     yield _judge(
         "snp-chip-deny", "snp-chip-denied", chip not in policy.chip_deny, expected="not a denied chip", got=chip
     )
-    for name, code, rule, bit in (
-        ("platform-smt", "snp-smt", policy.smt, P_SMT),
-        ("platform-tsme", "snp-tsme", policy.tsme, P_TSME),
-        ("platform-ecc", "snp-ecc", policy.ecc, P_ECC),
-        ("platform-rapl-disabled", "snp-rapl", policy.rapl_disabled, P_RAPL_DISABLED),
-        ("platform-ciphertext-hiding", "snp-ciphertext-hiding", policy.ciphertext_hiding, P_CIPHERTEXT_HIDING),
-    ):
-        value = report.platform_bit(bit)
-        yield _judge(f"snp-{name}", code, rule.allows(value), expected=rule, got="on" if value else "off")
     yield _alias_check(report, policy.alias_check)
+
+
+# Finding, code, policy field, bit: what the platform does, and what the guest's own policy allows.
+_PLATFORM_BITS = (
+    ("snp-platform-smt", "snp-smt", "smt", P_SMT),
+    ("snp-platform-tsme", "snp-tsme", "tsme", P_TSME),
+    ("snp-platform-ecc", "snp-ecc", "ecc", P_ECC),
+    ("snp-platform-rapl-disabled", "snp-rapl", "rapl_disabled", P_RAPL_DISABLED),
+    ("snp-platform-ciphertext-hiding", "snp-ciphertext-hiding", "ciphertext_hiding", P_CIPHERTEXT_HIDING),
+)
+_POLICY_BITS = (
+    ("snp-policy-smt", "snp-smt", "smt", SMT),
+    ("snp-policy-single-socket", "snp-single-socket", "single_socket", SINGLE_SOCKET),
+    ("snp-policy-cxl", "snp-cxl", "cxl", CXL),
+    ("snp-policy-aes-xts", "snp-aes-xts", "aes_xts", MEM_AES_256_XTS),
+    ("snp-policy-rapl-disabled", "snp-rapl", "rapl_disabled", RAPL_DISABLED),
+    ("snp-policy-ciphertext-hiding", "snp-ciphertext-hiding", "ciphertext_hiding", CIPHERTEXT_HIDING),
+    ("snp-policy-page-swap-disabled", "snp-page-swap", "page_swap_disabled", PAGE_SWAP_DISABLED),
+)
+
+
+def _bits(report: SnpReport, policy: SnpPolicy) -> Iterator[Finding]:
+    """Both words bit by bit; one finding names all the bits that the policy does not ask about."""
+    unasked = []
+    for table, word in ((_PLATFORM_BITS, report.platform_info), (_POLICY_BITS, report.policy)):
+        for check, code, name, bit in table:
+            rule: Rule = getattr(policy, name)
+            if rule is Rule.ANY:
+                unasked.append(check)
+                continue
+            value = bool(word >> bit & 1)
+            yield _judge(check, code, rule.allows(value), expected=rule, got="on" if value else "off")
+    if unasked:
+        got = ", ".join(check.removeprefix("snp-") for check in unasked)
+        yield Finding(check="snp-bits", result=Result.SKIPPED, code="snp-bits-unasked", expected="any", got=got)
 
 
 def _alias_check(report: SnpReport, rule: Rule) -> Finding:
@@ -257,17 +289,6 @@ def _guest(facts: SnpFacts, policy: SnpPolicy) -> Iterator[Finding]:
         expected=policy.min_guest_svn,
         got=report.guest_svn,
     )
-    for name, code, rule, bit in (
-        ("smt", "snp-smt", policy.smt, SMT),
-        ("single-socket", "snp-single-socket", policy.single_socket, SINGLE_SOCKET),
-        ("cxl", "snp-cxl", policy.cxl, CXL),
-        ("aes-xts", "snp-aes-xts", policy.aes_xts, MEM_AES_256_XTS),
-        ("rapl-disabled", "snp-rapl", policy.rapl_disabled, RAPL_DISABLED),
-        ("ciphertext-hiding", "snp-ciphertext-hiding", policy.ciphertext_hiding, CIPHERTEXT_HIDING),
-        ("page-swap-disabled", "snp-page-swap", policy.page_swap_disabled, PAGE_SWAP_DISABLED),
-    ):
-        value = report.policy_bit(bit)
-        yield _judge(f"snp-policy-{name}", code, rule.allows(value), expected=rule, got="on" if value else "off")
     for name, allowed, raw in (
         ("id-key", policy.id_keys, report.id_key_digest),
         ("author-key", policy.author_keys, report.author_key_digest if report.author_key_enabled else b""),
