@@ -17,8 +17,19 @@ DIGEST_BYTES = 48
 SIGNATURE_BYTES = 96
 REQUEST_BYTES = 37
 
-_SPDM_1_1, _GET_MEASUREMENTS, _MEASUREMENTS = 0x11, 0xE0, 0x60
-_SIGNATURE_REQUESTED, _ALL_BLOCKS = 0x01, 0xFF
+# 1.1: (offset, field, value); the nonce is at 4 to 35, NumberOfBlocks at 41, MeasurementRecordLength at 42 to 44.
+_CONSTANTS = (
+    (0, "request.version", 0x11),
+    (1, "request.code", 0xE0),  # GET_MEASUREMENTS
+    (2, "request.param1", 0x01),  # signature requested
+    (3, "request.param2", 0xFF),  # all blocks
+    (36, "request.slot", 0x00),
+    (37, "response.version", 0x11),
+    (38, "response.code", 0x60),  # MEASUREMENTS
+    (39, "response.param1", 0x00),
+    (40, "response.param2", 0x00),
+)
+_HEADER_TOTAL = 45
 _DMTF, _DIGEST_OF_MUTABLE_FIRMWARE = 0x01, 0x01
 _HEADER = struct.Struct("<BBHBH")
 _HEADER_BYTES = BLOCK_BYTES - DIGEST_BYTES
@@ -64,18 +75,17 @@ def parse_report(data: bytes, *, max_trailing_zeros: int = 0) -> SpdmReport:
             "report-size", "too large", where="report", expected=f"at most {MAX_REPORT_BYTES} bytes", got=len(data)
         )
     reader = Reader(data, "report")
-    _constant(reader, "request.version", _SPDM_1_1)
-    _constant(reader, "request.code", _GET_MEASUREMENTS)
-    _constant(reader, "request.param1", _SIGNATURE_REQUESTED)
-    _constant(reader, "request.param2", _ALL_BLOCKS)
-    nonce = reader.take(32, "request.nonce")
-    _constant(reader, "request.slot", 0)
-    _constant(reader, "response.version", _SPDM_1_1)
-    _constant(reader, "response.code", _MEASUREMENTS)
-    _constant(reader, "response.param1", 0)
-    _constant(reader, "response.param2", 0)
-    blocks = reader.u8("response.blocks")
-    record_bytes = reader.u24le("response.record-length")
+    header = reader.take(_HEADER_TOTAL, "header")
+    for offset, field, want in _CONSTANTS:
+        if header[offset] != want:
+            raise Malformed(
+                f"spdm-{field.partition('.')[2]}",
+                "unexpected value",
+                where=f"report.{field}",
+                expected=f"{want:#04x}",
+                got=f"{header[offset]:#04x}",
+            )
+    blocks, record_bytes = header[41], int.from_bytes(header[42:45], "little")
     if blocks == 0 or record_bytes != blocks * BLOCK_BYTES:
         raise Malformed(
             "record-length",
@@ -99,7 +109,7 @@ def parse_report(data: bytes, *, max_trailing_zeros: int = 0) -> SpdmReport:
             got=f"{len(trailing)} bytes {trailing[:16].hex()}",
         )
     return SpdmReport(
-        nonce=nonce,
+        nonce=header[4:36],
         measurements=measurements,
         responder_nonce=responder_nonce,
         opaque=opaque,
@@ -107,13 +117,6 @@ def parse_report(data: bytes, *, max_trailing_zeros: int = 0) -> SpdmReport:
         signature=signature,
         trailing_zeros=len(trailing),
     )
-
-
-def _constant(reader: Reader, field: str, want: int) -> None:
-    got = reader.u8(field)
-    if got != want:
-        code = f"spdm-{field.partition('.')[2]}"
-        raise Malformed(code, "unexpected value", where=f"report.{field}", expected=f"{want:#04x}", got=f"{got:#04x}")
 
 
 def _parse_record(record: bytes) -> tuple[bytes, ...]:

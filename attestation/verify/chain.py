@@ -6,9 +6,10 @@ ecdsa-with-SHA384, CA certificates that say so, path lengths kept. The root is t
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import cast
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -39,6 +40,7 @@ class PathCertificate:
     spki: bytes  # the very slice of the certificate, as are the two names
     subject: bytes
     issuer: bytes
+    extensions: Mapping[x509.ObjectIdentifier, x509.ExtensionType]
     name: str
     not_before: datetime
     not_after: datetime
@@ -159,7 +161,7 @@ def _load(der: bytes, where: str) -> PathCertificate:
         key = certificate.public_key()
         algorithm = certificate.signature_algorithm_oid
         names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        critical = {extension.oid for extension in certificate.extensions if extension.critical}
+        extensions = {extension.oid: extension for extension in certificate.extensions}
         validity = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         tbs = certificate.tbs_certificate_bytes
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension) as exc:
@@ -182,7 +184,7 @@ def _load(der: bytes, where: str) -> PathCertificate:
             expected="ecdsa-with-SHA384",
             got=algorithm.dotted_string,
         )
-    if unknown := critical - _UNDERSTOOD_CRITICAL:
+    if unknown := {oid for oid, e in extensions.items() if e.critical} - _UNDERSTOOD_CRITICAL:
         raise Untrusted(
             "certificate-critical",
             "critical extension that is not understood",
@@ -196,6 +198,7 @@ def _load(der: bytes, where: str) -> PathCertificate:
         spki=spki.raw,
         subject=subject.raw,
         issuer=issuer.raw,
+        extensions={oid: extension.value for oid, extension in extensions.items()},
         name=name,
         not_before=validity[0],
         not_after=validity[1],
@@ -203,14 +206,9 @@ def _load(der: bytes, where: str) -> PathCertificate:
 
 
 def _constraints(certificate: PathCertificate) -> tuple[x509.BasicConstraints | None, x509.KeyUsage | None]:
-    basic: x509.BasicConstraints | None = None
-    usage: x509.KeyUsage | None = None
-    for extension in certificate.certificate.extensions:
-        if isinstance(extension.value, x509.BasicConstraints):
-            basic = extension.value
-        elif isinstance(extension.value, x509.KeyUsage):
-            usage = extension.value
-    return basic, usage
+    basic = certificate.extensions.get(ExtensionOID.BASIC_CONSTRAINTS)
+    usage = certificate.extensions.get(ExtensionOID.KEY_USAGE)
+    return cast("x509.BasicConstraints | None", basic), cast("x509.KeyUsage | None", usage)
 
 
 def _require_leaf(leaf: PathCertificate, where: str) -> None:

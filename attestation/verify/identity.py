@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cryptography import x509
+from cryptography.x509.oid import ExtensionOID
 
 from attestation.errors import Untrusted
 from attestation.formats.der import UTF8_STRING, parse_element
@@ -21,11 +22,12 @@ from attestation.formats.dice import (
     parse_dice_tcb_info,
 )
 from attestation.values import Architecture
-from attestation.verify.chain import VerifiedPath
+from attestation.verify.chain import PathCertificate, VerifiedPath
 from attestation.verify.verified import DeviceIdentity
 
 DEVICE_CHAIN = 5  # leaf, BROM, provisioner, identity, root: every chain of every generation (2.1)
 _SPDM_NAME = x509.ObjectIdentifier("1.3.6.1.4.1.412.274.1")  # DMTF: manufacturer:product:serial
+_COMPOSITE, _TCB_INFO = x509.ObjectIdentifier(COMPOSITE_DEVICE_ID), x509.ObjectIdentifier(DICE_TCB_INFO)
 _NAME = re.compile(r"NVIDIA:(GH100|GB1[0-9]{2}|LS_10):([0-9A-F]{16})")
 _ARCHITECTURES = {"GH100": Architecture.HOPPER, "LS_10": Architecture.LS10}
 _PRODUCTION_FLAGS = frozenset({FLAG_NOT_CONFIGURED, FLAG_FIXED_WIDTH})  # set in production; anything else is refused
@@ -62,8 +64,7 @@ def read_device_certificate(path: VerifiedPath) -> DeviceCertificate:
             expected=f"{DEVICE_CHAIN} certificates",
             got=len(path.certificates),
         )
-    leaf = path.leaf.certificate
-    chip, chip_id = _spdm_name(leaf)
+    chip, chip_id = _spdm_name(path.leaf)
     if not path.leaf.name.startswith(f"{chip} "):
         raise Untrusted(
             "identity-name", "common name and SPDM name disagree", where="leaf", expected=chip, got=path.leaf.name
@@ -71,8 +72,8 @@ def read_device_certificate(path: VerifiedPath) -> DeviceCertificate:
     return DeviceCertificate(
         arch=_ARCHITECTURES.get(chip, Architecture.BLACKWELL),
         chip=chip,
-        identity=DeviceIdentity(chip_id=chip_id, leaf_serial=leaf.serial_number),
-        fwid=_firmware_id(leaf, path.issuer.spki),
+        identity=DeviceIdentity(chip_id=chip_id, leaf_serial=path.leaf.certificate.serial_number),
+        fwid=_firmware_id(path.leaf, path.issuer.spki),
         # The BROM certificate's serial number is one byte of kind, then the PDI that peers list for this device.
         pdi=(path.issuer.certificate.serial_number & _PDI_MASK).to_bytes(8, "big"),
         hardware_model=path.issuer.name,
@@ -86,11 +87,10 @@ def match_fwid(certified: bytes, reported: bytes | None) -> FwidMatch:
     return FwidMatch.MATCH if reported == certified else FwidMatch.MISMATCH
 
 
-def _spdm_name(leaf: x509.Certificate) -> tuple[str, str]:
-    try:
-        names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound as exc:
-        raise Untrusted("identity-name", "leaf names no device", where="leaf", expected="SPDM otherName") from exc
+def _spdm_name(leaf: PathCertificate) -> tuple[str, str]:
+    names = leaf.extensions.get(ExtensionOID.SUBJECT_ALTERNATIVE_NAME)
+    if not isinstance(names, x509.SubjectAlternativeName):
+        raise Untrusted("identity-name", "leaf names no device", where="leaf", expected="SPDM otherName")
     found = [n.value for n in names if isinstance(n, x509.OtherName) and n.type_id == _SPDM_NAME]
     text = parse_element(found[0], UTF8_STRING).content.decode("latin-1") if len(found) == 1 else ""
     match = _NAME.fullmatch(text)
@@ -101,19 +101,17 @@ def _spdm_name(leaf: x509.Certificate) -> tuple[str, str]:
     return match[1], match[2]
 
 
-def _firmware_id(leaf: x509.Certificate, issuer_spki: bytes) -> bytes:
+def _firmware_id(leaf: PathCertificate, issuer_spki: bytes) -> bytes:
     """The certificate's FWID, its inner key bound to the issuer and its flags those of production hardware (2.2)."""
-    values = {
-        e.oid.dotted_string: e.value.value for e in leaf.extensions if isinstance(e.value, x509.UnrecognizedExtension)
-    }
+    composite_value, tcb_value = (leaf.extensions.get(oid) for oid in (_COMPOSITE, _TCB_INFO))
     found: list[bytes] = []
-    if COMPOSITE_DEVICE_ID in values:
-        composite = parse_composite_device_id(values[COMPOSITE_DEVICE_ID])
+    if isinstance(composite_value, x509.UnrecognizedExtension):
+        composite = parse_composite_device_id(composite_value.value)
         if composite.issuer_spki != issuer_spki:
             raise Untrusted("fwid-issuer", "CompositeDeviceID names another issuer key", where="leaf")
         found.append(composite.fwid)
-    if DICE_TCB_INFO in values:
-        info = parse_dice_tcb_info(values[DICE_TCB_INFO])
+    if isinstance(tcb_value, x509.UnrecognizedExtension):
+        info = parse_dice_tcb_info(tcb_value.value)
         if unexpected := info.flags - _PRODUCTION_FLAGS:
             raise Untrusted(
                 "dice-flags",

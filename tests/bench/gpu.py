@@ -120,7 +120,7 @@ def _board(cache: NvCache) -> list[Figure]:
         Figure(
             suite=SUITE, name="8 GPUs + 4 switches / one GPU", at_most=12.0, caches="device chains, documents",
             value=paired_ratio(
-                lambda: judge(board, Expected(gpus=8, switches=4)), lambda: judge(many[:1], Expected(gpus=1))
+                lambda: judge(board, Expected(gpus=8, switches=4)), lambda: judge(board[:1], Expected(gpus=1))
             ),
         ),
         Figure(
