@@ -10,9 +10,11 @@ from sqlalchemy import Connection, delete, insert, select
 from attestation.broker.session import Attested
 from attestation.sources.db import Database
 from attestation.sources.schema import attestations, ms, revocations
+from attestation.sources.statement import Statement
 
 CACHE_ENTRIES = 1024  # a result of 8 GPUs is about 100 KB of objects
 RETENTION = timedelta(days=30)  # `policy diff` asks about recent workloads
+_ADD = Statement(insert(attestations))
 
 
 class AttestationStore:
@@ -25,8 +27,8 @@ class AttestationStore:
 
     def add(self, connection: Connection, attested: Attested) -> None:
         """Part of the transaction that finishes the session."""
-        connection.execute(
-            insert(attestations),
+        _ADD.run(
+            connection,
             {
                 "jti": attested.jti,
                 "expires": ms(attested.expires),

@@ -17,12 +17,16 @@ from sqlalchemy import Connection, Row, bindparam, insert, select, update
 from attestation.errors import Untrusted
 from attestation.sources.db import Database
 from attestation.sources.schema import AUDIT_STREAM, audit, audit_heads, moment, ms
+from attestation.sources.statement import Statement
 from attestation.values import JsonValue
 
 GENESIS = "0" * 64
 _BATCH = 1000
-_HEAD = select(audit_heads).where(audit_heads.c.stream == bindparam("s")).with_for_update()
-_ADVANCE = (
+_APPEND = Statement(insert(audit))
+_HEAD = Statement(
+    select(audit_heads.c.seq, audit_heads.c.digest).where(audit_heads.c.stream == bindparam("s")).with_for_update()
+)
+_ADVANCE = Statement(
     update(audit_heads)
     .where(audit_heads.c.stream == bindparam("s"))
     .values(seq=bindparam("new_seq"), digest=bindparam("new_digest"))
@@ -71,16 +75,16 @@ class AuditLog:
         self, connection: Connection, *, event: str, subject: str, body: Mapping[str, JsonValue], now: datetime
     ) -> int:
         """Add one entry; it is as durable as the transaction. Returns its sequence number."""
-        head = connection.execute(_HEAD, {"s": self._stream}).one_or_none()
-        seq, previous = (1, GENESIS) if head is None else (head.seq + 1, head.digest)
+        head = _HEAD.one(connection, {"s": self._stream})
+        seq, previous = (1, GENESIS) if head is None else (head[0] + 1, head[1])
         text = json.dumps(body, sort_keys=True, separators=(",", ":"))
         digest = entry_digest(self._stream, seq, ms(now), event, subject, text, previous)
         if head is None:
             connection.execute(insert(audit_heads), {"stream": self._stream, "seq": seq, "digest": digest})
         else:
-            connection.execute(_ADVANCE, {"s": self._stream, "new_seq": seq, "new_digest": digest})
-        connection.execute(
-            insert(audit),
+            _ADVANCE.run(connection, {"s": self._stream, "new_seq": seq, "new_digest": digest})
+        _APPEND.run(
+            connection,
             {
                 "stream": self._stream,
                 "seq": seq,

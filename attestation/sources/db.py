@@ -39,6 +39,7 @@ class Database:
         self._durable = _engine(url, durable=True) if self.sqlite else self._fast
         # One writer at a time inside this process: SQLite's own lock waits by sleeping.
         self._writing = threading.Lock()
+        self._writers: dict[bool, Connection] = {}
         self._known: dict[Hashable, Any] = {}
         self._epoch: int | None = None
         self._checked = 0.0
@@ -99,8 +100,13 @@ class Database:
                         connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
                     yield connection
                 return
-            with self._writing, engine.connect().execution_options(immediate=True) as connection, connection.begin():
-                yield connection
+            with self._writing:
+                # The lock makes one connection for each kind of write enough: nothing is taken from the pool.
+                writer = self._writers.get(durable)
+                if writer is None:
+                    writer = self._writers[durable] = engine.connect().execution_options(immediate=True)
+                with writer.begin():
+                    yield writer
 
     def migrate(self) -> None:
         """Create or upgrade the tables; a store newer than this program is refused."""
@@ -133,7 +139,10 @@ class Database:
             connection.exec_driver_sql("SELECT 1")
 
     def close(self) -> None:
-        """Close pooled connections."""
+        """Close every connection."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
         self._fast.dispose()
         self._durable.dispose()
 

@@ -11,6 +11,7 @@ from attestation.errors import Denied, Malformed
 from attestation.sources.db import Database
 from attestation.sources.envelope import Envelope, Vault
 from attestation.sources.schema import key_versions, keys, moment, ms
+from attestation.sources.statement import Statement
 from attestation.values import ResourcePath, Secret
 
 NO_LIMIT = (1 << 63) - 1
@@ -18,7 +19,7 @@ _BY_PATH = select(keys).where(keys.c.path == bindparam("p"))
 _BY_VERSION = select(key_versions).where(
     key_versions.c.path == bindparam("p"), key_versions.c.version == bindparam("v")
 )
-_COUNT = (
+_COUNT = Statement(
     update(keys)
     .where(keys.c.path == bindparam("p"), keys.c.releases < bindparam("most"))
     .values(releases=keys.c.releases + 1)
@@ -117,7 +118,7 @@ class KeyStore:
 
     def count_release(self, connection: Connection, path: ResourcePath, most: int | None) -> None:
         """Count one release inside the caller's transaction; Denied where the limit was reached meanwhile."""
-        if connection.execute(_COUNT, {"p": str(path), "most": NO_LIMIT if most is None else most}).rowcount != 1:
+        if _COUNT.run(connection, {"p": str(path), "most": NO_LIMIT if most is None else most}) != 1:
             raise Denied("releases-exhausted", "the key was deleted or released as often as it may be", expected=most)
 
     def only_test_keys(self) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
@@ -10,6 +11,7 @@ from attestation.broker.session import Challenged
 from attestation.errors import Unavailable, Untrusted
 from attestation.sources.db import Database
 from attestation.sources.schema import moment, ms, sessions
+from attestation.sources.statement import Statement
 from attestation.values import Tee
 
 # A replica that died while verifying: after this time the same body may be tried again (verification takes ms).
@@ -43,9 +45,9 @@ def session_key(cookie: str) -> str:
     return hashlib.sha256(cookie.encode()).hexdigest()
 
 
-# Built once: composing a statement costs more than running it.
-_BY_ID = select(sessions).where(sessions.c.id == bindparam("key"))
-_TAKE = (
+_ADD = Statement(insert(sessions))
+_BY_ID = Statement(select(sessions).where(sessions.c.id == bindparam("key")))
+_TAKE = Statement(
     update(sessions)
     .where(
         sessions.c.id == bindparam("key"),
@@ -56,11 +58,28 @@ _TAKE = (
     .values(state="verifying", body=bindparam("new_body"), claimed=bindparam("now"))
     .returning(sessions.c.tee, sessions.c.nonce, sessions.c.expires)
 )
-_FINISH = (
+_FINISH = Statement(
     update(sessions)
     .where(sessions.c.id == bindparam("key"), sessions.c.state == "verifying")
     .values(state="attested", jti=bindparam("new_jti"), token=bindparam("new_token"))
 )
+
+
+class _Row(NamedTuple):
+    """A row of `sessions`, in the order of its columns."""
+
+    id: str
+    tee: str
+    nonce: str
+    expires: int
+    state: str
+    body: str
+    claimed: int
+    jti: str
+    token: str
+
+
+sessions_row = _Row._make
 
 
 class SessionStore:
@@ -72,8 +91,8 @@ class SessionStore:
     def add(self, key: str, challenged: Challenged) -> None:
         """A new handshake."""
         with self._db.write() as connection:
-            connection.execute(
-                insert(sessions),
+            _ADD.run(
+                connection,
                 {
                     "id": key,
                     "tee": str(challenged.tee),
@@ -96,32 +115,32 @@ class SessionStore:
             taken = self._take(connection, key, body, now, "challenged", 0)
             if taken is not None:
                 return taken
-            row = connection.execute(_BY_ID, {"key": key}).one_or_none()
-            if row is None or row.expires <= ms(now):
+            row = _BY_ID.one(connection, {"key": key})
+            if row is None or (found := sessions_row(row)).expires <= ms(now):
                 raise Untrusted("session-unknown", "no such session, or it has expired")
-            if row.state == "burned":
+            if found.state == "burned":
                 raise Untrusted("session-burned", "this challenge was answered and refused; ask for a new one")
-            if row.body != body:
+            if found.body != body:
                 raise Untrusted("nonce-replayed", "this challenge was already answered with other evidence")
-            if row.state == "attested":
-                return Repeated(token=row.token)
-            if row.claimed + ms_of(CLAIM_TIMEOUT) < ms(now):
-                taken = self._take(connection, key, body, now, "verifying", row.claimed)
+            if found.state == "attested":
+                return Repeated(token=found.token)
+            if found.claimed + ms_of(CLAIM_TIMEOUT) < ms(now):
+                taken = self._take(connection, key, body, now, "verifying", found.claimed)
             return taken or InProgress()
 
     def _take(
         self, connection: Connection, key: str, body: str, now: datetime, state: str, claimed: int
     ) -> Challenged | None:
         values = {"key": key, "new_body": body, "now": ms(now), "old_state": state, "old_claimed": claimed}
-        row = connection.execute(_TAKE, values).one_or_none()
+        row = _TAKE.one(connection, values)
         if row is None:
             return None
-        return Challenged(tee=Tee(row.tee), nonce=row.nonce, expires=moment(row.expires))
+        tee, nonce, expires = row
+        return Challenged(tee=Tee(tee), nonce=nonce, expires=moment(expires))
 
     def finish(self, connection: Connection, key: str, *, jti: str, token: str) -> None:
         """The body was good; part of the transaction that records the attestation."""
-        done = connection.execute(_FINISH, {"key": key, "new_jti": jti, "new_token": token})
-        if done.rowcount != 1:
+        if _FINISH.run(connection, {"key": key, "new_jti": jti, "new_token": token}) != 1:
             raise Unavailable("session-lost", "the session ended while its evidence was verified")
 
     def burn(self, connection: Connection, key: str) -> None:
@@ -140,10 +159,10 @@ class SessionStore:
     def live(self, key: str, now: datetime) -> LiveSession | None:
         """The attested session of a cookie, None for anything else."""
         with self._db.read() as connection:
-            row = connection.execute(_BY_ID, {"key": key}).one_or_none()
-        if row is None or row.state != "attested" or row.expires <= ms(now):
+            row = _BY_ID.one(connection, {"key": key})
+        if row is None or (found := sessions_row(row)).state != "attested" or found.expires <= ms(now):
             return None
-        return LiveSession(jti=row.jti, token=row.token, expires=moment(row.expires))
+        return LiveSession(jti=found.jti, token=found.token, expires=moment(found.expires))
 
     def sweep(self, now: datetime) -> int:
         """Delete what has expired."""
