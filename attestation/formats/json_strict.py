@@ -21,6 +21,8 @@ def parse_json(text: str | bytes, *, max_bytes: int, what: str) -> Any:
         raise Malformed("json", "not a JSON number", where=what, got=name)
 
     try:
+        if isinstance(text, bytes):
+            text = text.decode()  # json would guess UTF-16 and UTF-32 as well
         return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
     except (ValueError, RecursionError) as exc:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise Malformed("json", "not JSON", where=what, got=str(exc)[:120]) from exc

@@ -103,7 +103,7 @@ def _device(item: object, shared_arch: object, *, where: str) -> NvEvidence:
             raise Malformed("evidence-json", "no base64 text", where=f"{where}.{name}", got=type(value).__name__)
         if len(value) > bound * 2:
             raise Malformed("evidence-size", "too large", where=f"{where}.{name}", expected=bound * 2, got=len(value))
-        fields.append(_base64(value.encode("utf-8"), where=f"{where}.{name}"))
+        fields.append(_base64(value.encode("utf-8", "replace"), where=f"{where}.{name}"))
     return NvEvidence(report=fields[0], chain=fields[1], arch=_architecture(item.get("arch", shared_arch), where))
 
 

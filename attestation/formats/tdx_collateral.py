@@ -65,6 +65,9 @@ def parse_tdx_collateral(data: bytes) -> TdxCollateral:
     """The nine members, complete and well formed. Raises Malformed; nothing is believed yet."""
     document = require_object(parse_json(data, max_bytes=MAX_COLLATERAL_BYTES, what="tdx-collateral"), "tdx-collateral")
     members = {name: require_text(document.get(name), f"tdx-collateral.{name}") for name in _MEMBERS}
+    for name, text in members.items():
+        if not text.isascii():  # PEM, hexadecimal and Intel's JSON all are
+            raise Malformed("tdx-collateral-text", "not ASCII", where=f"tdx-collateral.{name}")
     tcb_info = _statement(members, "tcb_info")
     _require_levels(tcb_info.body.get("tcbLevels"))
     for name in ("fmspc", "pceId"):

@@ -105,7 +105,7 @@ def bind_platform(
 
 def _require_session(evidence: PlatformEvidence, expected: Expected) -> None:
     """The evidence answers this challenge, by the profile that was agreed on: nothing can be downgraded later."""
-    if not hmac.compare_digest(evidence.nonce.encode(), expected.nonce.encode()):
+    if not hmac.compare_digest(evidence.nonce.encode("utf-8", "surrogatepass"), expected.nonce.encode()):
         raise Untrusted("session-nonce", "the nonce is not this session's", where="runtime-data.nonce")
     if evidence.tee is not expected.tee:
         raise Untrusted(
