@@ -67,10 +67,11 @@ class Switch:
 
     def __str__(self) -> str:
         if self.found is None:
-            rows = [(c, c.before or "not read yet") for c in self.changes]
+            rows = [(c, f"{c.before or 'not read yet'} -> {c.after}") for c in self.changes]
         else:
-            rows = [(c, mode or "invalid") for c, mode in zip(self.changes, self.found, strict=True)]
-        return "\n".join(f"CC mode  {c.address}  {before} -> {c.after}" for c, before in rows)
+            pairs = zip(self.changes, self.found, strict=True)
+            rows = [(c, f"{c.after} already" if b is c.after else f"{b or 'invalid'} -> {c.after}") for c, b in pairs]
+        return "\n".join(f"CC mode  {c.address}  {what}" for c, what in rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -162,11 +162,13 @@ def _files(host: HostFiles, pid: int) -> frozenset[str]:
 
 
 def _command(host: HostFiles, pid: int) -> str:
+    """Command line for people: whatever a process calls itself, it cannot move the reader's cursor."""
     try:
         raw = host.read(f"/proc/{pid}/cmdline", max_bytes=4096)
     except OSError:
         return "unknown"
-    return raw.replace(b"\0", b" ").decode("utf-8", "replace").strip()[:_MAX_COMMAND] or "unknown"
+    text = "".join(c if c.isprintable() else " " for c in raw.decode("utf-8", "replace"))
+    return text.strip()[:_MAX_COMMAND] or "unknown"
 
 
 def _pod(host: HostFiles, pid: int, pods: Mapping[str, str]) -> str:

@@ -14,6 +14,7 @@ from kata_gpu.core.pci import PciFunction
 from kata_gpu.errors import InUse, KataGpuError, TimedOut, Unavailable
 from kata_gpu.ports import FileKind, Host
 
+ALIVE_S = 10.0  # reading configuration space wakes the device; 13 to 78 ms on a healthy one
 _COMMAND = 4
 _COMMAND_MEMORY = 2
 _HINTS = {
@@ -106,6 +107,8 @@ class VfioSession:
         """Take all of them, or raise InUse, Unavailable. What was taken is given back at the end of the block."""
         functions = tuple(functions)
         for function in functions:
+            self._require_alive(function)
+        for function in functions:
             fd = self._open_cdev(function) if self._iommufd else self._open_by_group(function)
             self.devices[function] = VfioDevice(self._host, fd, str(function))
 
@@ -115,6 +118,16 @@ class VfioSession:
             if group is None:
                 raise Unavailable("no-group", "the device has no IOMMU group")
             self._open(f"/dev/vfio/{group}", f"group {group}")
+
+    def _require_alive(self, function: PciFunction) -> None:
+        """Opening a dead device blocks for minutes in the kernel, so ask its configuration space first, in a child."""
+        path = f"/sys/bus/pci/devices/{function.address}/config"
+        try:
+            first = self._host.read(path, max_bytes=4, deadline_s=ALIVE_S)
+        except OSError as exc:
+            raise _failed("config-read", "reading configuration space failed", path, exc) from exc
+        if first == b"\xff" * 4:
+            raise device_dead(str(function))
 
     def _open_cdev(self, function: PciFunction) -> int:
         if self._shared < 0:
@@ -159,6 +172,17 @@ class VfioSession:
             return self._host.ioctl(fd, request, argument)
         except OSError as exc:
             raise _failed("vfio-ioctl", f"VFIO request {request:#x} failed", where, exc) from exc
+
+
+def device_dead(where: str) -> Unavailable:
+    """The error for a device that answers all ones."""
+    return Unavailable(
+        "device-dead",
+        "the device does not answer",
+        where=where,
+        got="all ones",
+        hint="reset its slot or power cycle the node; see `kata-gpu doctor` IOM-14",
+    )
 
 
 def _failed(code: str, what: str, where: str, exc: OSError) -> KataGpuError:

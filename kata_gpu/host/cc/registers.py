@@ -12,7 +12,7 @@ from kata_gpu.core.cc import Knob, Mailbox, RegisterMap
 from kata_gpu.core.gpu import CcMode, GpuDevice, model_of
 from kata_gpu.core.pci import PciAddress
 from kata_gpu.errors import LockedOutOfBand, TimedOut, Unavailable
-from kata_gpu.host.vfio_device import VfioDevice, VfioSession
+from kata_gpu.host.vfio_device import VfioDevice, VfioSession, device_dead
 from kata_gpu.ports import Host
 
 POLL_S = 0.01
@@ -54,22 +54,23 @@ class Registers:
         self._clock = clock
 
     def wait_for_boot(self) -> None:
-        """Until firmware reports that it has started: on Blackwell only once its BAR firewall is open."""
+        """Until firmware reports that it has started: on Blackwell only once its BAR firewall is open.
+
+        A device that is still behind it answers all ones like a dead one, so only the deadline tells them apart. VFIO
+        hides the capability that holds the firewall bit on some kernels; polling the boot register then waits for both.
+        """
         timeout = self._map.boot_timeout_s
-        if self._map.firewalled and (dvsec := self._dvsec()):
-            self._poll(lambda: not self._device.config32(dvsec + 8) & _FIREWALL, timeout, "its BAR firewall")
-        self._poll(lambda: self._device.read32(self._map.boot) == cc.BOOT_COMPLETE, timeout, "the end of its boot")
+        try:
+            if self._map.firewalled and (dvsec := self._dvsec()):
+                self._poll(lambda: not self._device.config32(dvsec + 8) & _FIREWALL, timeout, "its BAR firewall")
+            self._poll(lambda: self._device.read32(self._map.boot) == cc.BOOT_COMPLETE, timeout, "the end of its boot")
+        except TimedOut as exc:
+            if self._device.read32(cc.BOOT_0) == cc.DEAD:
+                raise device_dead(self._device.name) from exc
+            raise
 
     def query(self) -> CcMode | None:
         """Active mode."""
-        if self._device.read32(cc.BOOT_0) == cc.DEAD:
-            raise Unavailable(
-                "device-dead",
-                "the device does not answer",
-                where=self._device.name,
-                got=f"{cc.DEAD:#x}",
-                hint="reset its slot or power cycle the node; see `kata-gpu doctor` IOM-14",
-            )
         self.wait_for_boot()
         return cc.decode_mode(self._family, self._device.read32(self._map.status))
 

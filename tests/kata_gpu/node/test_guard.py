@@ -102,6 +102,15 @@ def test_pod_names_replace_uids(world: World) -> None:
         guard.require_free([gpu])
 
 
+def test_a_command_line_cannot_play_with_the_terminal(world: World) -> None:
+    function = world.machine.functions[GPU]
+    world.kernel.hold(4242, "group", str(function.group), cmdline=["qemu", "\x1b[2J\nerror: all is well"])
+    with pytest.raises(InUse) as error:
+        setup.reset(world.node)
+    assert str(error.value).isprintable()
+    assert "qemu" in str(error.value)
+
+
 def test_mapping_without_descriptor_is_seen(world: World) -> None:
     """A process may have closed every file and still map a BAR."""
     _hold(world, "device", bound=True)
