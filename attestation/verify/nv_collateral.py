@@ -1,0 +1,68 @@
+"""Everything that a device verification may look at besides the evidence: stored, passed in, never fetched."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from attestation.findings import Finding
+from attestation.verify.cache import MAX_CHAINS, MAX_RIMS, BoundedCache
+from attestation.verify.chain import ChainCache, PathCertificate
+from attestation.verify.nv_policy import NvPolicy
+from attestation.verify.revocation import (
+    Revocation,
+    RevocationCache,
+    RevocationRule,
+    RevocationSource,
+    check_revocation,
+    judge_revocation,
+)
+from attestation.verify.rim import RimCache, RimSource
+from attestation.verify.roots import NvTrust
+
+_MAX_JUDGED = 1024  # certificates of 64 devices and their documents fit
+
+
+@dataclass(frozen=True, slots=True)
+class NvCache:
+    """Verified issuers, documents and revocation answers, owned by the caller; one per process is enough."""
+
+    chains: ChainCache = field(default_factory=lambda: BoundedCache(MAX_CHAINS))
+    rims: RimCache = field(default_factory=lambda: BoundedCache(MAX_RIMS))
+    revocation: RevocationCache = field(default_factory=RevocationCache)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collateral:
+    """Everything a verification may look at besides the evidence; all of it stored, none of it fetched."""
+
+    trust: NvTrust
+    rims: RimSource
+    revocation: RevocationSource
+    policy: NvPolicy
+    now: datetime
+    cache: NvCache | None = None
+    neighbours: Sequence[bytes] = ()  # other known documents, only to explain mismatches
+    # What was said about issuers at this `now`: the devices of one set share them.
+    _issuers: dict[tuple[bytes, RevocationRule], tuple[Revocation, Finding]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def judge_certificate(
+        self, subject: PathCertificate, issuer: PathCertificate, rule: RevocationRule
+    ) -> tuple[Revocation, Finding]:
+        """Revocation of one certificate from stored answers, and what `rule` says to it."""
+        key = (subject.tbs, rule)
+        if known := self._issuers.get(key):
+            return known
+        status = check_revocation(
+            subject.certificate,
+            issuer.certificate,
+            self.revocation,
+            rule=rule,
+            now=self.now,
+            cache=self.cache.revocation if self.cache is not None else None,
+        )
+        judged = status, judge_revocation(status, rule, subject=subject.name)
+        if len(self._issuers) < _MAX_JUDGED:
+            self._issuers[key] = judged
+        return judged
