@@ -97,11 +97,7 @@ def _uint(document: Mapping[str, Any], name: str, size: int) -> bytes:
 
 
 def _octets(value: object, where: str, size: int | None = None) -> bytes:
-    if (
-        not isinstance(value, list)
-        or len(value) > MAX_TABLE_BYTES
-        or len(value) != (len(value) if size is None else size)
-    ):
+    if not isinstance(value, list) or len(value) > MAX_TABLE_BYTES or size not in (None, len(value)):
         got = f"{len(value)} members" if isinstance(value, list) else type(value).__name__
         raise _bad("snp-evidence-bytes", "not a byte array of this length", where, expected=size or "bytes", got=got)
     try:

@@ -21,8 +21,8 @@ from attestation.values import Architecture, BindingProfile, GpuMode, Level, Tee
 from attestation.verify.bind import NOT_PROVEN, parse_additional, require_distinct
 from attestation.verify.nv_gpu import verify_device
 from attestation.verify.nv_policy import NvPolicy
-from attestation.verify.platform import PlatformEvidence, PlatformTrust
-from attestation.verify.revocation import NoRevocation
+from attestation.verify.platform import Expected, PlatformEvidence, PlatformPolicy, PlatformTrust, verify_platform
+from attestation.verify.revocation import ChainKind, NoRevocation, RevocationPolicy, RevocationRule, RevocationStatus
 from attestation.verify.rim import RimShelf
 from attestation.verify.roots import NvTrust
 from attestation.verify.verified import BoundPlatform
@@ -35,6 +35,7 @@ from tests.attestation.tee.world import (
     OTHER_JWK,
     OTHER_NONCE,
     Guest,
+    collateral,
     render_additional,
     trust,
     verify,
@@ -342,6 +343,23 @@ def test_switch_of_another_board(_case: None) -> None:
     nonce = Guest().device_nonce().raw
     board = [*FORGE.board(nonce=nonce)[:11], FORGE.device(Architecture.LS10, 9, nonce=nonce)]
     assert code_of(lambda: verify(Guest().evidence(board))) == "topology-edge"
+
+
+def test_a_device_that_may_be_revoked_is_refused_whatever_keys_ask() -> None:
+    """A key may do without reference values; nobody may do without knowing that the device was not revoked."""
+    good = frozenset({RevocationStatus.GOOD})
+    strict = RevocationPolicy(device_leaf=RevocationRule(kind=ChainKind.DEVICE, accept=good))
+    evidence = Guest().evidence()
+    with pytest.raises(Untrusted) as caught:
+        verify_platform(
+            evidence,
+            session=Expected(tee=Tee.SNP, nonce=NONCE),
+            trust=trust(),
+            collateral=collateral(),
+            policy=PlatformPolicy(nvidia=NvPolicy(revocation=strict)),
+            now=NOW,
+        )
+    assert caught.value.code == "revocation-unknown"
 
 
 def test_envelope_lies_about_the_architecture() -> None:
