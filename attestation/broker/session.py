@@ -14,9 +14,10 @@ from attestation.crypto.b64 import b64, b64url
 from attestation.crypto.jwe import RandomBytes
 from attestation.crypto.jwk import TeePublicKey
 from attestation.errors import Denied, Malformed
-from attestation.values import NONCE_BYTES, JsonObject, Tee
+from attestation.values import NONCE_BYTES, BindingProfile, JsonObject, Tee
 
 PROTOCOL_VERSION = "0.4.0"
+PROFILES_MEMBER, PROFILE_MEMBER = "binding-profiles", "binding-profile"  # our members of `extra-params`
 SESSION_ID_BYTES = 32  # 256 bits: the id is a bearer credential for one handshake
 TOKEN_ID_BYTES = 16
 CHALLENGE_LIFETIME = timedelta(minutes=5)  # upstream's default; a GPU report takes seconds, a cold VM longer
@@ -30,6 +31,7 @@ class Challenged:
     tee: Tee
     nonce: str  # base64 text; the protocol hashes the text
     expires: datetime
+    profile: BindingProfile = BindingProfile.TRUSTEE_RCAR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +94,14 @@ class Attested:
         )
 
 
-def challenge(*, version: str, tee: str, enabled: frozenset[Tee], random: RandomBytes, now: datetime) -> Challenged:
-    """Answer `/auth`: only 0.4.0, only an enabled CPU-class TEE (devices cannot be primary, keybroker.md 6 #3)."""
+def challenge(
+    *, version: str, tee: str, offered: object, enabled: frozenset[Tee], random: RandomBytes, now: datetime
+) -> Challenged:
+    """Answer `/auth`: only 0.4.0, only an enabled CPU-class TEE (devices cannot be primary, keybroker.md 6 #3).
+
+    `offered` is the guest's `extra-params`: one that names binding profiles gets the native one where it is among
+    them; upstream's guests name none. The session fixes the choice, so that evidence cannot change it.
+    """
     if version != PROTOCOL_VERSION:
         raise Malformed(
             "protocol-version",
@@ -105,7 +113,16 @@ def challenge(*, version: str, tee: str, enabled: frozenset[Tee], random: Random
         raise Malformed("tee-unknown", "unknown TEE", expected="|".join(sorted(enabled)), got=repr(tee[:40])) from exc
     if kind not in enabled:
         raise Denied("tee-disabled", "this TEE is not accepted here", expected="|".join(sorted(enabled)), got=kind)
-    return Challenged(tee=kind, nonce=b64(random(NONCE_BYTES)), expires=now + CHALLENGE_LIFETIME)
+    return Challenged(
+        tee=kind, nonce=b64(random(NONCE_BYTES)), expires=now + CHALLENGE_LIFETIME, profile=_profile(offered)
+    )
+
+
+def _profile(offered: object) -> BindingProfile:
+    names = offered.get(PROFILES_MEMBER) if isinstance(offered, Mapping) else None
+    if isinstance(names, list) and BindingProfile.CGPU_V1 in names:
+        return BindingProfile.CGPU_V1
+    return BindingProfile.TRUSTEE_RCAR
 
 
 def attested(

@@ -16,9 +16,9 @@ class IssuedChallenge:
     challenged: Challenged
 
 
-def issue_challenge(world: World, *, version: str, tee: str, now: datetime) -> IssuedChallenge:
+def issue_challenge(world: World, *, version: str, tee: str, offered: object = None, now: datetime) -> IssuedChallenge:
     """A new handshake, whatever session the caller had before."""
-    challenged = challenge(version=version, tee=tee, enabled=world.tees, random=world.random, now=now)
+    challenged = challenge(version=version, tee=tee, offered=offered, enabled=world.tees, random=world.random, now=now)
     cookie = world.random(SESSION_ID_BYTES).hex()
     world.sessions.add(session_key(cookie), challenged)
     return IssuedChallenge(cookie=cookie, challenged=challenged)

@@ -32,10 +32,11 @@ class LocalVerifier:
             nonce=submission.nonce,
             tee_jwk=submission.tee_key.jwk,
             init_data=submission.init_data,
+            profile=challenged.profile,
         )
         return verify_platform(
             evidence,
-            session=Expected(tee=challenged.tee, nonce=challenged.nonce),
+            session=Expected(tee=challenged.tee, nonce=challenged.nonce, profile=challenged.profile),
             trust=self.trust,
             collateral=self.collateral,
             policy=self.policy,

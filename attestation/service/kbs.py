@@ -10,7 +10,7 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from attestation.broker.session import CHALLENGE_LIFETIME
+from attestation.broker.session import CHALLENGE_LIFETIME, PROFILE_MEMBER
 from attestation.errors import AttestationError, Denied, Malformed
 from attestation.ops.attest import attest
 from attestation.ops.challenge import issue_challenge
@@ -21,7 +21,7 @@ from attestation.service.problems import handshake_problem, kbs_problem
 from attestation.service.request import COOKIE, credentials, kbs_path, read_body, session_cookie
 from attestation.service.wire import MAX_BODY_BYTES, AttestRequest, AuthRequest, parse_body
 from attestation.service.workers import RateLimit, Workers
-from attestation.values import ResourcePath
+from attestation.values import BindingProfile, ResourcePath
 
 log = structlog.get_logger()
 Clock = Callable[[], datetime]
@@ -52,14 +52,22 @@ class GuestApi:
             self._admit(request)
             body = parse_body(AuthRequest, await read_body(request, MAX_BODY_BYTES))
             issued = await self._workers.run(
-                issue_challenge, self._world, version=body.version, tee=body.tee, now=self._clock()
+                issue_challenge,
+                self._world,
+                version=body.version,
+                tee=body.tee,
+                offered=body.extra_params,
+                now=self._clock(),
             )
         except AttestationError as exc:
             self._metrics.auth_errors.inc()
             log.info("auth.refused", code=exc.code)
             return handshake_problem(exc, "Auth")
         self._metrics.auth_successes.inc()
-        response = JSONResponse({"nonce": issued.challenged.nonce, "extra-params": ""})
+        # Upstream's guests get the empty string that upstream sends; ours are told which of their profiles was chosen.
+        chosen = issued.challenged.profile
+        extra = {PROFILE_MEMBER: str(chosen)} if chosen is not BindingProfile.TRUSTEE_RCAR else ""
+        response = JSONResponse({"nonce": issued.challenged.nonce, "extra-params": extra})
         self._set_cookie(response, issued.cookie, issued.challenged.expires)
         return response
 

@@ -25,6 +25,7 @@ sessions = Table(
     Column("claimed", BigInteger, nullable=False),
     Column("jti", String(64), nullable=False),
     Column("token", Text, nullable=False),
+    Column("profile", String(32), nullable=False),
     Index("sessions_expires", "expires"),
 )
 

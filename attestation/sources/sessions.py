@@ -12,7 +12,7 @@ from attestation.errors import Unavailable, Untrusted
 from attestation.sources.db import Database
 from attestation.sources.schema import moment, ms, sessions
 from attestation.sources.statement import Statement
-from attestation.values import Tee
+from attestation.values import BindingProfile, Tee
 
 # A replica that died while verifying: after this time the same body may be tried again (verification takes ms).
 CLAIM_TIMEOUT = timedelta(seconds=60)
@@ -56,7 +56,7 @@ _TAKE = Statement(
         sessions.c.claimed == bindparam("old_claimed"),
     )
     .values(state="verifying", body=bindparam("new_body"), claimed=bindparam("now"))
-    .returning(sessions.c.tee, sessions.c.nonce, sessions.c.expires)
+    .returning(sessions.c.tee, sessions.c.nonce, sessions.c.expires, sessions.c.profile)
 )
 _FINISH = Statement(
     update(sessions)
@@ -77,6 +77,7 @@ class _Row(NamedTuple):
     claimed: int
     jti: str
     token: str
+    profile: str
 
 
 sessions_row = _Row._make
@@ -103,6 +104,7 @@ class SessionStore:
                     "claimed": 0,
                     "jti": "",
                     "token": "",
+                    "profile": str(challenged.profile),
                 },
             )
 
@@ -135,8 +137,8 @@ class SessionStore:
         row = _TAKE.one(connection, values)
         if row is None:
             return None
-        tee, nonce, expires = row
-        return Challenged(tee=Tee(tee), nonce=nonce, expires=moment(expires))
+        tee, nonce, expires, profile = row
+        return Challenged(tee=Tee(tee), nonce=nonce, expires=moment(expires), profile=BindingProfile(profile))
 
     def finish(self, connection: Connection, key: str, *, jti: str, token: str) -> None:
         """The body was good; part of the transaction that records the attestation."""

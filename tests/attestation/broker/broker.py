@@ -84,9 +84,11 @@ class Broker:
     ) -> "Visit":
         """Challenge, honest evidence changed by `change`, token."""
         key = key or ec.generate_private_key(ec.SECP256R1())
-        issued = issue_challenge(self.world, version="0.4.0", tee=tee, now=self.clock())
+        guest = guest or Guest(init_data=INIT_DATA)
+        offered = {"binding-profiles": [str(guest.profile)]}
+        issued = issue_challenge(self.world, version="0.4.0", tee=tee, offered=offered, now=self.clock())
         tee_key = tee_key_of(key.public_key())
-        guest = (guest or Guest(init_data=INIT_DATA)).with_(nonce=issued.challenged.nonce, jwk=tee_key.jwk)
+        guest = guest.with_(nonce=issued.challenged.nonce, jwk=tee_key.jwk)
         made = evidence(guest)
         submission = change(
             Submission(

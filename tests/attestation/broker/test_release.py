@@ -22,7 +22,7 @@ from attestation.errors import AttestationError, Denied, Misconfigured, Untruste
 from attestation.formats.snp_tcb import Product
 from attestation.ops.release import Credentials, authenticate
 from attestation.simulate.amd import MEASUREMENT
-from attestation.values import GpuMode, ResourcePath
+from attestation.values import BindingProfile, GpuMode, ResourcePath
 from tests.attestation.broker.broker import GPU_POLICY, INIT_DATA, NOW, PATH, Broker, broker, chip, ready_broker
 from tests.attestation.tee.world import Guest
 
@@ -366,3 +366,13 @@ def test_token_with_eight_gpus_is_small(kbs: Broker) -> None:
     """Under 4 KB, so that it travels in any header."""
     visit = kbs.handshake(guest(gpus=8))
     assert len(visit.token) < 4096
+
+
+def test_the_native_binding_profile(kbs: Broker) -> None:
+    """Offered and chosen, the evidence must be bound by it: evidence of the other profile is refused."""
+    native = guest(profile=BindingProfile.CGPU_V1)
+    assert kbs.handshake(native).get() == b"k" * 32
+    other = guest(profile=BindingProfile.TRUSTEE_RCAR)
+    with pytest.raises(Untrusted) as caught:
+        kbs.handshake(native, evidence=lambda g: other.with_(nonce=g.nonce, jwk=g.jwk).evidence())
+    assert caught.value.code == "report-data-mismatch"

@@ -20,6 +20,7 @@ def upgrade() -> None:
         sa.Column("claimed", sa.BigInteger(), nullable=False),
         sa.Column("jti", sa.String(64), nullable=False),
         sa.Column("token", sa.Text(), nullable=False),
+        sa.Column("profile", sa.String(32), nullable=False),
     )
     op.create_index("sessions_expires", "sessions", ["expires"])
     op.create_table(
