@@ -240,8 +240,8 @@ def owner_reference(node: JsonObject) -> JsonObject:
 
 def canonical(spec: JsonObject) -> JsonObject:
     """A slice spec without its pool and what the server fills in: taint times, empty members."""
-    out = _strip({k: v for k, v in spec.items() if k != "pool"})
-    assert isinstance(out, dict)
+    out = {k: v for k, v in spec.items() if v and k not in {"pool", "devices"}}
+    out["devices"] = [_device(d) for d in spec.get("devices") or []]
     return out
 
 
@@ -283,8 +283,9 @@ def _updated(obj: JsonObject, want: JsonObject, pool: JsonObject, owner: JsonObj
     return {"apiVersion": API_VERSION, "kind": "ResourceSlice", "metadata": metadata, "spec": spec}
 
 
-def _strip(value: Any) -> Any:
-    if isinstance(value, dict):
-        items = ((k, _strip(v)) for k, v in value.items() if k != "timeAdded")
-        return {k: v for k, v in items if v is not None and v not in ({}, [])}
-    return [_strip(v) for v in value] if isinstance(value, list) else value
+def _device(device: JsonObject) -> JsonObject:
+    """Shares its parts with the original: this runs at every comparison."""
+    out = {k: v for k, v in device.items() if v}
+    if "taints" in out:
+        out["taints"] = [{k: v for k, v in t.items() if v and k != "timeAdded"} for t in out["taints"]]
+    return out

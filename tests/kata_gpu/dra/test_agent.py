@@ -143,7 +143,12 @@ def test_first_pass_publishes_labels_and_reports(loop: Loop) -> None:
     assert len(loop.pool()) == 8
     assert loop.condition() == ("True", "Ready")
     labels = loop.world.api.store.get(NODES, "", NODE)["metadata"]["labels"]
-    assert labels == {"nvidia.com/cc.mode.state": "on", "nvidia.com/cc.ready.state": "true"}
+    assert labels == {
+        "nvidia.com/cc.mode.state": "on",
+        "nvidia.com/cc.ready.state": "true",
+        "kata-gpu.dev/cc-mode": "on",
+        "kata-gpu.dev/tee": "snp",
+    }
 
 
 def test_an_hour_without_news_writes_nothing(loop: Loop) -> None:
