@@ -32,7 +32,7 @@ def gpus(
 
         inventory = observe(RealHost(host_root))
     else:
-        node = open_node(sim=sim, state_dir=state_dir, cdi_dir=cdi_dir)
+        node = open_node(sim=sim, state_dir=state_dir, cdi_dir=cdi_dir, guarded=probe)
         inventory = observe_node(node).inventory
         if probe:
             with node.locked():

@@ -14,7 +14,7 @@ from kata_gpu.cli.world import (
     open_node,
     tool_options,
 )
-from kata_gpu.errors import ExitCode
+from kata_gpu.errors import ExitCode, Misconfigured
 
 if TYPE_CHECKING:
     from kata_gpu.core.node_policy import NodePolicy
@@ -37,16 +37,25 @@ def node() -> None:
     """Bring this node to its policy: VFIO, CC mode, CDI; all of it or none of it."""
 
 
-def _policy(policy_file: Path | None, cc_mode: str | None) -> "NodePolicy":
+def _policy(policy_file: Path | None, cc_mode: str | None, admin_tools: Path | None) -> "NodePolicy":
     from kata_gpu.core.gpu import CcMode
-    from kata_gpu.core.node_policy import NodePolicy, parse_policy
+    from kata_gpu.core.node_policy import Backend, NodePolicy, parse_policy
     from kata_gpu.core.yaml12 import load
 
     if policy_file is None and cc_mode is not None:
         return NodePolicy.everything(CcMode(cc_mode))
     if policy_file is None or cc_mode is not None:
         raise click.UsageError("give either --policy FILE or --cc-mode MODE")
-    return parse_policy(load(policy_file.read_bytes(), where=str(policy_file)), where=str(policy_file))
+    policy = parse_policy(load(policy_file.read_bytes(), where=str(policy_file)), where=str(policy_file))
+    if policy.backend is not Backend.AUTO and (policy.backend is Backend.ADMIN_TOOLS) != (admin_tools is not None):
+        raise Misconfigured(
+            "backend-mismatch",
+            "the policy and the command line name different CC backends",
+            where=f"{policy_file}: backend",
+            expected="--admin-tools with its digest" if policy.backend is Backend.ADMIN_TOOLS else "no --admin-tools",
+            got=policy.backend,
+        )
+    return policy
 
 
 def show_outcome(outcome: "Outcome", output: str, *, dry_run: bool) -> None:
@@ -110,7 +119,7 @@ def plan_command(
     world = open_node(
         sim=sim, state_dir=state_dir, cdi_dir=cdi_dir, admin_tools=admin_tools, admin_tools_sha256=admin_tools_sha256
     )
-    outcome = setup(world, _policy(policy_file, cc_mode), dry_run=True)
+    outcome = setup(world, _policy(policy_file, cc_mode, admin_tools), dry_run=True)
     show_outcome(outcome, output, dry_run=True)
     return ExitCode.NEGATIVE if outcome.plan.actions else ExitCode.OK
 
@@ -148,7 +157,7 @@ def setup_command(
     world = open_node(
         sim=sim, state_dir=state_dir, cdi_dir=cdi_dir, admin_tools=admin_tools, admin_tools_sha256=admin_tools_sha256
     )
-    show_outcome(setup(world, _policy(policy_file, cc_mode), dry_run=dry_run), output, dry_run=dry_run)
+    show_outcome(setup(world, _policy(policy_file, cc_mode, admin_tools), dry_run=dry_run), output, dry_run=dry_run)
 
 
 @node.command("reset")

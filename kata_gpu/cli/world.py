@@ -75,8 +75,12 @@ def open_node(
     cdi_dir: Path | None,
     admin_tools: Path | None = None,
     admin_tools_sha256: str | None = None,
+    guarded: bool = True,
 ) -> "Node":
-    """Everything a use case needs. Progress goes to stderr. Raises Misconfigured for half an external tool."""
+    """Everything a use case needs. Progress goes to stderr. Raises Misconfigured for half an external tool.
+
+    `guarded` False, for commands that only look, does not ask kubelet.
+    """
     from kata_gpu.host.durable import DurableDir
     from kata_gpu.ops.node import Node
 
@@ -97,8 +101,23 @@ def open_node(
         state=DurableDir(state_dir or state),
         cdi=DurableDir(cdi_dir or cdi),
         backend=backend,
+        allocated=_allocated(host) if guarded else {},
         progress=lambda line: click.echo(f"  {line}", err=True),
     )
+
+
+def _allocated(host: "Host") -> "dict[PciAddress, str]":
+    """What kubelet has given to pods; nothing where there is no kubelet."""
+    from kata_gpu.ports import FileKind
+
+    path = "/var/lib/kubelet/pod-resources/kubelet.sock"
+    if not Path(path).exists() or host.kind(path) is not FileKind.SOCKET:
+        return {}
+    from kata_gpu.cli.kubelet import list_allocations
+    from kata_gpu.core.allocations import allocated_devices
+    from kata_gpu.ops.observe import observe
+
+    return allocated_devices(list_allocations(Path(path)), observe(host))
 
 
 def parse_addresses(texts: tuple[str, ...]) -> "list[PciAddress]":

@@ -199,6 +199,17 @@ def test_policy_file(kg: Runner, tmp_path: Path) -> None:
     assert not any(d["bound"] for d in status["devices"] if d["kind"] == "nvswitch")
 
 
+def test_policy_and_command_line_must_agree_on_the_backend(kg: Runner, tmp_path: Path) -> None:
+    policy = tmp_path / "node-policy.yaml"
+    policy.write_text(
+        "apiVersion: config.kata-gpu.dev/v1alpha1\nkind: NodePolicy\nbackend: gpu-admin-tools\n"
+        "devices:\n  - {select: all, mode: on}\n"
+    )
+    code, _, err = kg("node", "setup", "--policy", str(policy))
+    assert code == 2
+    assert "--admin-tools with its digest" in err
+
+
 def test_bind_and_release(kg: Runner) -> None:
     assert kg("bind", GPU)[0] == 0
     assert kg("bind", GPU)[1] == "nothing to do: the node is as the policy wants it\n"

@@ -207,7 +207,10 @@ def _labelled(modes: list[CcMode | None], *, bound: bool = True) -> dict[str, st
     ],
 )
 def test_labels(modes: list[CcMode | None], state: str, ready: str) -> None:
-    assert _labelled(modes) == {"nvidia.com/cc.mode.state": state, "nvidia.com/cc.ready.state": ready}
+    labels = _labelled(modes)
+    assert (labels["nvidia.com/cc.mode.state"], labels["nvidia.com/cc.ready.state"]) == (state, ready)
+    ours = {k: v for k, v in labels.items() if k.startswith("kata-gpu.dev/")}
+    assert ours == ({} if state in {"mixed", "failed"} else {"kata-gpu.dev/cc-mode": state, "kata-gpu.dev/tee": "snp"})
 
 
 def test_labels_fail_closed() -> None:
