@@ -2,6 +2,7 @@
 
 import base64
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -116,6 +117,30 @@ def test_slow_answers_end(peer: Peer) -> None:
     ticks = iter(range(0, 10_000, 200))
     with pytest.raises(Unavailable) as caught:
         peer.fetcher(clock=lambda: float(next(ticks))).get(f"{peer.origin}/x", max_bytes=4)
+    assert caught.value.code == "http-time"
+
+
+def test_headers_byte_by_byte_end_as_well() -> None:
+    """Every byte comes within the read timeout, and the attempt still ends."""
+    stop = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"HTTP/1.1 200 OK\r\n")
+                for _ in range(500):
+                    if stop.wait(0.02):
+                        break
+                    connection.sendall(b"x")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        origin = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(Unavailable) as caught:
+            Fetcher(https=frozenset(), plain=frozenset({origin}), total_s=0.2).get(f"{origin}/", max_bytes=4)
+        stop.set()
+        thread.join()
     assert caught.value.code == "http-time"
 
 
