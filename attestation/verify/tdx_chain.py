@@ -52,14 +52,15 @@ def _crl(der: bytes) -> x509.CertificateRevocationList:
         raise Malformed("tdx-crl", "not a revocation list", where="tdx") from exc
 
 
-def _pem_chain(pem: bytes) -> list[x509.Certificate]:
+@lru_cache(maxsize=16)
+def _pem_chain(pem: bytes) -> tuple[x509.Certificate, ...]:
     found = []
     for part in pem.split(b"-----BEGIN CERTIFICATE-----")[1:]:
         try:
             found.append(_certificate(b64decode(part.partition(b"-----END")[0])))
         except ValueError as exc:
             raise Malformed("tdx-certificate", "not base64", where="tdx-collateral") from exc
-    return found
+    return tuple(found)
 
 
 def pck_chain(quote: TdxQuote, trust: IntelTrust) -> IssuerCertificates:
