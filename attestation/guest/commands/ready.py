@@ -1,5 +1,7 @@
 """`kata-gpu-guest ready`: the hook of a guest image that lets the GPUs work only after they were attested."""
 
+from collections.abc import Sequence
+
 import click
 
 from attestation.guest.commands.common import (
@@ -26,13 +28,17 @@ def ready(source: Source, output: str) -> None:
       kata-gpu-guest ready --init-data /run/initdata.toml --expected-devices 8
     """
     from attestation.guest.client import KbsClient
+    from attestation.guest.evidence import DeviceEvidence
     from attestation.guest.http import PinnedHttp
     from attestation.guest.nvml import open_nvml
     from attestation.guest.ready import gated
 
-    settings = settings_of(source)
-    http = PinnedHttp(settings.broker_url, certificate=settings.broker_certificate)
-    with open_nvml() as gpus, evidence_provider(settings, source.expected_devices) as provider:
-        client = KbsClient(http, provider, profiles=settings.profiles)
-        result = gated(gpus, lambda: client.attest().evidence.devices)
+    def attest() -> Sequence[DeviceEvidence]:
+        settings = settings_of(source)
+        http = PinnedHttp(settings.broker_url, certificate=settings.broker_certificate)
+        with evidence_provider(settings, source.expected_devices) as provider:
+            return KbsClient(http, provider, profiles=settings.profiles).attest().evidence.devices
+
+    with open_nvml() as gpus:
+        result = gated(gpus, attest)  # whatever fails in there closes the gate
     show(result.to_json(), f"ready-gate: {result.gate} for {len(result.gpus)} GPUs", output)

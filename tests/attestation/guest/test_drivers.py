@@ -1,11 +1,18 @@
 """NVML and NSCQ through real shared libraries, compiled here from our own C; the ready gate on top of them."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from attestation.errors import Denied, ExitCode, Unavailable
+from attestation.guest.nvml import NvmlGpus, open_nvml
+from attestation.guest.ready import gated
+from attestation.values import Nonce
 from tests.attestation.guest.drivers import NONCE, build, fill, in_process
+from tests.attestation.guest.fake_kbs import FakeKbs, serving
 
 COLLECT = """
 import json
@@ -154,20 +161,50 @@ def test_the_gate_is_closed_on_any_failure(
         assert gate(libraries, folder, attest, **settings) == {"code": code, "ready": False}
 
 
-@pytest.mark.gpu
-def test_a_real_gpu_without_confidential_mode() -> None:
-    """What a non-confidential GPU answers, and the clear refusal for the rest."""
-    from attestation.errors import AttestationError, Denied
-    from attestation.guest.nvml import open_nvml
-    from attestation.values import Nonce
+READY = """
+import json
+from attestation.guest.main import run
+print(json.dumps({{"code": run(["--termination-log", "{log}", "ready", "--broker", "{url}"])}}))
+"""
 
-    try:
-        with open_nvml() as gpus:
-            assert gpus.uuids()
-            state = gpus.state()
-            if state.enabled:
-                pytest.skip("gpu: no NVIDIA GPU without confidential mode")
-            with pytest.raises(Denied, match="confidential mode is off"):
-                gpus.collect(Nonce(NONCE))
-    except AttestationError as exc:
-        pytest.skip(f"gpu: no NVIDIA GPU ({exc.code})")
+
+def test_the_command_closes_the_gate_when_it_cannot_attest(libraries: Path, folder: Path) -> None:
+    """No machine that runs this has attesting GPUs on its bus: whatever stops it, the GPUs do not stay ready."""
+    (folder / "ready").write_text("1")
+    (folder / "log").touch()
+    with serving(FakeKbs()) as kbs:
+        done = in_process(READY.format(log=folder / "log", url=kbs.url), libraries, folder, FAKE_NVML_GPUS=2)
+    assert done["code"] != ExitCode.OK
+    assert (folder / "log").read_text().startswith("error[")
+    assert (folder / "ready").read_text() == "0"
+
+
+@pytest.fixture
+def real_gpus() -> Iterator[NvmlGpus]:
+    """NVML of this machine, with at least one GPU."""
+    with ExitStack() as stack:
+        try:
+            gpus = stack.enter_context(open_nvml())
+        except Unavailable as exc:
+            pytest.skip(f"gpu: no NVIDIA GPU ({exc.code})")
+        if not gpus.uuids():
+            pytest.skip("gpu: no NVIDIA GPU (none listed)")
+        yield gpus
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_without_confidential_mode(real_gpus: NvmlGpus) -> None:
+    """What a non-confidential GPU answers, and the clear refusal for the rest."""
+    state = real_gpus.state()
+    if state.enabled:
+        pytest.skip("gpu: no NVIDIA GPU without confidential mode")
+    assert state.to_json() | {"environment": ""} == {
+        "enabled": False,
+        "devtools": False,
+        "environment": "",
+        "multi_gpu": state.multi_gpu,
+    }
+    with pytest.raises(Denied, match="confidential mode is off"):
+        real_gpus.collect(Nonce(NONCE))
+    with pytest.raises(Denied, match="confidential mode is off"):
+        gated(real_gpus, tuple)
