@@ -24,7 +24,7 @@ from attestation.verify.identity import DeviceCertificate, FwidMatch, match_fwid
 from attestation.verify.nv_collateral import Collateral, NvCache
 from attestation.verify.nv_policy import NvPolicy, Unchecked, judge, version_key
 from attestation.verify.reference import Signers, compare_slot, judge_conflicts, remark
-from attestation.verify.revocation import Revocation, RevocationSource
+from attestation.verify.revocation import Revocation, RevocationSource, RevocationStatus
 from attestation.verify.rim import RimSource, gpu_needs, switch_needs
 from attestation.verify.roots import NvTrust
 from attestation.verify.signature import verify_raw_p384
@@ -111,8 +111,8 @@ def prove_device(
     # 6. Freshness.
     findings.append(_require_nonce(nonce, parsed, subject))
 
-    # Revocation of the device chain: stored statements only.
-    revocations = _device_revocations(path, collateral)
+    # Revocation of the device chain: stored statements only. A revoked key proves nothing at any level.
+    revocations = _require_unrevoked(path, collateral)
     findings += [finding for _, finding in revocations]
 
     # 7. Only now document ids are built from what the report says.
@@ -232,13 +232,23 @@ def _require_nonce(nonce: Nonce | None, parsed: SpdmReport, subject: str) -> Fin
     return passed("nonce", nonce.hex(), subject=subject)
 
 
-def _device_revocations(path: VerifiedPath, collateral: Collateral) -> list[tuple[Revocation, Finding]]:
-    """Every certificate below the root, under the rule of its role."""
+def _require_unrevoked(path: VerifiedPath, collateral: Collateral) -> list[tuple[Revocation, Finding]]:
+    """Every certificate below the root, under the rule of its role. Raises Untrusted for a revoked one."""
     rules = collateral.policy.revocation
-    return [
+    judged = [
         collateral.judge_certificate(subject, issuer, rules.device_ca if position else rules.device_leaf)
         for position, (subject, issuer) in enumerate(pairwise(path.certificates))
     ]
+    for status, finding in judged:
+        if status.status is RevocationStatus.REVOKED and finding.result is Result.FAIL:
+            raise Untrusted(
+                finding.code,
+                "a certificate of the device chain is revoked",
+                where=finding.subject,
+                expected=finding.expected,
+                got=finding.got,
+            )
+    return judged
 
 
 def _policy(

@@ -60,7 +60,8 @@ def compare_slot(
             continue
         acceptable, judged = signers.judge(rim)
         if not acceptable:
-            refused += judged or [failed(check, "rim-signer-revocation", expected="accepted signers", got=rim.sha256)]
+            said = [f for f in judged if f.result is Result.FAIL]  # empty when another document's signer said it
+            refused += said or [failed(check, "rim-signer-revocation", expected="accepted signers", got=rim.sha256)]
             continue
         reported += judged
         accepted.append(compare_measurements(parsed.measurements, rim, need, nvdec0_enabled=nvdec0))
@@ -73,12 +74,10 @@ def compare_slot(
     named = f"{subject} {need.rim_id} sha256:{best.rim.sha256[:16]}"
     if best.matches:
         return best, [*findings, passed(check, label, expected="all match", subject=named)]
-    near = find_nearest(
-        parsed.measurements, _neighbours(collateral, best.rim), need, nvdec0_enabled=nvdec0
-    )  # fmt: skip
+    near = find_nearest(parsed.measurements, _neighbours(collateral, best.rim), need, nvdec0_enabled=nvdec0)
     summary = failed(
         check, "measurements-differ", expected="all match", got=label, subject=named,
-        hint=f"indices {', '.join(str(m.index) for m in best.mismatches)} differ",
+        hint=f"differs at index {', '.join(str(m.index) for m in best.mismatches)}",
     )  # fmt: skip
     return best, [*findings, summary, *explain_mismatches(best, near, subject=subject)]
 
