@@ -3,14 +3,20 @@
 import base64
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from attestation.cli.main import cli, run
+from attestation.formats.collateral import Document, Kind
 from attestation.simulate.nvidia import PRODUCTS
-from attestation.simulate.pki import mint
+from attestation.simulate.pki import mint, to_pem
+from attestation.simulate.revocation import forge_chain_answers
+from attestation.sources.collateral import ocsp_id
+from attestation.sources.collateral_store import CollateralStore
 from tests.attestation.gpu.support import FORGE, HOPPER, NONCE, NOW
 
 AT = ["--at", NOW.isoformat()]
@@ -221,10 +227,6 @@ def test_bad_report(files: Path, data: bytes, code: int, capsys: pytest.CaptureF
 
 def test_hostile_names_do_not_reach_the_terminal(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A certificate's name is printed before it is believed: control characters are replaced."""
-    from dataclasses import replace
-
-    from attestation.simulate.pki import to_pem
-
     specs = FORGE.device_specs(HOPPER, 0)
     specs[-1] = replace(specs[-1], name="\x1b[2Jevil", key=FORGE.key("evil"))
     (files / "chain.pem").write_bytes(to_pem(mint(specs)))
@@ -247,3 +249,21 @@ def test_help_names_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "Exit code 0" in shown
     assert "kata-gpu-kbs verify gpu --report" in shown
+
+
+def test_collateral_store(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a store, documents come from it and revocation answers are demanded, not only reported."""
+    store = CollateralStore(tmp_path / "store")
+    seen = NOW - timedelta(days=3)
+    for rim_id, document in FORGE.rims().items():
+        store.add(Document(kind=Kind.RIM, id=rim_id, content=document, first_seen=seen, source="test"))
+    arguments = [*options(files, rims=False), "--collateral", tmp_path / "store"]
+    assert verify(*arguments) == 1
+    assert "revocation-unknown" in capsys.readouterr().out
+    answers = forge_chain_answers(
+        FORGE.rim_specs(HOPPER), this_update=NOW - timedelta(days=1), next_update=NOW + timedelta(days=1)
+    )
+    for serial, answer in answers:
+        store.add(Document(kind=Kind.OCSP, id=ocsp_id(serial), content=answer, first_seen=seen, source="test"))
+    assert verify(*arguments) == 0
+    assert verify(*arguments, "--signer-expiry", "valid-at-first-seen") == 0
