@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "policy": ("attestation.cli.policy", "policy", "Check, test, explain and compare release policies."),
     "reference": ("attestation.cli.reference", "reference", "Reference values with expiry and provenance."),
     "user": ("attestation.cli.user", "user", "Administrators and their tokens."),
+    "root-key": ("attestation.cli.root_key", "root_key", "Put the root key where the broker demands it."),
     "audit": ("attestation.cli.audit", "audit", "Who got which key; verify and export the log."),
     "serve": ("attestation.cli.serve", "serve", "Serve keys to attested guests, and the admin API."),
 }

@@ -11,9 +11,13 @@ from attestation.clock import parse_time, utc_now
 from attestation.errors import Misconfigured
 from attestation.values import Tee
 
+MAX_STORE_BYTES = 4096  # of a database URL
+
 
 @click.command()
-@click.option("--store", required=True, help="Directory of the embedded store, or postgresql://... (made if absent).")
+@click.option("--store", help="Directory of the embedded store, or postgresql://... (made if absent).")
+@click.option("--store-file", type=click.Path(path_type=Path), metavar="FILE",
+              help="File that holds the value of --store: a database URL with a password is no argument.")  # fmt: skip
 @click.option("--root-key", type=click.Path(path_type=Path), help="Root key file, mode 0600. Default: in the store.")
 @click.option(
     "--listen", default="127.0.0.1:8080", show_default=True, help="Guests' listener; port 0 takes a free one."
@@ -69,7 +73,7 @@ def serve(**options: Any) -> None:
     verifier = platform_verifier(collateral=options["collateral"], simulated_roots=simulated, sample=sample)
     world = open_world(
         WorldOptions(
-            store=options["store"],
+            store=_store(options["store"], options["store_file"]),
             root_key=options["root_key"],
             issuer=options["issuer"],
             audience=options["issuer"],
@@ -101,6 +105,23 @@ def serve(**options: Any) -> None:
         run(service, world, guest=guest, admin=admin, clock=clock, tls=tls, ready=ready)
     finally:
         close_world(world)
+
+
+def _store(store: str | None, file: Path | None) -> str:
+    """The store's name, given directly or in a file of one line."""
+    from attestation.sources.atomic import read_bounded
+
+    if (store is None) == (file is None):
+        raise Misconfigured("store-option", "name one store", expected="either --store or --store-file")
+    if file is None:
+        return store or ""
+    try:
+        text = read_bounded(file, MAX_STORE_BYTES).decode().strip()
+    except UnicodeDecodeError as exc:
+        raise Misconfigured("store-file", "not UTF-8 text", where=str(file)) from exc
+    if not text or "\n" in text:
+        raise Misconfigured("store-file", "not one line", where=str(file), expected="a directory or postgresql://...")
+    return text
 
 
 def _clock(frozen: str | None) -> Any:

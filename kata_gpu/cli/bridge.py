@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-SOCKET = Path("/run/kata-gpu/pod-resources.sock")
+from kata_gpu.core.podresources import BRIDGE_SOCKET
+
 KUBELET_ROOT = Path("/var/lib/kubelet")
 HEAL_S = 5.0  # between looks at the socket file
 
@@ -17,12 +18,12 @@ def bridge() -> None:
 
     \b
     Example:
-      kata-gpu bridge run --socket /run/kata-gpu/pod-resources.sock
+      kata-gpu bridge run --socket /run/kata-gpu/kata-pod-resources.sock
     """
 
 
 @bridge.command()
-@click.option("--socket", "path", type=click.Path(path_type=Path), default=SOCKET, show_default=True,
+@click.option("--socket", "path", type=click.Path(path_type=Path), default=Path(BRIDGE_SOCKET), show_default=True,
               help="Socket that Kata's pod_resource_api_sock names.")  # fmt: skip
 @click.option("--kubelet-root", type=click.Path(path_type=Path), default=KUBELET_ROOT, show_default=True)
 @click.option("--allow", multiple=True, help="Driver whose devices are handed on; repeat for several.")

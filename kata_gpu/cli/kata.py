@@ -9,8 +9,9 @@ import click
 from kata_gpu.core.kata.check import check as check_effective
 from kata_gpu.core.kata.dropin import FILE_NAME, render_dropin
 from kata_gpu.core.kata.effective import Effective, Runtime, merge
-from kata_gpu.core.kata.settings import BRIDGE_SOCKET, DEFAULT_TIMEOUT_S, Needs, Tee
+from kata_gpu.core.kata.settings import DEFAULT_TIMEOUT_S, Needs, Tee
 from kata_gpu.core.kata.timeouts import KUBELET_DEFAULT_S, Timeouts, solve
+from kata_gpu.core.podresources import BRIDGE_SOCKET
 from kata_gpu.errors import ExitCode, Misconfigured
 from kata_gpu.host.kata_files import KataFiles
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from kata_gpu.core.gpu import CcMode
 from kata_gpu.core.inventory import Inventory, Tee
+from runtimeclass.model import table
 
 JsonObject = dict[str, Any]
 NVIDIA = "gpu.nvidia.com"
@@ -22,7 +23,8 @@ BUS_ID = "resource.kubernetes.io/pciBusID"
 TAINT_API = "resource.k8s.io/v1beta2"  # DeviceTaintRule: v1alpha3 to 1.35, v1beta2 in 1.36
 TAINT_KEY = "kata-gpu.dev/unfit"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "kata-gpu"}
-KATA_CLASSES = ("kata-qemu-nvidia-gpu", "kata-qemu-nvidia-gpu-snp", "kata-qemu-nvidia-gpu-tdx")
+UPSTREAM_CLASSES = ("kata-qemu-nvidia-gpu", "kata-qemu-nvidia-gpu-snp", "kata-qemu-nvidia-gpu-tdx")
+KATA_CLASSES = (*UPSTREAM_CLASSES, *(row.name for row in table()))
 OUR_CLASSES = ("confidential-gpu", "confidential-gpu-devtools", "confidential-gpu-ppcie", "passthrough-gpu", CLASS)
 
 
@@ -117,7 +119,7 @@ def render_admission(*, runtime_classes: Sequence[str] = KATA_CLASSES) -> list[J
     """Two ValidatingAdmissionPolicies and their bindings. Objects that use none of our classes pass untouched."""
     classes = _cel_list(OUR_CLASSES)
     claims = _policy(
-        "kata-gpu-claims",
+        "kata-gpu-nvidia-claims",
         [("resource.k8s.io", "v1", "resourceclaims"), ("resource.k8s.io", "v1", "resourceclaimtemplates")],
         {
             "spec": "has(object.spec.spec) ? object.spec.spec : object.spec",
@@ -154,7 +156,7 @@ def render_admission(*, runtime_classes: Sequence[str] = KATA_CLASSES) -> list[J
         ],
     )
     pods = _policy(
-        "kata-gpu-pods",
+        "kata-gpu-nvidia-pods",
         [("", "v1", "pods")],
         {
             "claims": "has(object.spec.resourceClaims) ? object.spec.resourceClaims : []",

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from kata_gpu.errors import Malformed, Misconfigured, Unavailable
 
+BRIDGE_SOCKET = "/run/kata-gpu/kata-pod-resources.sock"  # served by us, named by Kata's `pod_resource_api_sock`
+
 # CDI 1.1.0, names: vendor and class start with a letter, all parts end with a letter or digit.
 _CDI_NAME = re.compile(
     r"(?P<kind>[A-Za-z](?:[A-Za-z0-9._-]*[A-Za-z0-9])?/[A-Za-z](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)"

@@ -11,6 +11,7 @@ import pytest
 from celpy.adapter import json_to_cel
 
 from deploy.render import BASES, DEPLOY, render
+from kata_gpu.core.claim import DRIVER
 from kata_gpu.core.manifests import broker, classes, node
 from kata_gpu.core.manifests.template import Document, fill, lookup, render_helm
 from kata_gpu.core.manifests.values import VALUES
@@ -18,7 +19,7 @@ from kata_gpu.core.yaml12 import load_all
 from kata_gpu.errors import Misconfigured
 
 HELM = shutil.which("helm")
-ALL = (*classes.documents(), *node.DOCUMENTS, *broker.DOCUMENTS)
+ALL = (*classes.documents(), *classes.NVIDIA, *node.DOCUMENTS, *broker.DOCUMENTS)
 Object = dict[str, Any]
 
 
@@ -162,11 +163,11 @@ def test_rights_of_the_agent_are_listed_one_by_one() -> None:
 
 
 @pytest.mark.parametrize(("user", "obj", "allowed"), [
-    pytest.param("n1", {"kind": "ResourceSlice", "spec": {"nodeName": "n1", "driver": node.DRIVER}}, True, id="own-slice"),
-    pytest.param("n1", {"kind": "ResourceSlice", "spec": {"nodeName": "n2", "driver": node.DRIVER}}, False, id="other-node"),
-    pytest.param("n1", {"kind": "ResourceSlice", "spec": {"allNodes": True, "driver": node.DRIVER}}, False, id="all-nodes"),
+    pytest.param("n1", {"kind": "ResourceSlice", "spec": {"nodeName": "n1", "driver": DRIVER}}, True, id="own-slice"),
+    pytest.param("n1", {"kind": "ResourceSlice", "spec": {"nodeName": "n2", "driver": DRIVER}}, False, id="other-node"),
+    pytest.param("n1", {"kind": "ResourceSlice", "spec": {"allNodes": True, "driver": DRIVER}}, False, id="all-nodes"),
     pytest.param("n1", {"kind": "ResourceSlice", "spec": {"nodeName": "n1", "driver": "gpu.nvidia.com"}}, False, id="driver"),
-    pytest.param("", {"kind": "ResourceSlice", "spec": {"nodeName": "n1", "driver": node.DRIVER}}, False, id="no-node"),
+    pytest.param("", {"kind": "ResourceSlice", "spec": {"nodeName": "n1", "driver": DRIVER}}, False, id="no-node"),
     pytest.param("n1", {"kind": "Node", "metadata": {"name": "n1"}, "spec": {}}, True, id="own-node-object"),
     pytest.param("n1", {"kind": "Node", "metadata": {"name": "n2"}, "spec": {}}, False, id="other-node-object"),
 ])  # fmt: skip

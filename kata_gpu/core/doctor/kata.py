@@ -8,7 +8,8 @@ from kata_gpu.core.doctor.containers import RUST_SUFFIX, handlers
 from kata_gpu.core.doctor.facts import HostFacts, KataFacts
 from kata_gpu.core.doctor.paths import POD_RESOURCES, SANDBOXES, VFIO, VFIO_DEVICES
 from kata_gpu.core.kata.check import check as check_config
-from kata_gpu.core.kata.settings import BRIDGE_SOCKET, MAX_ROOT_PORTS, Needs, Tee
+from kata_gpu.core.kata.settings import MAX_ROOT_PORTS, Needs, Tee
+from kata_gpu.core.podresources import BRIDGE_SOCKET
 
 KATA = Section("Kata")
 check = KATA.check

@@ -10,13 +10,13 @@ from enum import StrEnum
 from typing import Any
 
 from kata_gpu.core.kata.effective import Runtime
+from kata_gpu.core.podresources import BRIDGE_SOCKET
 from kata_gpu.errors import Misconfigured
 
 QEMU = "hypervisor.qemu"
 SNP_POLICY_DEBUG = 1 << 19  # SEV-SNP ABI, GUEST_POLICY bit 19
 MAX_ROOT_PORTS = 32  # a PCIe root bus has 32 device numbers
 DEFAULT_TIMEOUT_S = 1320  # the guest's image pull (1200 s) and CDI wait (100 s) fit inside: timeouts.py
-BRIDGE_SOCKET = "/run/kata-gpu/kata-pod-resources.sock"
 
 
 class Tee(StrEnum):

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+from kata_gpu.core.beside_nvidia import COMPANION
+from kata_gpu.core.claim import DRIVER
 from kata_gpu.core.manifests.template import Document
+from kata_gpu.core.podresources import BRIDGE_SOCKET
 
 NAME = "kata-gpu-node"
-DRIVER = "cgpu.kata-gpu.dev"
 LABELS = {"app.kubernetes.io/name": NAME, "app.kubernetes.io/part-of": "kata-gpu"}
 HEALTH_PORT = 9440
 
@@ -53,7 +55,9 @@ ROLE = Document(
             _rule("", ["nodes/status"], ["patch"]),
             _rule("", ["pods"], ["get", "list", "watch"]),
             _rule("", ["pods/eviction"], ["create"]),
-            _rule("events.k8s.io", ["events"], ["create", "patch"]),
+            _rule("", ["events"], ["create"]),
+            # Beside NVIDIA's driver: keep pods off its unfit devices.
+            _rule("resource.k8s.io", ["devicetaintrules"], ["get", "list", "create", "patch", "delete"]),
         ],
     },
 )
@@ -107,9 +111,9 @@ OWN_NODE_POLICY = Document(
                                "has(variables.target.spec.nodeName) && "
                                "variables.target.spec.nodeName == variables.node",
                  "message": "an agent writes only its own node's objects", "reason": "Forbidden"},
-                {"expression": "variables.target.kind == 'Node' || variables.target.spec.driver == "
-                               f"'{DRIVER}'",
-                 "message": "an agent writes only its own driver's slices", "reason": "Forbidden"},
+                {"expression": "variables.target.kind == 'Node' || variables.target.spec.driver in "
+                               f"['{DRIVER}', '{COMPANION}']",
+                 "message": "an agent writes only its own drivers' slices", "reason": "Forbidden"},
             ],
         },
     },
@@ -153,8 +157,14 @@ def _mount(name: str, path: str, *, read_only: bool = False) -> dict[str, Any]:
 _AGENT = {
     "name": "agent",
     "image": "${node.image}",
-    "args": ["agent", "run", "--policy", "/etc/kata-gpu/node-policy.yaml", "--health-port", str(HEALTH_PORT)],
-    "env": [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}],
+    "args": [
+        "agent", "run", "--policy", "/etc/kata-gpu/node-policy.yaml", "--listen", f"0.0.0.0:{HEALTH_PORT}",
+        "--bridge", BRIDGE_SOCKET, "--kubelet-root", "${node.kubeletRoot}", "--mode", "${node.mode}",
+    ],
+    "env": [
+        {"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+    ],
     # Privileged: it writes sysfs, opens /dev/vfio and looks for holders in every process (docs/operations.md).
     "securityContext": {"privileged": True, "readOnlyRootFilesystem": True},
     "resources": "${node.resources}",
@@ -177,11 +187,11 @@ _AGENT = {
         _mount("pod-resources", "${node.kubeletRoot}/pod-resources", read_only=True),
         _mount("policy", "/etc/kata-gpu", read_only=True),
     ],
-}
+}  # fmt: skip
 _BRIDGE = {
     "name": "bridge",
     "image": "${node.image}",
-    "args": ["bridge", "run"],
+    "args": ["bridge", "run", "--socket", BRIDGE_SOCKET, "--kubelet-root", "${node.kubeletRoot}"],
     # Root only because kubelet's socket belongs to root; it has no capability and sees no device.
     "securityContext": {
         "runAsUser": 0,
@@ -194,6 +204,7 @@ _BRIDGE = {
     "volumeMounts": [
         _mount("run", "/run/kata-gpu"),
         _mount("pod-resources", "${node.kubeletRoot}/pod-resources", read_only=True),
+        _mount("plugins", "${node.kubeletRoot}/plugins", read_only=True),  # the checkpoint: what claims were promised
     ],
 }
 

@@ -13,6 +13,7 @@ VALUES: dict[str, Any] = {
         "nodeSelector": {"katacontainers.io/kata-runtime": "true"},
         "resources": {"requests": {"cpu": "20m", "memory": "100Mi"}, "limits": {"memory": "200Mi"}},
         "kubeletRoot": "/var/lib/kubelet",
+        "mode": "auto",
     },
     "admission": {"enabled": True},
     "broker": {
@@ -29,5 +30,6 @@ VALUES: dict[str, Any] = {
         "collateralClaim": "kata-gpu-kbs-collateral",
         "guestNamespaceSelector": {},
     },
+    "nvidia": {"enabled": False},
     "monitoring": {"enabled": False},
 }

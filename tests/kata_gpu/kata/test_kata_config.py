@@ -10,8 +10,9 @@ from kata_gpu.cli.main import cli, run
 from kata_gpu.core.kata.check import check
 from kata_gpu.core.kata.dropin import FILE_NAME, dropin_values, render_dropin
 from kata_gpu.core.kata.effective import MAX_FILE_BYTES, Effective, Runtime, merge, parse_layer
-from kata_gpu.core.kata.settings import BRIDGE_SOCKET, Needs, Tee
+from kata_gpu.core.kata.settings import Needs, Tee
 from kata_gpu.core.kata.timeouts import Timeouts, solve
+from kata_gpu.core.podresources import BRIDGE_SOCKET
 from kata_gpu.errors import Malformed, Misconfigured
 from tests.kata_gpu.kata.templates import TEMPLATES
 
