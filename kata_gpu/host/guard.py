@@ -57,7 +57,7 @@ class Guard:
 
     def require_free(self, functions: Iterable[PciFunction]) -> None:
         """Raises InUse naming the device and its holder."""
-        for address, holders in self.holders(functions).items():
+        for address, holders in self.holders(functions, probe=True).items():
             if holders:
                 raise InUse(
                     "in-use",
@@ -66,13 +66,17 @@ class Guard:
                     hint="stop that pod or VM first; kata-gpu never takes a device from it",
                 )
 
-    def holders(self, functions: Iterable[PciFunction]) -> dict[PciAddress, tuple[Holder, ...]]:
-        """Holders of each function. One scan of all processes serves all functions."""
+    def holders(self, functions: Iterable[PciFunction], *, probe: bool = False) -> dict[PciAddress, tuple[Holder, ...]]:
+        """Holders of each function. One scan of all processes serves all functions.
+
+        Only with `probe` are groups opened, which a VM that starts at that instant would feel: for those who are about
+        to change the device under the node's lock, not for those who look.
+        """
         functions = tuple(functions)
         scan = _scan(self._host, self._own_pid, self._pods)
-        return {f.address: self._of(f, scan) for f in functions}
+        return {f.address: self._of(f, scan, probe=probe) for f in functions}
 
-    def _of(self, function: PciFunction, scan: list["_Process"]) -> tuple[Holder, ...]:
+    def _of(self, function: PciFunction, scan: list["_Process"], *, probe: bool) -> tuple[Holder, ...]:
         names = {f"/dev/vfio/{function.iommu_group}"}
         if function.vfio_cdev is not None:
             names.add(f"/dev/vfio/devices/{function.vfio_cdev}")
@@ -82,7 +86,7 @@ class Guard:
             holders += [p.holder(name) for p, name in users]
         if pod := self._allocated.get(function.address):
             holders.append(Holder(pid=0, how="kubelet's allocation", pod=pod))
-        if not holders and function.on_vfio and self._busy(function):
+        if probe and not holders and function.on_vfio and self._busy(function):
             anonymous = [p.holder(_ANONYMOUS) for p in scan if _ANONYMOUS in p.files]
             holders = anonymous or [Holder(pid=0, how="the kernel says that its IOMMU group is in use")]
         return tuple(holders)

@@ -176,7 +176,7 @@ def _render(node: Node, file: str, devices: Sequence[GpuDevice], *, iommufd: boo
     kind = next(k for k, name in FILES.items() if name == file)
     raw = node.cdi.get(file)
     old = device_nodes(parse_spec(raw, where=file)) if raw is not None else {}
-    holders = node.guard.holders(d.function for d in devices if d.name in old)
+    holders = node.guard.holders((d.function for d in devices if d.name in old), probe=True)
     frozen = {d.name: old[d.name] for d in devices if d.name in old and holders[d.function.address]}
     return render_spec(kind, devices, iommufd=iommufd, frozen=frozen)
 

@@ -34,7 +34,7 @@ def collect(node: Node, *, dry_run: bool) -> Garbage:
 def _collect(node: Node, *, dry_run: bool) -> Garbage:
     observed = observe_node(node)
     inventory = observed.inventory
-    holders = node.guard.holders(d.function for d in inventory.devices)
+    holders = node.guard.holders((d.function for d in inventory.devices), probe=not dry_run)
     held = {d.name for d in inventory.devices if holders[d.function.address]}
     found: dict[str, str] = {}
     for kind, file in FILES.items():

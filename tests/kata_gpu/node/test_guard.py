@@ -140,6 +140,20 @@ def test_nvidia_driver_users_block_its_unbind(make_world: Make) -> None:
     assert machine.functions[GPU].driver == "nvidia"
 
 
+def test_looking_opens_nothing(world: World) -> None:
+    """`status` must not make a VM fail that opens its group at the same instant."""
+
+    class NoOpen:
+        def __getattr__(self, name: str) -> object:
+            assert name != "open", "a command that only looks opened a VFIO node"
+            return getattr(world.kernel, name)
+
+    guard = Guard(NoOpen(), own_pid=1)  # type: ignore[arg-type]
+    assert not any(guard.holders(d.function for d in observe(world.kernel).devices).values())
+    with pytest.raises(AssertionError, match="opened a VFIO node"):
+        guard.require_free(d.function for d in observe(world.kernel).devices)
+
+
 def test_guard_that_cannot_see_refuses(world: World) -> None:
     """Without permission to look into other processes nothing may be changed."""
 

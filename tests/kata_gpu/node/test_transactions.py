@@ -256,7 +256,8 @@ def test_per_gpu_policy_on_a_mixed_node(make_world: Make) -> None:
     outcome = setup.setup(world.node, ON)
     assert outcome.plan.notes == ("0000:3d:00.0 A10: not CC capable, passed through without protection",)
     assert world.snapshot()["bindings"]["0000:3d:00.1"] == ("vfio-pci", "vfio-pci")  # type: ignore[index]
-    assert status(world.node).labels == {"nvidia.com/cc.mode.state": "on", "nvidia.com/cc.ready.state": "true"}
+    labels = status(world.node).labels
+    assert (labels["nvidia.com/cc.mode.state"], labels["nvidia.com/cc.ready.state"]) == ("on", "true")
 
 
 def test_blackwell_switches_over_its_own_mailbox(make_world: Make) -> None:
