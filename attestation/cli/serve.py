@@ -55,16 +55,6 @@ def serve(**options: Any) -> None:
     from attestation.service.server import Tls, listen
     from attestation.service.server import serve as run
 
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
     if bool(options["tls_cert"]) != bool(options["tls_key"]):
         raise Misconfigured("tls-files", "certificate and key go together", expected="--tls-cert and --tls-key")
     tls = Tls(certificate=options["tls_cert"], key=options["tls_key"]) if options["tls_cert"] else None
@@ -101,6 +91,16 @@ def serve(**options: Any) -> None:
         click.echo(f"administrators: {admin.url}")
         sys.stdout.flush()
 
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
     try:
         run(service, world, guest=guest, admin=admin, clock=clock, tls=tls, ready=ready)
     finally:

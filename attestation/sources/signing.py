@@ -1,11 +1,13 @@
 """Signing keys of the broker, made once, sealed in the store and shared by all replicas: a restart changes nothing."""
 
+import contextlib
 from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from sqlalchemy import insert, select
+from sqlalchemy.exc import IntegrityError
 
 from attestation.errors import Misconfigured
 from attestation.sources.db import Database
@@ -27,7 +29,8 @@ class SigningKeys:
         """PKCS#8 PEM of every version, newest first; at least one."""
         found = self._read(purpose)
         if not found:
-            self.rotate(purpose, now)
+            with contextlib.suppress(IntegrityError):  # another replica made it at this moment
+                self.rotate(purpose, now)
             found = self._read(purpose)
         return found
 

@@ -120,6 +120,9 @@ def upgrade() -> None:
         sa.Column("value", sa.BigInteger(), nullable=False),
     )
     op.execute("INSERT INTO epochs (id, value) VALUES (1, 0)")
+    # The row that orders appends is there before the first of them, so that two replicas cannot both create it.
+    heads = sa.table("audit_heads", sa.column("stream"), sa.column("seq"), sa.column("digest"))
+    op.execute(heads.insert().values(stream="broker", seq=0, digest="0" * 64))
 
 
 def downgrade() -> None:
