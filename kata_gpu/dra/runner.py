@@ -88,7 +88,9 @@ class AgentProcess:
                 reconciler=ClaimReconciler(self._store, kube, preparer, self._devices, self._listed),
                 reporter=NodeReporter(kube, settings.node),
                 slices=self._watch,
-                modes=ModeChanger(host, self._store, kube, name=settings.node, drain=settings.drain),
+                modes=ModeChanger(
+                    host, self._store, kube, name=settings.node, drain=settings.drain, quiet=self._devices.quiet
+                ),
                 policy=policy,
                 bridge_up=lambda: settings.bridge is None or answers(settings.bridge),
                 dead=self._devices.dead,

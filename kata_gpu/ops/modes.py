@@ -5,6 +5,7 @@ A mode belongs to the node and is never changed for a claim (dra.md 6.2).
 """
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -46,7 +47,18 @@ class ModeState:
 class ModeChanger:
     """One per agent. `drain`: evict pods that hold a device which must change; otherwise wait for them."""
 
-    def __init__(self, node: Node, store: ClaimStore, kube: Kube, *, name: str, drain: bool) -> None:
+    def __init__(
+        self,
+        node: Node,
+        store: ClaimStore,
+        kube: Kube,
+        *,
+        name: str,
+        drain: bool,
+        quiet: AbstractContextManager[object] | None = None,
+    ) -> None:
+        """`quiet` is held while looking at the host, never while changing it."""
+        self._quiet = quiet or nullcontext()
         self._node = node
         self._store = store
         self._kube = kube
@@ -59,7 +71,9 @@ class ModeChanger:
 
     def pending(self, policy: NodePolicy) -> frozenset[str]:
         """Addresses that the policy wants changed. Raises what planning raises: an impossible policy."""
-        touched = plan_setup(observe_node(self._node), policy).touched
+        with self._quiet:
+            observed = observe_node(self._node)
+        touched = plan_setup(observed, policy).touched
         return frozenset(str(a) for a in touched)
 
     def step(self, policy: NodePolicy, now: datetime) -> ModeState:

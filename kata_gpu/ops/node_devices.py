@@ -24,10 +24,13 @@ ALL_ONES = 0xFFFF  # what reading a device that fell off the bus gives
 
 
 class HostDevices:
-    """One per process. Thread-safe as far as the claim lock orders its callers."""
+    """One per process. `quiet` keeps two looks at the host apart: kubelet's calls and the agent's passes are threads,
+    and opening a device to read its mode must not meet another look half-way. Binding, which may be slow, is outside.
+    """
 
     def __init__(self, node: Node) -> None:
         self._node = node
+        self.quiet = threading.RLock()
         self._running: dict[str, Future[None]] = {}
         self._lock = threading.Lock()
 
@@ -35,9 +38,10 @@ class HostDevices:
         """The inventory of now. Modes are those last read back since the device came to VFIO: nobody else can have
         changed them without taking it from there.
         """
-        inventory = observe(self._node.host)
-        modes = self._node.journal.modes(inventory.boot_id)
-        wedged = self._node.journal.wedged(inventory.boot_id)
+        with self.quiet:
+            inventory = observe(self._node.host)
+            modes = self._node.journal.modes(inventory.boot_id)
+            wedged = self._node.journal.wedged(inventory.boot_id)
         devices = (
             replace(
                 d,
@@ -50,6 +54,10 @@ class HostDevices:
 
     def verify(self, inventory: Inventory, addresses: Collection[str]) -> Inventory:
         """Read the modes of these devices from their registers; what cannot be read is unknown, with its problem."""
+        with self.quiet:
+            return self._verify(inventory, addresses)
+
+    def _verify(self, inventory: Inventory, addresses: Collection[str]) -> Inventory:
         backend = self._node.cc_backend(inventory)
         before = self._node.journal.modes(inventory.boot_id)
         modes, devices = dict(before), []
@@ -95,6 +103,10 @@ class HostDevices:
 
     def reset(self, address: str, *, deadline_s: float) -> None:
         """Function-level reset through VFIO, then proof that the device answers."""
+        with self.quiet:
+            self._reset(address, deadline_s)
+
+    def _reset(self, address: str, deadline_s: float) -> None:
         function = self._function(address)
         started = self._node.host.monotonic()
         with VfioSession(self._node.host, iommufd=observe(self._node.host).iommufd) as session:
@@ -109,20 +121,20 @@ class HostDevices:
     def holders(self, inventory: Inventory, addresses: Collection[str]) -> Mapping[str, tuple[str, ...]]:
         """Who has the VFIO nodes open: one look at all processes."""
         functions = [f for d in inventory.devices if str(d.function.address) in addresses for f in d.unit]
-        return {str(a): tuple(map(str, h)) for a, h in self._node.guard.holders(functions).items() if h}
+        with self.quiet:
+            return {str(a): tuple(map(str, h)) for a, h in self._node.guard.holders(functions).items() if h}
 
     def dead(self, inventory: Inventory) -> frozenset[str]:
         """Addresses whose configuration space reads all ones: the device fell off the bus."""
-        found = []
-        for device in inventory.devices:
-            path = f"/sys/bus/pci/devices/{device.function.address}/config"
-            try:
-                data = self._node.host.read(path, max_bytes=4)
-            except OSError:
-                continue
-            if data[:2] == b"\xff\xff":
-                found.append(str(device.function.address))
-        return frozenset(found)
+        with self.quiet:
+            return frozenset(str(d.function) for d in inventory.devices if self._is_dead(d.function))
+
+    def _is_dead(self, function: PciFunction) -> bool:
+        try:
+            data = self._node.host.read(f"/sys/bus/pci/devices/{function.address}/config", max_bytes=4)
+        except OSError:
+            return False
+        return data[:2] == b"\xff\xff"
 
     def _bind(self, address: str, future: "Future[None]") -> None:
         try:

@@ -183,6 +183,7 @@ def test_a_refusal_backs_off_tells_the_operator_once_and_recovers(loop: Loop, ca
     assert gets <= 5
 
 
+@pytest.mark.envtest
 @numbered("dra-071")
 def test_api_down_at_start_serves_prepared_claims_and_publishes_later(world: World, case: None) -> None:
     ref = world.claim(gpu(0))
@@ -200,6 +201,7 @@ def test_api_down_at_start_serves_prepared_claims_and_publishes_later(world: Wor
     assert len(loop.pool()) == 8
 
 
+@pytest.mark.envtest
 @numbered("dra-072")
 def test_a_lost_watch_and_410_lead_to_a_new_list(world: World, case: None) -> None:
     woken: list[int] = []

@@ -32,6 +32,7 @@ RULES = KINDS["resource.k8s.io/v1beta2", "devicetaintrules"]
 TEMPLATES = KINDS["resource.k8s.io/v1", "resourceclaimtemplates"]
 PODS = KINDS["v1", "pods"]
 POLICIES = KINDS["admissionregistration.k8s.io/v1", "validatingadmissionpolicies"]
+BINDINGS = KINDS["admissionregistration.k8s.io/v1", "validatingadmissionpolicybindings"]
 
 
 def nvidia_slice(world: World, order: list[int], *, node: str = NODE) -> None:
@@ -170,8 +171,7 @@ ADMISSION = [
 def test_admission(world: World, kind: Any, body: dict[str, Any], denied: str) -> None:
     store = world.api.store
     for policy in render_admission():
-        if policy["kind"] == "ValidatingAdmissionPolicy":
-            store.create(POLICIES, "", policy)
+        store.create(POLICIES if policy["kind"] == "ValidatingAdmissionPolicy" else BINDINGS, "", policy)
     store.admit = policies_of(store)
     namespace = "default"
     if denied:

@@ -15,7 +15,7 @@ from kata_gpu.host.claim_cdi_dir import ClaimCdiDir
 from kata_gpu.ops.deadline import Deadline
 from tests.kata_gpu.dra.fake_kubelet import ClaimKey, KubeletError
 from tests.kata_gpu.dra.fake_node import busy, wedged
-from tests.kata_gpu.dra.world import CLAIMS, World, address, config, gpu, key, numbered
+from tests.kata_gpu.dra.world import CLAIMS, REQUEST, World, address, config, gpu, key, numbered
 
 
 @numbered("dra-014")
@@ -56,7 +56,9 @@ def test_repeating_changes_nothing(world: World, case: None) -> None:
 
 
 def unallocated(world: World) -> ClaimRef:
-    made = world.api.store.create(CLAIMS, "default", {"metadata": {"name": "raw"}, "spec": {}})
+    made = world.api.store.create(
+        CLAIMS, "default", {"metadata": {"name": "raw"}, "spec": {"devices": {"requests": [REQUEST]}}}
+    )
     return ClaimRef(namespace="default", name="raw", uid=made["metadata"]["uid"])
 
 

@@ -24,6 +24,7 @@ from tests.kata_gpu.dra.fake_node import GPU_BUSES, NOW, FakeNode
 from tests.kata_gpu.dra.fake_store import KINDS
 
 NODE = "node-a"
+REQUEST = {"name": "gpu", "exactly": {"deviceClassName": "confidential-gpu"}}
 CLAIMS = KINDS["resource.k8s.io/v1", "resourceclaims"]
 SLICES = KINDS["resource.k8s.io/v1", "resourceslices"]
 NODES = KINDS["v1", "nodes"]
@@ -99,7 +100,7 @@ class World:
         """An allocated claim in the API."""
         self.count += 1
         name = name or f"claim-{self.count}"
-        body = {"metadata": {"name": name}, "spec": {"devices": {"requests": [{"name": "gpu"}]}}}
+        body = {"metadata": {"name": name}, "spec": {"devices": {"requests": [REQUEST]}}}
         made = self.api.store.create(CLAIMS, "default", body)
         if configs is None:
             configs = [config("FromClass", requireMode=mode)] if mode else []
