@@ -17,10 +17,12 @@ HEADER = "# Rendered by `make manifests`; change kata_gpu/core/manifests instead
 BASES = {
     "classes": classes.documents(),
     "nvidia": classes.NVIDIA,
+    "init-data": classes.MUTATION,
     "node": (node.NAMESPACE, *node.DOCUMENTS),
     "broker": (*broker.COMMON, broker.SQLITE_VOLUME, broker.SQLITE),
     "broker-postgres": (*broker.COMMON, broker.POSTGRES, broker.DISRUPTION),
 }
+ALL = (*classes.documents(), *classes.MUTATION, *classes.NVIDIA, *node.DOCUMENTS, *broker.DOCUMENTS)
 NOTES = """\
 The node component of kata-gpu runs on every node that kata-deploy has set up.
 
@@ -63,7 +65,7 @@ def render() -> dict[str, str]:
     files["chart/kata-gpu/Chart.yaml"] = HEADER + render_yaml(chart)
     files["chart/kata-gpu/values.yaml"] = HEADER + render_yaml({k: v for k, v in VALUES.items() if k != "namespace"})
     files["chart/kata-gpu/templates/NOTES.txt"] = NOTES
-    for name, group in _by_file((*classes.documents(), *classes.NVIDIA, *node.DOCUMENTS, *broker.DOCUMENTS)).items():
+    for name, group in _by_file(ALL).items():
         files[f"chart/kata-gpu/templates/{name}.yaml"] = HEADER + "---\n".join(render_helm(d, VALUES) for d in group)
     return files
 

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,11 +11,21 @@ from kata_gpu.core.lint.lint import lint as lint_objects
 from kata_gpu.core.yaml12 import MAX_BYTES, load_all
 from kata_gpu.errors import ExitCode, Unavailable
 
+if TYPE_CHECKING:
+    from kata_gpu.core.lint.rule import Violation
+
 
 @click.command()
 @click.argument("files", nargs=-1, required=True)
+@click.option("--live", is_flag=True, help="also look up classes, claims and nodes in the cluster")
+@click.option("--kubeconfig", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+              help="with --live; without it the pod's service account")  # fmt: skip
+@click.option("--server", default="", hidden=True, help="plain URL of an API server, for tests")
+@click.option("--namespace", default="default", show_default=True, help="of objects that name none")
 @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
-def lint(files: tuple[str, ...], output: str) -> int:
+def lint(
+    files: tuple[str, ...], live: bool, kubeconfig: Path | None, server: str, namespace: str, output: str
+) -> int:  # fmt: skip
     """Check pods, workloads, claims and claim templates in YAML FILES (- is stdin).
 
     The same rules run in the API server as ValidatingAdmissionPolicies (`kata-gpu lint` names each by its id).
@@ -24,13 +34,14 @@ def lint(files: tuple[str, ...], output: str) -> int:
     Example:
       kata-gpu lint pod.yaml claim.yaml
       kubectl get pod inference -o yaml | kata-gpu lint -
+      kata-gpu lint --live --kubeconfig ~/.kube/config pod.yaml
     """
     objects: list[Any] = []
     for name in files:
         for document in load_all(_read(name), where=name):
             items = document.get("items") if isinstance(document, dict) else None
             objects += items if isinstance(items, list) else [document]
-    violations = lint_objects(objects)
+    violations = _live(objects, kubeconfig, server, namespace) if live else lint_objects(objects)
     if output == "json":
         click.echo(json.dumps({"ok": not violations, "violations": [v.to_json() for v in violations]}, indent=1))
     else:
@@ -38,6 +49,13 @@ def lint(files: tuple[str, ...], output: str) -> int:
             click.echo(f"{v.subject}: [{v.rule}] {v.message}\n    leads to: {v.symptom}")
         click.echo(f"{len(violations)} problems" if violations else f"ok, {len(objects)} objects")
     return ExitCode.NEGATIVE if violations else ExitCode.OK
+
+
+def _live(objects: list[Any], kubeconfig: Path | None, server: str, namespace: str) -> "tuple[Violation, ...]":
+    from kata_gpu.host.kube import KubeApi
+    from kata_gpu.ops.lint_live import lint_live
+
+    return lint_live(objects, KubeApi.connect(kubeconfig=kubeconfig, server=server), namespace=namespace)
 
 
 def _read(name: str) -> bytes:

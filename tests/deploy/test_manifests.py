@@ -10,16 +10,15 @@ import celpy
 import pytest
 from celpy.adapter import json_to_cel
 
-from deploy.render import BASES, DEPLOY, render
+from deploy.render import ALL, BASES, DEPLOY, render
 from kata_gpu.core.claim import DRIVER
-from kata_gpu.core.manifests import broker, classes, node
+from kata_gpu.core.manifests import broker, node
 from kata_gpu.core.manifests.template import Document, fill, lookup, render_helm
 from kata_gpu.core.manifests.values import VALUES
 from kata_gpu.core.yaml12 import load_all
 from kata_gpu.errors import Misconfigured
 
 HELM = shutil.which("helm")
-ALL = (*classes.documents(), *classes.NVIDIA, *node.DOCUMENTS, *broker.DOCUMENTS)
 Object = dict[str, Any]
 
 

@@ -11,7 +11,8 @@ MAX_GPUS = 8  # node.md 5.2: no accepted layout has more
 def spec_of(obj: Json) -> Json:
     """The claim's spec, of a claim or of a template."""
     spec = mapping(obj, "spec")
-    return mapping(spec, "spec") if obj.get("kind") == "ResourceClaimTemplate" else spec
+    # Items of a list carry no kind; a claim's spec has no `spec`.
+    return mapping(spec, "spec") if obj.get("kind") == "ResourceClaimTemplate" or "spec" in spec else spec
 
 
 def requests(obj: Json) -> list[Json]:

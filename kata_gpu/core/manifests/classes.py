@@ -3,6 +3,7 @@
 from kata_gpu.core.beside_nvidia import render_admission, render_nvidia_class
 from kata_gpu.core.device_classes import render_device_classes
 from kata_gpu.core.lint.admission import policies
+from kata_gpu.core.lint.mutation import mutation
 from kata_gpu.core.manifests.template import Document
 from runtimeclass.model import Tee
 from runtimeclass.render import objects
@@ -21,3 +22,6 @@ def documents(default_tee: Tee = Tee.NONE) -> tuple[Document, ...]:
 NVIDIA = tuple(
     Document(file="nvidia", when="nvidia.enabled", obj=obj) for obj in (render_nvidia_class(), *render_admission())
 )
+
+# Pods without init-data get that of their namespace's ConfigMap.
+MUTATION = tuple(Document(file="init-data", when="admission.addInitData", obj=obj) for obj in mutation())

@@ -15,7 +15,7 @@ VALUES: dict[str, Any] = {
         "kubeletRoot": "/var/lib/kubelet",
         "mode": "auto",
     },
-    "admission": {"enabled": True},
+    "admission": {"enabled": True, "addInitData": False},
     "broker": {
         "enabled": True,
         "image": f"ghcr.io/kata-gpu/kbs:{__version__}",
