@@ -58,6 +58,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         reasons[reason] = reasons.get(reason, 0) + 1
     for reason, count in sorted(reasons.items()):
         terminalreporter.write_line(f"left out: {count} tests: {reason}")
+    ran = [v for r in terminalreporter.stats.get("passed", []) for k, v in r.user_properties if k == "api-server"]
+    if ran:
+        terminalreporter.write_line(
+            f"envtest: {ran.count('fake')} on the fake API server, {ran.count('real')} on a real one"
+        )
     allowed = _allowed(config)
     if allowed is not None:
         config.stash[_UNLISTED] = [r for r in reasons if not any(r.startswith(a) for a in allowed)]

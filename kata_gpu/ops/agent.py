@@ -105,7 +105,9 @@ class Agent:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._retries = {n: Retry() for n in ("observe", "claims", "policy", "slices", "labels", "condition", "events")}
+        self._retries = {
+            n: Retry() for n in ("observe", "refresh", "claims", "policy", "slices", "labels", "condition", "events")
+        }
         self._offers: tuple[Offer, ...] | None = None
         self._compared: datetime | None = None
         self._reconciled: datetime | None = None
@@ -121,6 +123,7 @@ class Agent:
         self._retries["observe"].run(self._observe, now)
         inventory = self._inventory
         if inventory is not None:
+            self._retries["refresh"].run(lambda: parts.preparer.refresh(Deadline.after(REFRESH_S)), now)
             self._retries["claims"].run(lambda: self._claims(now), now)
             self._retries["policy"].run(lambda: self._policy(now), now)
             self._retries["slices"].run(lambda: self._publish(now), now)
@@ -141,7 +144,6 @@ class Agent:
         self._checkpoint = self._parts.store.load()
 
     def _claims(self, now: datetime) -> None:
-        self._parts.preparer.refresh(Deadline.after(REFRESH_S))
         if self._reconciled is None or now - self._reconciled >= FULL_COMPARE:
             self._parts.reconciler.run(now)
             self._parts.reconciler.heal()

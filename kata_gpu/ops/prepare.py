@@ -103,11 +103,20 @@ class ClaimPreparer:
         self._on_change()
 
     def refresh(self, deadline: Deadline) -> None:
-        """Bring CDI files in line with the device nodes of now: a rebind gives a device another number."""
+        """Bring CDI files in line with the device nodes of now: a rebind gives a device another number.
+
+        One claim that cannot be helped does not keep the others waiting; its error is raised at the end.
+        """
         with self._store.locked(deadline.remaining("claim lock")):
+            failed: list[KataGpuError] = []
             for entry in self._store.load().claims:
                 if entry.state is ClaimState.PREPARED and entry.boot_id == self._node.boot_id:
-                    self._refresh_cdi(entry)
+                    try:
+                        self._refresh_cdi(entry)
+                    except KataGpuError as exc:
+                        failed.append(exc)
+        if failed:
+            raise failed[0]
 
     def _take(
         self,

@@ -39,7 +39,10 @@ def real_api() -> Iterator[RealApi | None]:
 @pytest.fixture
 def api(request: pytest.FixtureRequest) -> Iterator[Any]:
     """An API server with this node in it: the fake, or for `envtest` the real one."""
-    real = request.getfixturevalue("real_api") if request.node.get_closest_marker("envtest") else None
+    envtest = request.node.get_closest_marker("envtest") is not None
+    real = request.getfixturevalue("real_api") if envtest else None
+    if envtest:
+        request.node.user_properties.append(("api-server", "real" if real else "fake"))
     server: Any = real or FakeApi()
     server.store.create(NODES, "", {"metadata": {"name": NODE}})
     yield server

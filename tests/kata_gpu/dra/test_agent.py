@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from kata_gpu.core.claim import DRIVER
+from kata_gpu.core.claim_cdi import file_name
 from kata_gpu.core.gpu import CcMode
 from kata_gpu.core.inventory import Inventory
 from kata_gpu.core.node_policy import NodePolicy
@@ -276,6 +277,21 @@ def test_a_stale_entry_ends_after_its_grace_and_never_in_use(loop: Loop, case: N
     world.host.open_by.clear()
     loop.step(minutes=11)
     assert (world.store.load().claims, world.files()) == ((), [])
+
+
+def test_a_claim_whose_device_left_does_not_keep_other_steps_from_running(loop: Loop) -> None:
+    world = loop.world
+    refs = [world.claim(gpu(0)), world.claim(gpu(1))]
+    for ref in refs:
+        world.prepare(ref)
+    world.host.remove(address(0))
+    world.host.change(address(1), vfio_cdev="vfio99")
+    picture = loop.step()
+    assert list(picture.problems) == ["refresh"]
+    assert b"vfio99" in (world.cdi.read(file_name(refs[1].uid)) or b"")
+    assert len(loop.pool()) == 7
+    world.unprepare(refs[0])
+    assert loop.step(minutes=6).problems == {}
 
 
 @numbered("dra-059-at-once")
