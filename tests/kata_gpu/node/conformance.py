@@ -306,7 +306,12 @@ def _reset_rows() -> Iterator[Row]:
 
     def power(b: Bench) -> str:
         b.to_vfio(b.lone)
-        before = b.attribute(b.lone, "power_state")
+        before = ""
+        for _ in range(40):  # the kernel suspends it a moment after the bind
+            before = b.attribute(b.lone, "power_state")
+            if before == "D3hot":
+                break
+            b.host.sleep(0.05)
         b.write(path(b, "power/control"), "on")
         after = b.attribute(b.lone, "power_state")
         b.write(path(b, "power/control"), "auto")
