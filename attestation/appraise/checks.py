@@ -14,7 +14,7 @@ from attestation.appraise.native import tee_claim
 from attestation.appraise.policy import GpuConditions, KeyConditions, SwitchConditions
 from attestation.appraise.rules import References, Unchecked, check_rule
 from attestation.findings import Finding, Result, Verdict, failed, passed
-from attestation.values import DeviceKind, Tee
+from attestation.values import BindingProfile, DeviceKind, Tee
 
 _MILAN = "milan"
 
@@ -41,6 +41,8 @@ def check_release(
     findings = [check_origin(facts, usage, simulated=simulated)]
     findings += _check_cpu(facts, appraisals, conditions, references, now)
     findings += [check_init_data(facts, conditions)]
+    if conditions.binding_profile is not None:
+        findings += [check_binding(facts, conditions.binding_profile)]
     if conditions.gpus:
         findings += _check_gpus(facts, appraisals, conditions.gpus, references, now)
     if conditions.switches:
@@ -126,6 +128,14 @@ def check_init_data(facts: PlatformFacts, conditions: KeyConditions) -> Finding:
     if got not in want:
         return failed("init-data", "init-data-unknown", expected="|".join(map(str, want[:3])), got=got)
     return passed("init-data", got)
+
+
+def check_binding(facts: PlatformFacts, want: BindingProfile) -> Finding:
+    """The profile of the session. Whoever cuts the offer out of a guest's request gains nothing for such a key."""
+    got = str(facts.binding.get("profile"))
+    if got != want:
+        return failed("binding-profile", "binding-profile-too-weak", expected=want, got=got)
+    return passed("binding-profile", got)
 
 
 def _check_gpus(

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from attestation.appraise.rules import MIN_REASON, AtLeast, Rule, Unchecked, parse_rule, version_key
 from attestation.errors import Malformed, Misconfigured
-from attestation.values import Architecture, Digest, GpuMode, Level, Tee
+from attestation.values import Architecture, BindingProfile, Digest, GpuMode, Level, Tee
 
 MAX_POLICY_BYTES = 64 * 1024  # admin uploads; keybroker.md 5.1 gives the same bound for Rego
 MAX_DEVICES = 64  # as in the binding profiles
@@ -72,6 +72,7 @@ class KeyConditions:
     gpus: GpuConditions | None = None
     switches: SwitchConditions | None = None
     limits: ReleaseLimits = field(default_factory=ReleaseLimits)
+    binding_profile: BindingProfile | None = None  # None takes whichever the session agreed on
     digest: Digest = field(default=Digest("sha256", bytes(32)))
 
     @property
@@ -85,7 +86,7 @@ class KeyConditions:
         return (*reasons, *([self.gpus.level_reason] if self.gpus and self.gpus.level_reason else []))
 
 
-_E = TypeVar("_E", Tee, Architecture, GpuMode)
+_E = TypeVar("_E", Tee, Architecture, GpuMode, BindingProfile)
 
 
 class _Table:
@@ -143,6 +144,7 @@ def parse_conditions(text: str, *, where: str = "policy") -> KeyConditions:
         gpus=_gpus(top.optional_table("gpus")),
         switches=_switches(top.optional_table("switches")),
         limits=_limits(top.optional_table("release")),
+        binding_profile=_binding_profile(top.optional("binding_profile")),
         digest=Digest("sha256", hashlib.sha256(raw).digest()),
     )
     top.finish()
@@ -253,6 +255,14 @@ def _init_data(table: _Table) -> tuple[Digest, ...] | Unchecked:
         where="init_data",
         expected='accept = ["sha256:..."] or unchecked = "a reason"',
     )
+
+
+def _binding_profile(value: object) -> BindingProfile | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise _bad("binding_profile", "|".join(BindingProfile), value)
+    return _closed(value, BindingProfile, "binding_profile")[0]
 
 
 def _limits(table: _Table | None) -> ReleaseLimits:
