@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from kata_gpu.cli.kata_containerd import containerd
 from kata_gpu.core.kata.check import check as check_effective
 from kata_gpu.core.kata.dropin import FILE_NAME, render_dropin
 from kata_gpu.core.kata.effective import Effective, Runtime, merge
@@ -27,7 +28,11 @@ def kata() -> None:
       kata-gpu kata check --handler kata-qemu-nvidia-gpu-snp
       kata-gpu kata diff --handler kata-qemu-nvidia-gpu-snp --devices 12
       kata-gpu kata render --handler kata-qemu-nvidia-gpu-snp --write
+      kata-gpu kata containerd check
     """
+
+
+kata.add_command(containerd)
 
 
 def _options(command: click.decorators.FC) -> click.decorators.FC:
