@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NoReturn
 
+from sqlalchemy import Connection
+
 from attestation.appraise.checks import Usage
 from attestation.broker.keys import KeyKind, KeyRecord, parse_bundle, render_bundle
 from attestation.broker.release import Grant, decide, grant, release
@@ -165,7 +167,8 @@ def _members(
 def _account(world: World, attested: Attested, granted: Grant, records: tuple[KeyRecord, ...], now: datetime) -> None:
     """Count and record every key in one durable transaction. Where this raises, nothing leaves."""
     facts = attested.facts
-    with world.database.write(durable=True) as connection:
+
+    def write(connection: Connection) -> None:
         for record in records:
             text = policy_text(world, record.path, record)
             conditions = conditions_of(text) if text else None
@@ -181,6 +184,8 @@ def _account(world: World, attested: Attested, granted: Grant, records: tuple[Ke
                 "simulated": attested.simulated,
             }
             world.audit.append(connection, event="released", subject=str(record.path), body=body, now=now)
+
+    world.database.commit(write)
 
 
 def _failures(findings: tuple[Finding, ...]) -> list[JsonValue]:

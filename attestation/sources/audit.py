@@ -101,8 +101,7 @@ class AuditLog:
 
     def record(self, *, event: str, subject: str, body: Mapping[str, JsonValue], now: datetime) -> int:
         """One entry in a durable transaction of its own."""
-        with self._db.write(durable=True) as connection:
-            return self.append(connection, event=event, subject=subject, body=body, now=now)
+        return self._db.commit(lambda c: self.append(c, event=event, subject=subject, body=body, now=now))
 
     def tail(self, count: int) -> tuple[Entry, ...]:
         """The newest entries, oldest of them first."""

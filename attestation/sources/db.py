@@ -13,13 +13,24 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, select, update
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import QueuePool
 
 from attestation.errors import Misconfigured, Unavailable
+from attestation.sources.group import GroupCommit
 from attestation.sources.schema import HEAD, epochs
 
 BUSY_TIMEOUT_MS = 10_000  # another process holds the write lock for one transaction, which takes milliseconds
 POOL_SIZE = 16
+POOL_WAIT_S = 5  # guests get 503 and try again, long before they give up
+# A replica that hangs inside a transaction must not hold the head of the audit log for the others.
+_POSTGRES = {
+    "connect_timeout": 5,
+    "keepalives_idle": 30,
+    "tcp_user_timeout": 10_000,
+    "options": "-c lock_timeout=10s -c idle_in_transaction_session_timeout=10s",
+}
+_MIGRATION_LOCK = 0x6B62_7301  # any number, the same in every replica
 RETRY_AFTER_S = 2
 _FILE = "kbs.sqlite3"
 # What another replica changed is seen after this time at the latest; what this process changed, at once.
@@ -43,6 +54,7 @@ class Database:
         self._known: dict[Hashable, Any] = {}
         self._epoch: int | None = None
         self._checked = 0.0
+        self._group = GroupCommit(lambda: self.write(durable=True))
 
     @classmethod
     def open(cls, where: str) -> "Database":
@@ -108,30 +120,43 @@ class Database:
                 with writer.begin():
                     yield writer
 
-    def migrate(self) -> None:
+    def commit(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a durable transaction that it shares with whoever waits at this moment: one fsync for all.
+
+        An error of `work` undoes its part alone and is raised here; so is a failed commit, after which nothing is.
+        """
+        return self._group.run(work)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """A connection that sees one moment of the whole store, whatever is written meanwhile."""
+        with _translated(), self._fast.connect() as connection:
+            if self.sqlite:
+                connection.exec_driver_sql("BEGIN")
+            else:
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            yield connection
+            connection.rollback()
+
+    def migrate(self, to: str = HEAD) -> None:
         """Create or upgrade the tables; a store newer than this program is refused."""
         with _translated(), self._fast.connect() as connection:
-            names = set(self._table_names(connection))
-            at = None
-            if "alembic_version" in names:
-                at = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
-        if at == HEAD:
+            at = revision(connection)
+        if at == to:
             return
-        if at is not None and at > HEAD:
-            raise Misconfigured("store-newer", "the store was written by a newer version", expected=HEAD, got=at)
+        if at is not None and at > to:
+            raise Misconfigured("store-newer", "the store was written by a newer version", expected=to, got=at)
         from alembic import command
         from alembic.config import Config
 
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         with self.write(durable=True) as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, HEAD)
-
-    def _table_names(self, connection: Connection) -> list[str]:
-        from sqlalchemy import inspect
-
-        return inspect(connection).get_table_names()
+            if not self.sqlite:  # replicas that start together; SQLite has locked already
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+            if revision(connection) != to:
+                config.attributes["connection"] = connection
+                command.upgrade(config, to)
 
     def ping(self) -> None:
         """Raise Unavailable where the database does not answer."""
@@ -147,10 +172,22 @@ class Database:
         self._durable.dispose()
 
 
+def revision(connection: Connection) -> str | None:
+    """The schema that the store has, None where it has none."""
+    from sqlalchemy import inspect
+
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    found: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    return found
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     try:
         yield
+    except PoolTimeoutError as exc:
+        raise Unavailable("store-busy", "every connection to the store is in use", where="store") from exc
     except OperationalError as exc:
         raise Unavailable("store", "the store does not answer", where="store", got=type(exc.orig).__name__) from exc
     except DBAPIError as exc:
@@ -161,12 +198,21 @@ def _translated() -> Iterator[None]:
 
 def _engine(url: str, *, durable: bool) -> Engine:
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_size=POOL_SIZE, max_overflow=0, pool_pre_ping=True, hide_parameters=True)
+        return create_engine(
+            url,
+            pool_size=POOL_SIZE,
+            max_overflow=0,
+            pool_timeout=POOL_WAIT_S,
+            pool_pre_ping=True,
+            hide_parameters=True,
+            connect_args=_POSTGRES,
+        )
     engine = create_engine(
         url,
         poolclass=QueuePool,
         pool_size=POOL_SIZE,
         max_overflow=0,
+        pool_timeout=POOL_WAIT_S,
         hide_parameters=True,
         connect_args={"check_same_thread": False},
     )

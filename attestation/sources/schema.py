@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, String, Table, Text
 
-HEAD = "0001"  # newest migration
+HEAD = "0002"  # newest migration
 AUDIT_STREAM = "broker"
 
 metadata = MetaData()
@@ -102,7 +102,7 @@ users = Table(
 revocations = Table(
     "revocations",
     metadata,
-    Column("kind", String(24), primary_key=True),  # token, tee-key, chip, gpu
+    Column("kind", String(24), primary_key=True),  # token, tee-key, chip, gpu, firmware
     Column("value", String(200), primary_key=True),
     Column("reason", Text, nullable=False),
     Column("created", BigInteger, nullable=False),
@@ -142,6 +142,41 @@ audit_heads = Table(
     Column("stream", String(128), primary_key=True),
     Column("seq", BigInteger, nullable=False),
     Column("digest", String(64), nullable=False),
+)
+
+# A repository with limits of its own. Null is no limit.
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("max_keys", BigInteger),
+    Column("releases_per_hour", BigInteger),
+    Column("attestations_per_minute", BigInteger),
+    Column("created", BigInteger, nullable=False),
+)
+
+# What a tenant used in one window of time; `window` is its start in seconds.
+usage = Table(
+    "usage",
+    metadata,
+    Column("tenant", String(128), primary_key=True),
+    Column("what", String(24), primary_key=True),
+    Column("window", BigInteger, primary_key=True),
+    Column("count", BigInteger, nullable=False),
+)
+
+# Who holds which key at present: one row for each guest, extended by a release after a new attestation.
+leases = Table(
+    "leases",
+    metadata,
+    Column("path", String(390), primary_key=True),
+    Column("holder", String(64), primary_key=True),  # thumbprint of the TEE key
+    Column("jti", String(64), nullable=False),
+    Column("chip_id", String(160), nullable=False),
+    Column("devices", Text, nullable=False),  # JSON
+    Column("granted", BigInteger, nullable=False),
+    Column("expires", BigInteger, nullable=False),
+    Index("leases_expires", "expires"),
 )
 
 # One row: grows with every change of keys, policies, reference values and revocations, so that replicas may cache them.

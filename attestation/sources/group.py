@@ -1,0 +1,86 @@
+"""Group commit: transactions that wait for the disk together share one fsync.
+
+A release must be durable before its key leaves, and a disk syncs some hundred times a second. While one caller syncs,
+others queue; the next one commits for all of them.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+
+from attestation.errors import AttestationError, Unavailable
+
+MAX_GROUP = 64  # bounds how long the first of a group waits for the last
+T = TypeVar("T")
+
+
+class _Job:
+    """One caller's part. `error` until it is known to be committed."""
+
+    __slots__ = ("done", "error", "result", "work")
+
+    def __init__(self, work: Callable[[Connection], Any]) -> None:
+        self.work = work
+        self.done = False
+        self.result: Any = None
+        self.error: AttestationError | None = None
+
+
+class GroupCommit:
+    """`begin` opens a durable transaction. Every caller waits for the leader's lock; whoever gets it commits the queue."""
+
+    def __init__(self, begin: Callable[[], AbstractContextManager[Connection]]) -> None:
+        self._begin = begin
+        self._leading = threading.Lock()
+        self._queue: deque[_Job] = deque()
+
+    def run(self, work: Callable[[Connection], T]) -> T:
+        """The result of `work`, once it is durable."""
+        job = _Job(work)
+        self._queue.append(job)
+        with self._leading:
+            while not job.done:
+                self._lead([self._queue.popleft() for _ in range(min(len(self._queue), MAX_GROUP))])
+        if job.error is not None:
+            raise job.error
+        result: T = job.result
+        return result
+
+    def _lead(self, jobs: list[_Job]) -> None:
+        outcome = Unavailable("group-commit", "a transaction committed together with this one failed; try again")
+        try:
+            with self._begin() as connection:
+                for job in jobs:
+                    _attempt(job, connection, alone=len(jobs) == 1)
+        except Unavailable as exc:
+            outcome = exc
+        else:
+            for job in jobs:
+                job.done = True
+        finally:
+            # Nothing of a failed commit may look as if it had happened. An unexpected error leaves here as well, to the
+            # caller that led; the others may retry.
+            for job in jobs:
+                if not job.done:
+                    job.done, job.error = True, job.error or outcome
+
+
+def _attempt(job: _Job, connection: Connection, *, alone: bool) -> None:
+    """Run one part. What it refuses is undone by itself; a store that does not answer ends the whole group."""
+    if alone:
+        job.result = job.work(connection)
+        return
+    part = connection.begin_nested()
+    try:
+        job.result = job.work(connection)
+    except Unavailable:
+        raise
+    except AttestationError as exc:
+        part.rollback()
+        job.error = exc
+    else:
+        part.commit()
