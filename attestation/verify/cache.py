@@ -1,11 +1,12 @@
 """What was verified before, kept by whoever wants speed and passed in: there is no module-level state.
 
 Entries are results that do not depend on time, trust anchors are part of every key, and only what verified is stored;
-validity in time and revocation are judged again on every use.
+validity in time and revocation are judged again on every use. Keys are the exact bytes that were read, not digests of
+them: comparing them costs less than hashing, and needs no argument about collisions.
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from threading import Lock
 from typing import Generic, TypeVar
 
@@ -35,6 +36,14 @@ class BoundedCache(Generic[V]):
             if value is not None:
                 self._entries.move_to_end(key)
             return value
+
+    def remember(self, key: Hashable, make: Callable[[], V]) -> V:
+        """The stored value, or what `make` gives; what raises is not stored."""
+        known = self.get(key)
+        if known is None:
+            known = make()
+            self.put(key, known)
+        return known
 
     def put(self, key: Hashable, value: V) -> None:
         """Store, and forget the least recently used entry when full."""

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import cast
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtensionOID, NameOID, SignatureAlgorithmOID
@@ -22,6 +22,7 @@ from attestation.formats.certs import MAX_CERTIFICATES
 from attestation.formats.der import SEQUENCE, parse_element, parse_members
 from attestation.verify.cache import BoundedCache
 from attestation.verify.roots import DEBUG_ROOTS, Anchors
+from attestation.verify.unreadable import UNREADABLE
 
 MIN_CERTIFICATES = 2  # a root never signs evidence itself
 _TBS_FIELDS = 8  # version to extensions; unique identifiers are obsolete and never present
@@ -164,7 +165,7 @@ def _load(der: bytes, where: str) -> PathCertificate:
         extensions = {extension.oid: extension for extension in certificate.extensions}
         validity = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         tbs = certificate.tbs_certificate_bytes
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion, x509.DuplicateExtension) as exc:
+    except UNREADABLE as exc:
         raise Untrusted("certificate-syntax", "not an X.509 v3 certificate", where=where, got=str(exc)[:80]) from exc
     name = str(names[0].value)[:80] if names else "(no common name)"
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):

@@ -19,9 +19,10 @@ from attestation.verify.rim import RimSource
 from attestation.verify.roots import NvTrust
 from attestation.verify.sample import verify_sample
 from attestation.verify.snp import verify_snp
+from attestation.verify.snp_certs import AmdCache
 from attestation.verify.snp_policy import SnpPolicy
 from attestation.verify.snp_trust import AmdCollateral, AmdTrust
-from attestation.verify.tdx import verify_tdx
+from attestation.verify.tdx import IntelCache, verify_tdx
 from attestation.verify.tdx_trust import IntelCollateral, IntelTrust, StaticIntelCollateral, TdxPolicy
 from attestation.verify.topology import check_set
 from attestation.verify.verified import BoundPlatform, VerifiedCpu, VerifiedDevice
@@ -46,13 +47,15 @@ class PlatformTrust:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlatformCollateral:
-    """Stored collateral of every vendor. Sources look up and judge nothing."""
+    """Stored collateral of every vendor, and what was read or verified before. Sources look up and judge nothing."""
 
     amd: AmdCollateral
     rims: RimSource
     revocation: RevocationSource
     intel: IntelCollateral = field(default_factory=StaticIntelCollateral)
-    nv_cache: NvCache | None = None
+    nv_cache: NvCache = field(default_factory=NvCache)
+    amd_cache: AmdCache = field(default_factory=AmdCache)
+    intel_cache: IntelCache = field(default_factory=IntelCache)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +116,7 @@ def _verify_cpu(
             policy=policy.snp,
             expected=expected,
             now=now,
+            cache=collateral.amd_cache,
         )
     if tee is Tee.TDX:
         return verify_tdx(
@@ -122,5 +126,6 @@ def _verify_cpu(
             policy=policy.tdx,
             expected=expected,
             now=now,
+            cache=collateral.intel_cache,
         )
     return verify_sample(primary, unsafe_allow_sample=trust.unsafe_sample_tee, expected=expected)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestation.errors import Malformed, Misconfigured
+from attestation.verify.unreadable import UNREADABLE
 
 # CN=NVIDIA Device Identity CA, O=NVIDIA; 2021-11-05 .. 9999-12-31
 _DEVICE_KEY = bytes.fromhex("a90c4eb5acfd3e3d03a25db6a26b84f720ad0503196c627c21ddd48dd85b06a4")
@@ -70,7 +70,7 @@ def _anchor(pem: bytes) -> Anchors:
     try:
         root = x509.load_pem_x509_certificate(pem)
         key = root.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    except (ValueError, UnsupportedAlgorithm) as exc:
+    except UNREADABLE as exc:
         raise Malformed("root-pem", "not one PEM certificate", where="simulated root", got=str(exc)[:80]) from exc
     certificate = hashlib.sha256(root.public_bytes(Encoding.DER)).digest()
     return Anchors(keys=frozenset({hashlib.sha256(key).digest()}), certificates=frozenset({certificate}))

@@ -16,7 +16,7 @@ from attestation.formats.snp_tcb import Product, parse_tcb, product_of
 from attestation.values import JsonObject, JsonValue, Tee
 from attestation.verify import snp_policy as bits
 from attestation.verify.expected import CpuExpected, verify_init_data, verify_report_data
-from attestation.verify.snp_certs import VerifiedVek, verify_vek
+from attestation.verify.snp_certs import AmdCache, VerifiedVek, verify_vek
 from attestation.verify.snp_policy import SnpFacts, SnpPolicy, check_snp_policy
 from attestation.verify.snp_trust import AmdCollateral, AmdTrust, LeafKind
 from attestation.verify.verified import VerifiedCpu
@@ -36,6 +36,7 @@ def verify_snp(
     policy: SnpPolicy,
     expected: CpuExpected,
     now: datetime,
+    cache: AmdCache | None = None,
 ) -> VerifiedCpu:
     """A genuine AMD chip signed this report, at this TCB, over the expected data.
 
@@ -64,7 +65,8 @@ def verify_snp(
         )
 
     # 3. - 5. Chain, signature, and agreement of leaf and report, for the first candidate leaf that fits.
-    vek, facts = _verify_endorsed(report, kind, evidence, trust, collateral, policy, now)
+    cache = AmdCache() if cache is None else cache
+    vek, facts = _verify_endorsed(report, kind, evidence, trust, collateral, policy, now, cache)
     reserved = report.reserved_nonzero()
     if reserved:
         raise Untrusted("snp-reserved", "reserved fields are not zero", where="snp", expected="zeros", got=reserved)
@@ -104,6 +106,7 @@ def _verify_endorsed(
     collateral: AmdCollateral,
     policy: SnpPolicy,
     now: datetime,
+    cache: AmdCache,
 ) -> tuple[VerifiedVek, SnpFacts]:
     """The host's table may hold a stale leaf after a firmware update, so the store is asked as well."""
     known = None if report.cpuid is None else product_of(*report.cpuid[:2])
@@ -115,8 +118,9 @@ def _verify_endorsed(
     for leaf in _candidates(given, report, known, collateral):
         try:
             vek = verify_vek(
-                leaf, kind, candidates=authorities, collateral=collateral, trust=trust, rules=policy.chain, now=now
-            )
+                leaf, kind, candidates=authorities, collateral=collateral, trust=trust, rules=policy.chain, now=now,
+                cache=cache,
+            )  # fmt: skip
             _verify_signature(report, vek)
             return vek, _agree(report, vek, known)
         except (Malformed, Untrusted) as exc:

@@ -4,12 +4,13 @@ import hashlib
 import re
 from base64 import b64decode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import lru_cache
+from functools import partial
+from itertools import product as pairs
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
@@ -18,8 +19,10 @@ from attestation.errors import Malformed, Unavailable, Untrusted
 from attestation.formats import der
 from attestation.formats.der import Certificate, parse_certificate
 from attestation.formats.snp_tcb import Product, Tcb
+from attestation.verify.cache import BoundedCache
 from attestation.verify.snp_leaf import LeafFacts, leaf_facts
 from attestation.verify.snp_trust import AmdCollateral, AmdTrust, ChainRules, CrlMode, LeafKind
+from attestation.verify.unreadable import UNREADABLE
 
 CA_KEY_BITS = 4096
 MAX_CRL_BYTES = 64 * 1024  # lists CA certificates only, so a few entries
@@ -39,6 +42,8 @@ _BASIC_CONSTRAINTS, _KEY_USAGE = "2.5.29.19", "2.5.29.15"
 _CA_TRUE = b"\x01\x01\xff"
 _CERT_SIGN = 0x04  # bit 5 of keyUsage, in its first octet
 _ISSUER = re.compile(r"SEV-(VLEK-)?(Milan|Genoa|Turin)")
+_MAX_LEAVES = 256  # chips of a fleet, one TCB each; 10 kB an entry
+_MAX_LISTS = 16  # three products, two kinds, a few issues of each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,11 +62,31 @@ class VerifiedVek:
 
 @dataclass(frozen=True, slots=True)
 class _Authority:
-    """ARK and ASK (or ASVK) whose signatures and CA constraints hold; pin, dates and CRL are judged per call."""
+    """ARK and ASK (or ASVK) whose pin, signatures and CA constraints hold; dates and CRL are judged per call."""
 
     root: Certificate
     issuer: Certificate
     root_key: rsa.RSAPublicKey
+    issuer_key: rsa.RSAPublicKey
+
+
+@dataclass(frozen=True, slots=True)
+class _Endorsement:
+    """A leaf that chains to a pinned root: everything about it that does not depend on time."""
+
+    authority: _Authority
+    facts: LeafFacts
+    public_key: ec.EllipticCurvePublicKey
+
+
+@dataclass(frozen=True, slots=True)
+class AmdCache:
+    """Certificates that were read, and what verified; owned by the caller. Pins are part of the keys of the latter."""
+
+    certificates: BoundedCache[Certificate] = field(default_factory=lambda: BoundedCache(_MAX_LEAVES))
+    leaves: BoundedCache[_Endorsement] = field(default_factory=lambda: BoundedCache(_MAX_LEAVES))
+    authorities: BoundedCache[_Authority] = field(default_factory=lambda: BoundedCache(_MAX_LISTS))
+    lists: BoundedCache[x509.CertificateRevocationList] = field(default_factory=lambda: BoundedCache(_MAX_LISTS))
 
 
 def split_pem(data: bytes) -> list[bytes]:
@@ -99,12 +124,13 @@ def verify_vek(
     trust: AmdTrust,
     rules: ChainRules,
     now: datetime,
+    cache: AmdCache,
 ) -> VerifiedVek:
     """Chain one leaf to a pinned root at `now`. `candidates` are authorities that came with the evidence.
 
     Raises Malformed, Untrusted, or Unavailable when an authority or a required CRL is missing.
     """
-    leaf = _certificate(leaf_bytes)
+    leaf = _read(leaf_bytes, cache)
     product, kind = issuer_of(leaf)
     if kind is not signing_kind or leaf.subject_cn != f"SEV-{kind.upper()}":
         raise Untrusted(
@@ -114,33 +140,54 @@ def verify_vek(
             expected=signing_kind,
             got=f"{leaf.subject_cn} by {leaf.issuer_cn}",
         )
-    authority = _find_authority(leaf, product, [*candidates, *collateral.authorities(product)], trust)
-    facts, public_key = _endorsed(leaf_bytes, authority.issuer.der)
+    pin, known = trust.ark_keys.get(product, ""), (*candidates, *collateral.authorities(product))
+    endorsed = cache.leaves.remember((pin, leaf_bytes, known), lambda: _endorse(leaf, known, pin, cache))
+    authority = endorsed.authority
     grace = rules.vcek_grace if kind is LeafKind.VCEK else timedelta(0)
     for certificate, extra in ((authority.root, timedelta(0)), (authority.issuer, timedelta(0)), (leaf, grace)):
         _require_valid(certificate, extra, now)
     return VerifiedVek(
         product=product,
         kind=kind,
-        tcb=facts.tcb,
-        chip_id=facts.chip_id,
-        csp_id=facts.csp_id,
-        public_key=public_key,
+        tcb=endorsed.facts.tcb,
+        chip_id=endorsed.facts.chip_id,
+        csp_id=endorsed.facts.csp_id,
+        public_key=endorsed.public_key,
         not_after=leaf.not_after,
-        crl_checked=_verify_crl(collateral.crl(product, kind), authority, rules.crl, now),
+        crl_checked=_verify_crl(collateral.crl(product, kind), authority, rules.crl, now, cache),
     )
 
 
-@lru_cache(maxsize=256)
-def _certificate(data: bytes) -> Certificate:
-    blocks = split_pem(data)
-    if not blocks:
-        raise Malformed("pem", "no certificate", where="certificate")
-    return parse_certificate(blocks[0])
+def _read(data: bytes, cache: AmdCache) -> Certificate:
+    """The first certificate in `data`, DER or PEM."""
+
+    def read() -> Certificate:
+        blocks = split_pem(data)
+        if not blocks:
+            raise Malformed("pem", "no certificate", where="certificate")
+        return parse_certificate(blocks[0])
+
+    return cache.certificates.remember(data, read)
 
 
-def _find_authority(leaf: Certificate, product: Product, candidates: Sequence[bytes], trust: AmdTrust) -> _Authority:
-    known = [_certificate(one) for data in candidates for one in split_pem(data)]
+def _endorse(leaf: Certificate, candidates: Sequence[bytes], pin: str, cache: AmdCache) -> _Endorsement:
+    """Signature, key and AMD extensions of a leaf under an authority among `candidates`."""
+    product, kind = issuer_of(leaf)
+    authority = _find_authority(leaf, product, candidates, pin, cache)
+    _require_signed(leaf, authority.issuer_key)
+    _require_known_critical(leaf, set())
+    if _BASIC_CONSTRAINTS in leaf.extensions:
+        raise Untrusted("snp-leaf-ca", "an endorsement key is not an authority", where=leaf.subject_cn)
+    key = _public_key(leaf)
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise Untrusted("snp-leaf-key", "not a P-384 key", where=leaf.subject_cn, expected="EC P-384")
+    return _Endorsement(authority, leaf_facts(leaf, product, kind), key)
+
+
+def _find_authority(
+    leaf: Certificate, product: Product, candidates: Sequence[bytes], pin: str, cache: AmdCache
+) -> _Authority:
+    known = [_read(one, cache) for data in candidates for one in split_pem(data)]
     roots = {c.der: c for c in known if c.subject == c.issuer and c.subject_cn == f"ARK-{product}"}
     issuers = {c.der: c for c in known if c.subject == leaf.issuer and c.issuer_cn == f"ARK-{product}"}
     if not roots or not issuers:
@@ -151,7 +198,6 @@ def _find_authority(leaf: Certificate, product: Product, candidates: Sequence[by
             expected=f"ARK-{product} and {leaf.issuer_cn}",
             got=[c.subject_cn for c in known],
         )
-    pin = trust.ark_keys.get(product, "")
     anchors = [c for c in roots.values() if hashlib.sha256(c.spki).hexdigest() == pin]
     if not anchors:
         got = [hashlib.sha256(c.spki).hexdigest() for c in roots.values()]
@@ -159,25 +205,22 @@ def _find_authority(leaf: Certificate, product: Product, candidates: Sequence[by
             "snp-anchor-mismatch", "root key is not AMD's", where=f"ARK-{product}", expected=pin or "no pin", got=got
         )
     failure: Untrusted | None = None
-    for root in anchors:
-        for issuer in issuers.values():
-            try:
-                return _authority(root.der, issuer.der)
-            except Untrusted as exc:
-                failure = failure or exc
+    for root, issuer in pairs(anchors, issuers.values()):
+        try:
+            return cache.authorities.remember((pin, root.der, issuer.der), partial(_verify_authority, root, issuer))
+        except Untrusted as exc:
+            failure = failure or exc
     assert failure is not None
     raise failure
 
 
-@lru_cache(maxsize=64)
-def _authority(root_der: bytes, issuer_der: bytes) -> _Authority:
-    root, issuer = _certificate(root_der), _certificate(issuer_der)
+def _verify_authority(root: Certificate, issuer: Certificate) -> _Authority:
     _require_authority(root, path_length=None)
     _require_authority(issuer, path_length=0)
-    root_key = _ca_key(root)
+    root_key, issuer_key = _ca_key(root), _ca_key(issuer)
     _require_signed(root, root_key)
     _require_signed(issuer, root_key)
-    return _Authority(root, issuer, root_key)
+    return _Authority(root, issuer, root_key, issuer_key)
 
 
 def _require_authority(certificate: Certificate, path_length: int | None) -> None:
@@ -215,7 +258,7 @@ def _ca_key(certificate: Certificate) -> rsa.RSAPublicKey:
 def _public_key(certificate: Certificate) -> object:
     try:
         return load_der_public_key(certificate.spki)
-    except (ValueError, UnsupportedAlgorithm) as exc:
+    except UNREADABLE as exc:
         raise Malformed("snp-key", "unusable public key", where=certificate.subject_cn) from exc
 
 
@@ -251,48 +294,19 @@ def _require_valid(certificate: Certificate, grace: timedelta, now: datetime) ->
         )
 
 
-@lru_cache(maxsize=256)
-def _endorsed(leaf_bytes: bytes, issuer_der: bytes) -> tuple[LeafFacts, ec.EllipticCurvePublicKey]:
-    """Signature, key and AMD extensions of a leaf: everything about it that does not depend on time."""
-    leaf, issuer = _certificate(leaf_bytes), _certificate(issuer_der)
-    _require_signed(leaf, _ca_key(issuer))
-    _require_known_critical(leaf, set())
-    if _BASIC_CONSTRAINTS in leaf.extensions:
-        raise Untrusted("snp-leaf-ca", "an endorsement key is not an authority", where=leaf.subject_cn)
-    product, kind = issuer_of(leaf)
-    key = _public_key(leaf)
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise Untrusted("snp-leaf-key", "not a P-384 key", where=leaf.subject_cn, expected="EC P-384")
-    return leaf_facts(leaf, product, kind), key
-
-
-def _verify_crl(data: bytes | None, authority: _Authority, mode: CrlMode, now: datetime) -> bool:
+def _verify_crl(data: bytes | None, authority: _Authority, mode: CrlMode, now: datetime, cache: AmdCache) -> bool:
     """ASK or ASVK is not on AMD's list. Leaves all have serial 0, so no list can name one. Returns whether checked."""
     where = f"crl of {authority.root.subject_cn}"
     if mode is CrlMode.OFF or (data is None and mode is CrlMode.IF_PRESENT):
         return False
     if data is None:
         raise Unavailable("snp-crl-missing", "no revocation list", where=where, expected="AMD's CRL")
-    if len(data) > MAX_CRL_BYTES:
-        raise Malformed("snp-crl", "list is too large", where=where, expected=MAX_CRL_BYTES, got=len(data))
+    crl = cache.lists.remember((data, authority.root.der), lambda: _signed_crl(data, authority, where))
     try:
-        crl = x509.load_der_x509_crl(data)
-        issuer, this_update, next_update = crl.issuer.public_bytes(), crl.last_update_utc, crl.next_update_utc
-        signed, scheme, digest = (
-            crl.tbs_certlist_bytes,
-            crl.signature_algorithm_parameters,
-            crl.signature_hash_algorithm,
-        )
-    except (ValueError, UnsupportedAlgorithm) as exc:
+        this_update, next_update = crl.last_update_utc, crl.next_update_utc
+        listed = crl.get_revoked_certificate_by_serial_number(authority.issuer.serial) is not None
+    except UNREADABLE as exc:
         raise Malformed("snp-crl", "not a revocation list", where=where) from exc
-    if issuer != authority.root.subject:
-        raise Untrusted("snp-crl-issuer", "list of another authority", where=where, got=crl.issuer.rfc4514_string())
-    if not (isinstance(scheme, padding.PSS) and isinstance(digest, hashes.SHA384)):
-        raise Untrusted("snp-crl-signature", "not AMD's algorithm", where=where, expected="PSS SHA-384")
-    try:
-        authority.root_key.verify(crl.signature, signed, _PADDING, hashes.SHA384())
-    except InvalidSignature as exc:
-        raise Untrusted("snp-crl-signature", "signature is invalid", where=where) from exc
     if this_update > now or next_update is None or now > next_update:
         raise Untrusted(
             "snp-crl-window",
@@ -301,7 +315,7 @@ def _verify_crl(data: bytes | None, authority: _Authority, mode: CrlMode, now: d
             expected=f"{this_update.isoformat()} to {next_update.isoformat() if next_update else 'never'}",
             got=now.isoformat(),
         )
-    if crl.get_revoked_certificate_by_serial_number(authority.issuer.serial) is not None:
+    if listed:
         raise Untrusted(
             "snp-authority-revoked",
             "AMD revoked the issuing authority",
@@ -311,7 +325,21 @@ def _verify_crl(data: bytes | None, authority: _Authority, mode: CrlMode, now: d
     return True
 
 
-def forget() -> None:
-    """Drop remembered certificates: for measurements. What is remembered never depends on time or trust."""
-    for remembered in (_certificate, _authority, _endorsed):
-        remembered.cache_clear()
+def _signed_crl(data: bytes, authority: _Authority, where: str) -> x509.CertificateRevocationList:
+    if len(data) > MAX_CRL_BYTES:
+        raise Malformed("snp-crl", "list is too large", where=where, expected=MAX_CRL_BYTES, got=len(data))
+    try:
+        crl = x509.load_der_x509_crl(data)
+        issuer, name = crl.issuer.public_bytes(), crl.issuer.rfc4514_string()
+        scheme, digest = crl.signature_algorithm_parameters, crl.signature_hash_algorithm
+    except UNREADABLE as exc:
+        raise Malformed("snp-crl", "not a revocation list", where=where) from exc
+    if issuer != authority.root.subject:
+        raise Untrusted("snp-crl-issuer", "list of another authority", where=where, got=name)
+    if not (isinstance(scheme, padding.PSS) and isinstance(digest, hashes.SHA384)):
+        raise Untrusted("snp-crl-signature", "not AMD's algorithm", where=where, expected="PSS SHA-384")
+    try:
+        authority.root_key.verify(crl.signature, crl.tbs_certlist_bytes, _PADDING, hashes.SHA384())
+    except InvalidSignature as exc:
+        raise Untrusted("snp-crl-signature", "signature is invalid", where=where) from exc
+    return crl

@@ -6,8 +6,9 @@ never called.
 """
 
 import json
+from dataclasses import dataclass, field
 from datetime import datetime
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 import dcap_qvl
@@ -18,9 +19,10 @@ from attestation.formats.tdx_collateral import TdxCollateral, parse_tdx_collater
 from attestation.formats.tdx_evidence import TdxEvidence
 from attestation.formats.tdx_quote import TdxQuote, parse_tdx_quote
 from attestation.values import JsonObject, JsonValue, Tee
+from attestation.verify.cache import BoundedCache
 from attestation.verify.event_log import verify_event_log
 from attestation.verify.expected import CpuExpected, verify_init_data, verify_report_data
-from attestation.verify.tdx_chain import verify_signatures, verify_windows
+from attestation.verify.tdx_chain import X509Cache, verify_signatures, verify_windows
 from attestation.verify.tdx_policy import DEBUG, SEPT_VE_DISABLE, TdxFacts, check_tdx_policy, unknown_attributes
 from attestation.verify.tdx_trust import IntelCollateral, IntelTrust, TcbStatus, TdxPolicy
 from attestation.verify.verified import VerifiedCpu
@@ -36,6 +38,25 @@ _REASONS = (
     ("MRSIGNER", "tdx-module-identity"),
     ("odule", "tdx-module-identity"),
 )
+_MAX_PLATFORMS = 1024  # PCK chains of a fleet
+_MAX_COLLATERAL = 64  # sets of documents, one a platform family; 60 kB each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Platform:
+    """What collateral is looked up by, lower-case hex: platform family and PCE of the PCK certificate."""
+
+    fmspc: str
+    pce_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class IntelCache:
+    """Documents that were read before, owned by the caller. They are judged and verified on every use."""
+
+    platforms: BoundedCache[_Platform] = field(default_factory=lambda: BoundedCache(_MAX_PLATFORMS))
+    x509: X509Cache = field(default_factory=X509Cache)
+    collateral: BoundedCache[tuple[TdxCollateral, Any]] = field(default_factory=lambda: BoundedCache(_MAX_COLLATERAL))
 
 
 def verify_tdx(
@@ -46,6 +67,7 @@ def verify_tdx(
     policy: TdxPolicy,
     expected: CpuExpected,
     now: datetime,
+    cache: IntelCache | None = None,
 ) -> VerifiedCpu:
     """A genuine Intel platform signed this quote, at a TCB that is known, over the expected data.
 
@@ -57,13 +79,14 @@ def verify_tdx(
     trailing = _require_trailing(quote, policy)
 
     # 2. The platform that the PCK certificate names, and collateral for it.
-    pck = _pck(quote.raw)
-    documents = collateral.tdx(str(pck["fmspc"]))
+    cache = IntelCache() if cache is None else cache
+    pck = cache.platforms.remember(quote.pck_chain, lambda: _pck(quote.raw))
+    documents = collateral.tdx(pck.fmspc)
     if not documents:
-        raise Unavailable("tdx-collateral-missing", "no collateral", where="tdx", expected=f"FMSPC {pck['fmspc']}")
+        raise Unavailable("tdx-collateral-missing", "no collateral", where="tdx", expected=f"FMSPC {pck.fmspc}")
 
     # 3. - 5. Dates, names, signatures and TCB levels, for the first set of collateral that fits.
-    known, claims = _verify_with(quote, pck, documents, trust, now)
+    known, claims = _verify_with(quote, pck, documents, trust, now, cache)
 
     # 6. Attributes that dcap-qvl lets pass, and policy.
     unknown = unknown_attributes(quote.td.td_attributes)
@@ -115,16 +138,17 @@ def _require_trailing(quote: TdxQuote, policy: TdxPolicy) -> Finding:
     return passed("tdx-structure", f"{len(quote.raw)} bytes, {size} zeros after them")
 
 
-@lru_cache(maxsize=256)
-def _pck(raw: bytes) -> dict[str, str]:
+def _pck(raw: bytes) -> _Platform:
+    """A claim until the quote verified; `_verify_native` compares what was verified with it."""
     try:
-        parsed = dcap_qvl.parse_quote(raw)
-        return {"fmspc": parsed.fmspc().lower(), "pce_id": bytes(parsed.pck_extension().pce_id).hex()}
+        named = dcap_qvl.parse_quote(raw).pck_extension()
     except ValueError as exc:
         raise Malformed("tdx-pck", "unreadable PCK certificate", where="pck_chain", got=str(exc)[:120]) from exc
+    if named is None:
+        raise Malformed("tdx-pck", "not a PCK certificate", where="pck_chain", expected="SGX extensions", got="none")
+    return _Platform(fmspc=bytes(named.fmspc).hex(), pce_id=bytes(named.pce_id).hex())
 
 
-@lru_cache(maxsize=16)
 def _collateral(data: bytes) -> tuple[TdxCollateral, Any]:
     parsed = parse_tdx_collateral(data)
     try:
@@ -134,28 +158,28 @@ def _collateral(data: bytes) -> tuple[TdxCollateral, Any]:
 
 
 def _verify_with(
-    quote: TdxQuote, pck: dict[str, str], documents: Any, trust: IntelTrust, now: datetime
+    quote: TdxQuote, pck: _Platform, documents: Any, trust: IntelTrust, now: datetime, cache: IntelCache
 ) -> tuple[TdxCollateral, dict[str, Any]]:
     failure: Malformed | Untrusted | Denied | None = None
     for document in documents:
         try:
-            known, native = _collateral(document)
+            known, native = cache.collateral.remember(document, partial(_collateral, document))
             _require_fitting(known, pck)
-            verify_windows(quote, known, trust, now)
-            return known, _verify_native(quote, known, native, trust, now)
+            verify_windows(quote, known, trust, now, cache.x509)
+            return known, _verify_native(quote, known, native, trust, now, cache.x509)
         except (Malformed, Untrusted, Denied) as exc:
             failure = failure or exc
     assert failure is not None
     raise failure
 
 
-def _require_fitting(known: TdxCollateral, pck: dict[str, str]) -> None:
+def _require_fitting(known: TdxCollateral, pck: _Platform) -> None:
     """Collateral of the right kind, for this platform and PCE, all of one evaluation."""
     for code, where, expected, got in (
         ("tdx-collateral-id", "tcb_info", ("TDX", 3), (known.tcb_info.id, known.tcb_info.version)),
         ("tdx-collateral-id", "qe_identity", ("TD_QE", 2), (known.qe_identity.id, known.qe_identity.version)),
-        ("tdx-fmspc-mismatch", "tcb_info", pck["fmspc"], known.fmspc),
-        ("tdx-pceid-mismatch", "tcb_info", pck["pce_id"], known.pce_id),
+        ("tdx-fmspc-mismatch", "tcb_info", pck.fmspc, known.fmspc),
+        ("tdx-pceid-mismatch", "tcb_info", pck.pce_id, known.pce_id),
         ("tdx-evaluation-mixed", "qe_identity", known.tcb_info.evaluation, known.qe_identity.evaluation),
     ):
         if expected != got:
@@ -163,7 +187,7 @@ def _require_fitting(known: TdxCollateral, pck: dict[str, str]) -> None:
 
 
 def _verify_native(
-    quote: TdxQuote, known: TdxCollateral, native: Any, trust: IntelTrust, now: datetime
+    quote: TdxQuote, known: TdxCollateral, native: Any, trust: IntelTrust, now: datetime, cache: X509Cache
 ) -> dict[str, Any]:
     seconds = int(now.timestamp())
     try:
@@ -171,14 +195,18 @@ def _verify_native(
         claims = verifier.verify_with_policy(quote.raw, native, seconds, dcap_qvl.QuotePolicy.claims_only(seconds))
         parsed: dict[str, Any] = json.loads(claims.to_json())
     except ValueError as exc:
-        _explain(quote, known, trust, str(exc))
+        _explain(quote, known, trust, str(exc), cache)
         raise Untrusted("tdx-refused", "refused by dcap-qvl", where="tdx", got=str(exc)[:200]) from exc
+    pck = parsed["platform"]["pck"]
+    verified = _Platform(fmspc=bytes(pck["fmspc"]).hex(), pce_id=bytes(pck["pce_id"]).hex())
+    if verified != _Platform(fmspc=known.fmspc, pce_id=known.pce_id):
+        raise Untrusted("tdx-pck", "verified another platform", where="tdx", expected=known.fmspc, got=verified)
     return parsed
 
 
-def _explain(quote: TdxQuote, known: TdxCollateral, trust: IntelTrust, text: str) -> None:
+def _explain(quote: TdxQuote, known: TdxCollateral, trust: IntelTrust, text: str, cache: X509Cache) -> None:
     """A refusal gets a stable code: ours where a check of ours fails as well, then by what dcap-qvl said."""
-    verify_signatures(quote, known, trust)
+    verify_signatures(quote, known, trust, cache)
     td = quote.td
     for code, holds, expected in (
         ("tdx-debug", not td.td_attributes & DEBUG, "DEBUG off"),

@@ -7,12 +7,11 @@ the two on whole corpora.
 
 import hashlib
 from base64 import b64decode
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from functools import lru_cache
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -20,11 +19,15 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from attestation.errors import Malformed, Untrusted
 from attestation.formats.tdx_collateral import SignedStatement, TdxCollateral
 from attestation.formats.tdx_quote import TdxQuote
+from attestation.verify.cache import BoundedCache
 from attestation.verify.tdx_trust import IntelTrust
+from attestation.verify.unreadable import UNREADABLE
 
 _SHA256 = ec.ECDSA(hashes.SHA256())
 TCB_SIGNING, PCK_LEAF = "Intel SGX TCB Signing", "Intel SGX PCK Certificate"
 PCK_CAS = ("Intel SGX PCK Platform CA", "Intel SGX PCK Processor CA")
+_MAX_CERTIFICATES = 256  # one a platform, and Intel's five
+_MAX_LISTS = 16  # a few issues of Intel's lists and chains
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,36 +39,60 @@ class IssuerCertificates:
     root: x509.Certificate
 
 
-@lru_cache(maxsize=64)
-def _certificate(der: bytes) -> x509.Certificate:
+@dataclass(frozen=True, slots=True)
+class X509Cache:
+    """What was read before, owned by the caller. Nothing here was verified: that happens on every use."""
+
+    certificates: BoundedCache[x509.Certificate] = field(default_factory=lambda: BoundedCache(_MAX_CERTIFICATES))
+    lists: BoundedCache[x509.CertificateRevocationList] = field(default_factory=lambda: BoundedCache(_MAX_LISTS))
+    chains: BoundedCache[tuple[x509.Certificate, ...]] = field(default_factory=lambda: BoundedCache(_MAX_LISTS))
+
+
+def _load_certificate(der: bytes) -> x509.Certificate:
     try:
-        return x509.load_der_x509_certificate(der)
-    except (ValueError, UnsupportedAlgorithm) as exc:
+        certificate = x509.load_der_x509_certificate(der)
+        # Decoding is lazy: touch what is used later, so that nothing raises after this function.
+        certificate.public_key()
+        _ = certificate.subject.rfc4514_string(), certificate.issuer, certificate.serial_number
+        _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    except UNREADABLE as exc:
         raise Malformed("tdx-certificate", "not a certificate", where="tdx") from exc
+    return certificate
 
 
-@lru_cache(maxsize=16)
-def _crl(der: bytes) -> x509.CertificateRevocationList:
+def _load_crl(der: bytes) -> x509.CertificateRevocationList:
     try:
-        return x509.load_der_x509_crl(der)
-    except (ValueError, UnsupportedAlgorithm) as exc:
+        crl = x509.load_der_x509_crl(der)
+        _ = crl.issuer.rfc4514_string(), crl.last_update_utc, crl.next_update_utc, crl.signature_hash_algorithm
+    except UNREADABLE as exc:
         raise Malformed("tdx-crl", "not a revocation list", where="tdx") from exc
+    return crl
 
 
-@lru_cache(maxsize=16)
-def _pem_chain(pem: bytes) -> tuple[x509.Certificate, ...]:
-    found = []
-    for part in pem.split(b"-----BEGIN CERTIFICATE-----")[1:]:
-        try:
-            found.append(_certificate(b64decode(part.partition(b"-----END")[0])))
-        except ValueError as exc:
-            raise Malformed("tdx-certificate", "not base64", where="tdx-collateral") from exc
-    return tuple(found)
+def _certificate(der: bytes, cache: X509Cache) -> x509.Certificate:
+    return cache.certificates.remember(der, lambda: _load_certificate(der))
 
 
-def pck_chain(quote: TdxQuote, trust: IntelTrust) -> IssuerCertificates:
+def _crl(der: bytes, cache: X509Cache) -> x509.CertificateRevocationList:
+    return cache.lists.remember(der, lambda: _load_crl(der))
+
+
+def _pem_chain(pem: bytes, cache: X509Cache) -> tuple[x509.Certificate, ...]:
+    def read() -> tuple[x509.Certificate, ...]:
+        found = []
+        for part in pem.split(b"-----BEGIN CERTIFICATE-----")[1:]:
+            try:
+                found.append(_certificate(b64decode(part.partition(b"-----END")[0]), cache))
+            except ValueError as exc:
+                raise Malformed("tdx-certificate", "not base64", where="tdx-collateral") from exc
+        return tuple(found)
+
+    return cache.chains.remember(pem, read)
+
+
+def pck_chain(quote: TdxQuote, trust: IntelTrust, cache: X509Cache) -> IssuerCertificates:
     """The quote's own chain; its root certificate counts only if it is the pinned one. Raises Untrusted."""
-    leaf, pck_ca, root = (_certificate(der) for der in quote.pck_chain)
+    leaf, pck_ca, root = (_certificate(der, cache) for der in quote.pck_chain)
     got = hashlib.sha256(quote.pck_chain[2]).hexdigest()
     if got != trust.root_sha256:
         raise Untrusted(
@@ -74,19 +101,21 @@ def pck_chain(quote: TdxQuote, trust: IntelTrust) -> IssuerCertificates:
     return IssuerCertificates(leaf, pck_ca, root)
 
 
-def verify_windows(quote: TdxQuote, collateral: TdxCollateral, trust: IntelTrust, now: datetime) -> None:
+def verify_windows(
+    quote: TdxQuote, collateral: TdxCollateral, trust: IntelTrust, now: datetime, cache: X509Cache
+) -> None:
     """Every date: TCB info, QE identity, CRLs and certificates. Raises Untrusted.
 
     Certificates are valid through their last second (RFC 5280); collateral ends when its next update is due, which
     is how dcap-qvl judges lists.
     """
-    chain = pck_chain(quote, trust)
+    chain = pck_chain(quote, trust, cache)
     for name, statement in (("tcb_info", collateral.tcb_info), ("qe_identity", collateral.qe_identity)):
         _require_window(name, statement.issue_date, statement.next_update, now)
-        for certificate in _pem_chain(statement.chain):
+        for certificate in _pem_chain(statement.chain, cache):
             _require_certificate(certificate, now)
     for name, data in (("root_crl", collateral.root_crl), ("pck_crl", collateral.pck_crl)):
-        crl = _crl(data)
+        crl = _crl(data, cache)
         if crl.next_update_utc is None:
             raise Untrusted("tdx-crl-window", "list has no end", where=name)
         _require_window(name, crl.last_update_utc, crl.next_update_utc, now)
@@ -117,25 +146,25 @@ def _require_certificate(certificate: x509.Certificate, now: datetime) -> None:
         )
 
 
-def verify_signatures(quote: TdxQuote, collateral: TdxCollateral, trust: IntelTrust) -> None:
+def verify_signatures(quote: TdxQuote, collateral: TdxCollateral, trust: IntelTrust, cache: X509Cache) -> None:
     """Every signature from the pinned root to the quote, and revocation. Raises the first that does not hold."""
-    verify_quote_signatures(quote, trust)
-    chain = pck_chain(quote, trust)
-    root_crl, pck_crl = _crl(collateral.root_crl), _crl(collateral.pck_crl)
+    verify_quote_signatures(quote, trust, cache)
+    chain = pck_chain(quote, trust, cache)
+    root_crl, pck_crl = _crl(collateral.root_crl, cache), _crl(collateral.pck_crl, cache)
     _verify_crl(root_crl, chain.root, "root_crl")
-    crl_chain = _pem_chain(collateral.pck_crl_chain)
+    crl_chain = _pem_chain(collateral.pck_crl_chain, cache)
     if not crl_chain or crl_chain[0].subject != chain.pck_ca.subject:
         raise Untrusted("tdx-crl-issuer", "list is not of the PCK's issuer", where="pck_crl_issuer_chain")
     _verify_crl(pck_crl, chain.pck_ca, "pck_crl")
     _require_unrevoked(chain.pck_ca, root_crl)
     _require_unrevoked(chain.leaf, pck_crl)
     for name, statement in (("tcb_info", collateral.tcb_info), ("qe_identity", collateral.qe_identity)):
-        _verify_statement(name, statement, chain.root, root_crl)
+        _verify_statement(name, statement, _pem_chain(statement.chain, cache), chain.root, root_crl)
 
 
-def verify_quote_signatures(quote: TdxQuote, trust: IntelTrust) -> None:
+def verify_quote_signatures(quote: TdxQuote, trust: IntelTrust, cache: X509Cache) -> None:
     """Root, PCK CA, PCK, QE report, attestation key, quote: everything that the quote carries with it."""
-    chain = pck_chain(quote, trust)
+    chain = pck_chain(quote, trust, cache)
     names = (_common_name(chain.leaf), _common_name(chain.pck_ca))
     if names[0] != PCK_LEAF or names[1] not in PCK_CAS:
         raise Untrusted("tdx-chain-names", "not a PCK chain", where="pck_chain", expected=PCK_LEAF, got=names)
@@ -182,7 +211,7 @@ def _verify_raw(key: ec.EllipticCurvePublicKey, signature: bytes, data: bytes, c
 def _verify_issued(certificate: x509.Certificate, issuer: x509.Certificate) -> None:
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature) as exc:
+    except (InvalidSignature, *UNREADABLE) as exc:
         raise Untrusted(
             "tdx-chain-signature",
             "certificate is not issued by its issuer",
@@ -200,19 +229,30 @@ def _verify_crl(crl: x509.CertificateRevocationList, issuer: x509.Certificate, w
             expected=_common_name(issuer),
             got=crl.issuer.rfc4514_string(),
         )
-    if not crl.is_signature_valid(_public_key(issuer)):
+    try:
+        valid = crl.is_signature_valid(_public_key(issuer))
+    except UNREADABLE as exc:
+        raise Malformed("tdx-crl", "signature of an unknown kind", where=where) from exc
+    if not valid:
         raise Untrusted("tdx-crl-signature", "signature is invalid", where=where)
 
 
 def _require_unrevoked(certificate: x509.Certificate, crl: x509.CertificateRevocationList) -> None:
-    if crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
+    try:
+        listed = crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
+    except UNREADABLE as exc:
+        raise Malformed("tdx-crl", "unreadable entry", where=_common_name(certificate)) from exc
+    if listed:
         raise Untrusted("tdx-revoked", "certificate is revoked", where=_common_name(certificate))
 
 
 def _verify_statement(
-    name: str, statement: SignedStatement, root: x509.Certificate, root_crl: x509.CertificateRevocationList
+    name: str,
+    statement: SignedStatement,
+    chain: tuple[x509.Certificate, ...],
+    root: x509.Certificate,
+    root_crl: x509.CertificateRevocationList,
 ) -> None:
-    chain = _pem_chain(statement.chain)
     if not chain or _common_name(chain[0]) != TCB_SIGNING:
         raise Untrusted("tdx-collateral-signer", "not Intel's TCB signing certificate", where=name)
     _verify_issued(chain[0], root)

@@ -37,7 +37,7 @@ from attestation.values import Tee
 from attestation.verify.event_log import replay, verify_event_log
 from attestation.verify.expected import CpuExpected
 from attestation.verify.tdx import verify_tdx
-from attestation.verify.tdx_chain import verify_quote_signatures, verify_signatures, verify_windows
+from attestation.verify.tdx_chain import X509Cache, verify_quote_signatures, verify_signatures, verify_windows
 from attestation.verify.tdx_trust import IntelTrust, StaticIntelCollateral, TcbStatus, TdxPolicy
 from tests.attestation.tee import snp_cases
 from tests.attestation.tee.tdx_cases import (
@@ -85,8 +85,8 @@ def test_genuine_quotes(vectors: Path, pair: tuple[str, str], now: datetime, cod
 def test_pure_chain_agrees_on_genuine_quotes(vectors: Path, pair: tuple[str, str], now: datetime) -> None:
     quote = parse_tdx_quote((vectors / "tdx" / pair[0]).read_bytes())
     collateral = parse_tdx_collateral((vectors / "tdx" / pair[1]).read_bytes())
-    verify_windows(quote, collateral, IntelTrust.production(), now)
-    verify_signatures(quote, collateral, IntelTrust.production())
+    verify_windows(quote, collateral, IntelTrust.production(), now, X509Cache())
+    verify_signatures(quote, collateral, IntelTrust.production(), X509Cache())
 
 
 def _mixed(vectors: Path) -> bytes:
@@ -126,7 +126,7 @@ def test_t3_binds_init_data(vectors: Path) -> None:
     quote = parse_tdx_quote((vectors / "tdx" / "tdx_quote_6.dat").read_bytes())
     assert quote.td.mr_config_id.hex().startswith("889abf47")
     assert (len(quote.trailing), quote.td.report_data[48:]) == (70, bytes(16))
-    verify_quote_signatures(quote, IntelTrust.production())
+    verify_quote_signatures(quote, IntelTrust.production(), X509Cache())
 
 
 @pytest.mark.parametrize("_case", [pytest.param(None, id="tee-036-T4")])
@@ -134,7 +134,7 @@ def test_debug_td_is_genuine(vectors: Path, _case: None) -> None:
     """T4: everything that the quote carries verifies, and it is a DEBUG TD; no collateral of 2023 is at hand."""
     raw = (vectors / "tdx" / "tdx_quote_4.dat").read_bytes()
     quote = parse_tdx_quote(raw)
-    verify_quote_signatures(quote, IntelTrust.production())
+    verify_quote_signatures(quote, IntelTrust.production(), X509Cache())
     assert quote.td.td_attributes & 1
     with pytest.raises(Unavailable) as caught:
         verify_tdx(
@@ -438,7 +438,7 @@ def test_pure_chain_and_dcap_agree_on_a_corpus(_case: None) -> None:
     outcomes = []
     for raw in corpus:
         try:
-            verify_signatures(parse_tdx_quote(raw), known, simulated_intel_trust())
+            verify_signatures(parse_tdx_quote(raw), known, simulated_intel_trust(), X509Cache())
             ours = True
         except AttestationError:
             ours = False
