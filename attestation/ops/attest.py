@@ -5,7 +5,7 @@ answer, on any replica; another body gets none; a body that fails burns the nonc
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -20,7 +20,7 @@ from attestation.findings import Finding, Result
 from attestation.ops.world import World
 from attestation.sources.policy_store import PolicyKind, StoredPolicy
 from attestation.sources.sessions import InProgress, Repeated, session_key
-from attestation.values import JsonValue
+from attestation.values import JsonValue, Tee
 
 WAIT_S, POLL_S = 20.0, 0.02  # a twin request waits for the first; guests give up after 50 s
 
@@ -32,12 +32,25 @@ class Token:
     token: str
 
 
-def attest(world: World, *, cookie: str, submission: Submission, body_digest: str, now: datetime) -> Token:
-    """One handshake's second step. Untrusted, Malformed and Denied burn the nonce; Unavailable does not."""
+def attest(
+    world: World,
+    *,
+    cookie: str,
+    submission: Submission,
+    body_digest: str,
+    now: datetime,
+    on_claim: Callable[[Tee], None] | None = None,
+) -> Token:
+    """One handshake's second step. Untrusted, Malformed and Denied burn the nonce; Unavailable does not.
+
+    `on_claim` learns the session's TEE, also of evidence that is refused afterwards.
+    """
     key = session_key(cookie)
     claimed = _claim(world, key, body_digest, now)
     if isinstance(claimed, Repeated):
         return Token(token=claimed.token)
+    if on_claim is not None:
+        on_claim(claimed.tee)
     try:
         result = _verify(world, submission, claimed, now)
     except Unavailable:

@@ -9,6 +9,7 @@ from pathlib import Path
 from joserfc.jwk import ECKey
 
 from attestation.broker.admin import AdminIssuer
+from attestation.broker.endorsement import TokenTrust
 from attestation.broker.token import TokenAuthority, TokenKey
 from attestation.errors import Misconfigured
 from attestation.ops.world import PlatformVerifier, World
@@ -20,6 +21,7 @@ from attestation.sources.key_store import KeyStore
 from attestation.sources.policy_store import PolicyStore
 from attestation.sources.reference_store import ReferenceStore
 from attestation.sources.rego_worker import RegoWorker
+from attestation.sources.roots.config import load_root_keys
 from attestation.sources.sessions import SessionStore
 from attestation.sources.signing import ADMIN, TOKEN, SigningKeys
 from attestation.sources.users import UserStore
@@ -40,6 +42,8 @@ class WorldOptions:
     simulated: bool = False
     admin_issuers: tuple[AdminIssuer, ...] = ()
     deny_all_admins: bool = False
+    token_certificates: bytes = b""  # PEM chain of the token key; empty for none
+    external: TokenTrust | None = None
 
 
 def open_world(options: WorldOptions, verifier: PlatformVerifier, *, now: datetime) -> World:
@@ -48,9 +52,9 @@ def open_world(options: WorldOptions, verifier: PlatformVerifier, *, now: dateti
     Raises Misconfigured, also where forgeable evidence is to be accepted beside real keys.
     """
     root_path = _prepare(options)
-    root = FileRootKey.load(root_path, secrets.token_bytes)
+    ring = load_root_keys(root_path, secrets.token_bytes)
     database = Database.open(options.store)
-    vault = Vault(root, secrets.token_bytes)
+    vault = Vault(ring, secrets.token_bytes, reload=lambda: load_root_keys(root_path, secrets.token_bytes))
     keys = KeyStore(database, vault)
     forgeable = options.simulated or Tee.SAMPLE in options.tees
     if forgeable and not keys.only_test_keys():
@@ -62,8 +66,12 @@ def open_world(options: WorldOptions, verifier: PlatformVerifier, *, now: dateti
         )
     signing = SigningKeys(database, vault)
     current, *previous = (TokenKey.of(pem) for pem in signing.load(TOKEN, now))
+    authority = TokenAuthority(
+        issuer=options.issuer, audience=options.audience, current=current, previous=tuple(previous)
+    )
     return World(
         database=database,
+        vault=vault,
         sessions=SessionStore(database),
         attestations=AttestationStore(database),
         keys=keys,
@@ -71,17 +79,17 @@ def open_world(options: WorldOptions, verifier: PlatformVerifier, *, now: dateti
         references=ReferenceStore(database),
         users=UserStore(database),
         audit=AuditLog(database, signing.audit_key(now)),
+        signing=signing,
         verifier=verifier,
         rego=RegoWorker(),
-        authority=TokenAuthority(
-            issuer=options.issuer, audience=options.audience, current=current, previous=tuple(previous)
-        ),
+        authority=authority.certified(options.token_certificates) if options.token_certificates else authority,
         admin_key=ECKey.import_key(signing.load(ADMIN, now)[0]),
         random=secrets.token_bytes,
         tees=options.tees,
         simulated=forgeable,
         admin_issuers=options.admin_issuers,
         deny_all_admins=options.deny_all_admins,
+        external=options.external,
     )
 
 

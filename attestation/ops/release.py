@@ -64,7 +64,7 @@ def release_resource(
     _refuse_unless_trusted(world, attested, path, verdict, now)
     if record is None:
         raise Denied("resource-not-found", "no such resource", where=str(path))
-    granted = grant(path, attested, verdict)
+    granted = grant(path, attested.tee_key, verdict)
     if record.kind is KeyKind.BUNDLE:
         members = _members(world, attested, record, query, now)
         secret = render_bundle({str(m.path): world.keys.secret(m.path, m.current_version) for m in members})
@@ -74,7 +74,7 @@ def release_resource(
     try:
         _account(world, attested, granted, (record, *members), now)
     except Denied as exc:  # the last permitted release went to somebody else meanwhile
-        _refuse(world, attested, path, [{"check": "release-count", "code": exc.code}], exc.code, now)
+        refuse(world, attested.jti, path, [{"check": "release-count", "code": exc.code}], exc.code, now)
     return sealed
 
 
@@ -123,12 +123,12 @@ def _resource_policy(world: World, attested: Attested, path: ResourcePath, query
     for name, part in attested.facts.submods():
         evidence: dict[str, Any] = document["submods"][name].setdefault("ear.veraison.annotated-evidence", {})
         evidence[str(getattr(part, "tee", "nvidia"))] = part.claims
-    data: dict[str, JsonValue] = {
-        "plugin": "resource",
-        "resource-path": [path.repository, path.type, path.tag],
-        "query": dict(query),
-    }
-    return world.rego.allow(stored.text, document, data)
+    return world.rego.allow(stored.text, document, resource_data(path, query))
+
+
+def resource_data(path: ResourcePath, query: dict[str, str]) -> dict[str, JsonValue]:
+    """`data` of a resource policy (keybroker.md 3.5)."""
+    return {"plugin": "resource", "resource-path": [path.repository, path.type, path.tag], "query": dict(query)}
 
 
 def _refuse_unless_trusted(
@@ -136,15 +136,15 @@ def _refuse_unless_trusted(
 ) -> None:
     if not verdict.trusted:
         codes = ",".join(finding.code for finding in verdict.failures)
-        _refuse(world, attested, path, _failures(verdict.failures), codes, now)
+        refuse(world, attested.jti, path, failures_json(verdict.failures), codes, now)
 
 
-def _refuse(
-    world: World, attested: Attested, path: ResourcePath, findings: list[JsonValue], codes: str, now: datetime
+def refuse(
+    world: World, jti: str, path: ResourcePath, findings: list[JsonValue], codes: str, now: datetime
 ) -> NoReturn:
     """The guest sees a ticket, the audit log the reasons."""
     ticket = world.random(TICKET_BYTES).hex()
-    body: dict[str, JsonValue] = {"ticket": ticket, "jti": attested.jti, "findings": findings}
+    body: dict[str, JsonValue] = {"ticket": ticket, "jti": jti, "findings": findings}
     with world.database.write() as connection:
         world.audit.append(connection, event="release-denied", subject=str(path), body=body, now=now)
     raise Denied("policy-denied", f"Access denied by policy (ticket {ticket})", where=str(path), got=codes)
@@ -188,5 +188,6 @@ def _account(world: World, attested: Attested, granted: Grant, records: tuple[Ke
     world.database.commit(write)
 
 
-def _failures(findings: tuple[Finding, ...]) -> list[JsonValue]:
+def failures_json(findings: tuple[Finding, ...]) -> list[JsonValue]:
+    """Failed findings for the audit log."""
     return [finding.to_json() for finding in findings if finding.result is Result.FAIL]

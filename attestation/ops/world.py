@@ -10,16 +10,19 @@ from joserfc.jwk import ECKey
 
 from attestation.appraise.policy import KeyConditions, parse_conditions
 from attestation.broker.admin import AdminIssuer
+from attestation.broker.endorsement import TokenTrust
 from attestation.broker.session import Challenged, Submission
 from attestation.broker.token import TokenAuthority
 from attestation.crypto.jwe import RandomBytes
 from attestation.sources.attestations import AttestationStore
 from attestation.sources.audit import AuditLog
 from attestation.sources.db import Database
+from attestation.sources.envelope import Vault
 from attestation.sources.key_store import KeyStore
 from attestation.sources.policy_store import PolicyStore
 from attestation.sources.reference_store import ReferenceStore
 from attestation.sources.sessions import SessionStore
+from attestation.sources.signing import SigningKeys
 from attestation.sources.users import UserStore
 from attestation.values import JsonValue, Tee
 from attestation.verify.verified import BoundPlatform
@@ -55,6 +58,7 @@ class World:
     """Stores, verifier, engine, keys and the few settings that decisions depend on."""
 
     database: Database
+    vault: Vault
     sessions: SessionStore
     attestations: AttestationStore
     keys: KeyStore
@@ -62,6 +66,7 @@ class World:
     references: ReferenceStore
     users: UserStore
     audit: AuditLog
+    signing: SigningKeys
     verifier: PlatformVerifier
     rego: RegoEngine
     authority: TokenAuthority
@@ -71,6 +76,7 @@ class World:
     simulated: bool = False  # forgeable evidence is accepted; only keys labelled `test` can leave
     admin_issuers: tuple[AdminIssuer, ...] = ()
     deny_all_admins: bool = False
+    external: TokenTrust | None = None  # whose tokens are taken beside our own
 
 
 @lru_cache(maxsize=512)

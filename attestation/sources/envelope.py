@@ -1,11 +1,12 @@
 """Secrets at rest: a fresh AES-256-GCM data key per version, wrapped by the root key; both bind path and version.
 
 A sealed row that is moved to another path or version does not open. Root keys sit behind one small interface; the
-file provider is here.
+file provider is here, the others are in `roots/`.
 """
 
 import os
 import stat
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -42,7 +43,7 @@ class RootKey(Protocol):
         """Encrypt a data key, bound to its context."""
 
     def unwrap(self, wrapped: bytes, context: bytes) -> Secret:
-        """Inverse of `wrap`; Untrusted where it does not verify."""
+        """Inverse of `wrap`; Untrusted where it does not verify, Unavailable where the provider does not answer."""
 
 
 class FileRootKey:
@@ -104,32 +105,90 @@ class FileRootKey:
         return _open(self._aead, wrapped, _ROOT_AAD + context)
 
 
-class Vault:
-    """Seals and opens envelopes with the current root key; opens those of retired roots too."""
+class RootRing(Protocol):
+    """The root keys in use (`roots.config.RootKeys`)."""
 
-    def __init__(self, root: RootKey, random: RandomBytes, retired: tuple[RootKey, ...] = ()) -> None:
-        self._root, self._random = root, random
-        self._roots = {key.name: key for key in (*retired, root)}
+    @property
+    def root(self) -> RootKey:
+        """Wraps what no tenant's key wraps."""
+
+    @property
+    def tenants(self) -> Mapping[str, RootKey]:
+        """By repository."""
+
+    def all(self) -> tuple[RootKey, ...]:
+        """Every key that opens something."""
+
+
+@dataclass(frozen=True, slots=True)
+class OneRoot:
+    """A single root key."""
+
+    root: RootKey
+    retired: tuple[RootKey, ...] = ()
+
+    @property
+    def tenants(self) -> Mapping[str, RootKey]:
+        """None has its own."""
+        return {}
+
+    def all(self) -> tuple[RootKey, ...]:
+        """The key and the retired ones."""
+        return (self.root, *self.retired)
+
+
+class Vault:
+    """Seals with the tenant's or the broker's root key and opens with any that is known.
+
+    `reload` reads the configuration again where an envelope names a root key that is not known yet: a rotation by
+    another process needs no restart here.
+    """
+
+    def __init__(self, ring: RootRing, random: RandomBytes, reload: Callable[[], RootRing] | None = None) -> None:
+        self._random, self._reload = random, reload
+        self._take(ring)
+
+    def _take(self, ring: RootRing) -> None:
+        self._ring = ring
+        self._roots = {key.name: key for key in reversed(ring.all())}
+
+    @property
+    def root_names(self) -> tuple[str, ...]:
+        """Names of every key that opens something, those that wrap first."""
+        return tuple(key.name for key in self._ring.all())
+
+    def root_for(self, path: str) -> RootKey:
+        """The key that wraps for this path: its repository's own, or the broker's, which has the signing keys too."""
+        repository, *rest = path.split("/")
+        return self._ring.tenants.get(repository, self._ring.root) if len(rest) == 2 else self._ring.root
 
     def seal(self, secret: Secret, *, path: str, version: int) -> Envelope:
         """Encrypt under a fresh data key."""
-        context = _context(path, version)
+        context, root = _context(path, version), self.root_for(path)
         data_key, iv = Secret(self._random(KEY_BYTES)), self._random(IV_BYTES)
         sealed = iv + AESGCM(data_key.expose()).encrypt(iv, secret.expose(), _DATA_AAD + context)
-        return Envelope(root=self._root.name, wrapped=self._root.wrap(data_key, context), sealed=sealed)
+        return Envelope(root=root.name, wrapped=root.wrap(data_key, context), sealed=sealed)
 
     def open(self, envelope: Envelope, *, path: str, version: int) -> Secret:
         """Decrypt; Misconfigured where the root key is not among ours, Untrusted where the row was changed."""
         context = _context(path, version)
-        return _open(AESGCM(self._data_key(envelope, context).expose()), envelope.sealed, _DATA_AAD + context)
+        return _open(self._cipher(envelope, context), envelope.sealed, _DATA_AAD + context)
 
     def rewrap(self, envelope: Envelope, *, path: str, version: int) -> Envelope:
-        """The same sealed bytes under the current root key."""
-        context = _context(path, version)
+        """The same sealed bytes under the root key that wraps for this path now."""
+        context, root = _context(path, version), self.root_for(path)
         data_key = self._data_key(envelope, context)
-        return Envelope(root=self._root.name, wrapped=self._root.wrap(data_key, context), sealed=envelope.sealed)
+        return Envelope(root=root.name, wrapped=root.wrap(data_key, context), sealed=envelope.sealed)
+
+    def _cipher(self, envelope: Envelope, context: bytes) -> AESGCM:
+        try:
+            return AESGCM(self._data_key(envelope, context).expose())
+        except ValueError as exc:
+            raise Untrusted("envelope", "what the root key opened is no data key", where=envelope.root) from exc
 
     def _data_key(self, envelope: Envelope, context: bytes) -> Secret:
+        if envelope.root not in self._roots and self._reload is not None:
+            self._take(self._reload())
         root = self._roots.get(envelope.root)
         if root is None:
             raise Misconfigured(

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from attestation.broker.keys import MAX_SECRET_BYTES, TEST_LABEL, KeyKind, KeyRecord
 from attestation.errors import Denied, Malformed
@@ -127,10 +127,16 @@ class KeyStore:
             rows = connection.execute(select(keys.c.labels)).scalars()
             return all(TEST_LABEL in json.loads(labels) for labels in rows)
 
-    def rewrap(self) -> int:
-        """Wrap every data key with the current root key; returns how many changed. Readers are not disturbed."""
+    def rewrap(self, *, everything: bool = False) -> int:
+        """Wrap data keys with the root key that is current for their path; returns how many were wrapped again.
+
+        Readers are not disturbed: each version changes in a transaction of its own. `everything` also wraps what
+        names the current root already, for providers that keep versions under one name.
+        """
         done = 0
-        for path, version in self._sealed():
+        for path, version, root in self._sealed():
+            if root == self._vault.root_for(path).name and not everything:
+                continue
             with self._db.change() as connection:
                 where = (key_versions.c.path == path) & (key_versions.c.version == version)
                 row = connection.execute(select(key_versions).where(where).with_for_update()).one_or_none()
@@ -139,13 +145,24 @@ class KeyStore:
                 old = Envelope(root=row.root, wrapped=row.wrapped, sealed=row.sealed)
                 new = self._vault.rewrap(old, path=path, version=version)
                 connection.execute(update(key_versions).where(where).values(root=new.root, wrapped=new.wrapped))
-                done += new.root != old.root
+                done += 1
         return done
 
-    def _sealed(self) -> Iterator[tuple[str, int]]:
+    @property
+    def root_names(self) -> tuple[str, ...]:
+        """Root keys that are configured, those that wrap first."""
+        return self._vault.root_names
+
+    def roots(self) -> dict[str, int]:
+        """How many versions each root key wraps."""
+        query = select(key_versions.c.root, func.count()).group_by(key_versions.c.root)
         with self._db.read() as connection:
-            rows = connection.execute(select(key_versions.c.path, key_versions.c.version)).all()
-        return ((row.path, row.version) for row in rows)
+            return {name: count for name, count in connection.execute(query)}
+
+    def _sealed(self) -> Iterator[tuple[str, int, str]]:
+        with self._db.read() as connection:
+            rows = connection.execute(select(key_versions.c.path, key_versions.c.version, key_versions.c.root)).all()
+        return ((row.path, row.version, row.root) for row in rows)
 
 
 def _row(path: ResourcePath, version: int, envelope: Envelope, now: datetime) -> dict[str, object]:

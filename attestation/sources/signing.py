@@ -1,12 +1,13 @@
 """Signing keys of the broker, made once, sealed in the store and shared by all replicas: a restart changes nothing."""
 
 import contextlib
+from collections import Counter
 from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from attestation.errors import Misconfigured
@@ -62,6 +63,22 @@ class SigningKeys:
                 },
             )
         return version
+
+    def rewrap(self) -> int:
+        """Wrap every signing key with the current root key; returns how many."""
+        with self._db.write(durable=True) as connection:
+            rows = connection.execute(select(signing_keys).with_for_update()).all()
+            for row in rows:
+                old = Envelope(root=row.root, wrapped=row.wrapped, sealed=row.sealed)
+                new = self._vault.rewrap(old, path=_path(row.purpose), version=row.version)
+                same = (signing_keys.c.purpose == row.purpose) & (signing_keys.c.version == row.version)
+                connection.execute(update(signing_keys).where(same).values(root=new.root, wrapped=new.wrapped))
+        return len(rows)
+
+    def roots(self) -> dict[str, int]:
+        """How many signing keys each root key wraps."""
+        with self._db.read() as connection:
+            return dict(Counter(connection.execute(select(signing_keys.c.root)).scalars()))
 
     def _read(self, purpose: str) -> tuple[bytes, ...]:
         query = select(signing_keys).where(signing_keys.c.purpose == purpose).order_by(signing_keys.c.version.desc())

@@ -18,7 +18,7 @@ from attestation.errors import Denied, Misconfigured, Unavailable, Untrusted
 from attestation.ops.challenge import issue_challenge
 from attestation.sources.audit import AuditLog, verify_chain
 from attestation.sources.db import Database
-from attestation.sources.envelope import FileRootKey, Vault
+from attestation.sources.envelope import FileRootKey, OneRoot, Vault
 from attestation.sources.schema import audit, key_versions, metadata, sessions
 from attestation.sources.sessions import InProgress, Repeated, SessionStore, session_key
 from attestation.values import ResourcePath, Secret
@@ -86,13 +86,13 @@ def test_rewrap_changes_the_root_and_nothing_else(tmp_path: Path) -> None:
 
     old = FileRootKey.create(tmp_path / "old.key", token_bytes)
     new = FileRootKey.create(tmp_path / "new.key", token_bytes)
-    first = Vault(old, token_bytes).seal(Secret(b"s"), path="a/b/c", version=1)
-    second = Vault(new, token_bytes, retired=(old,)).rewrap(first, path="a/b/c", version=1)
+    first = Vault(OneRoot(old), token_bytes).seal(Secret(b"s"), path="a/b/c", version=1)
+    second = Vault(OneRoot(new, (old,)), token_bytes).rewrap(first, path="a/b/c", version=1)
     assert second.sealed == first.sealed
     assert second.root == new.name != old.name
-    assert Vault(new, token_bytes).open(second, path="a/b/c", version=1) == Secret(b"s")
+    assert Vault(OneRoot(new), token_bytes).open(second, path="a/b/c", version=1) == Secret(b"s")
     with pytest.raises(Misconfigured):
-        Vault(new, token_bytes).open(first, path="a/b/c", version=1)
+        Vault(OneRoot(new), token_bytes).open(first, path="a/b/c", version=1)
 
 
 def _change(connection: Any, how: str) -> None:
