@@ -6,20 +6,28 @@ from typing import Any
 from kata_gpu.core.lint import claim, pod
 from kata_gpu.core.lint.cluster import Cluster, appraise_cluster
 from kata_gpu.core.lint.content import appraise_init_data
-from kata_gpu.core.lint.rule import Json, Rule, Scope, Violation, mapping
+from kata_gpu.core.lint.rule import Json, Rule, Scope, Violation, items, mapping
 
-_TEMPLATED = {"Deployment", "StatefulSet", "DaemonSet", "Job", "ReplicaSet", "ReplicationController"}
+_TEMPLATED = {"Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob", "ReplicaSet", "ReplicationController"}
 _CLAIMS = {"ResourceClaim", "ResourceClaimTemplate"}
 
 
-def pod_of(obj: Json) -> Json | None:
-    """The pod that an object makes, or None where it makes none."""
+def pods_of(obj: Json) -> dict[str, Json]:
+    """The pods that an object makes, by what tells them apart; none for other objects."""
     kind = obj.get("kind")
     if kind == "Pod":
-        return obj
-    if kind == "CronJob":
-        return mapping(obj, "spec", "jobTemplate", "spec", "template") or None
-    return mapping(obj, "spec", "template") or None if kind in _TEMPLATED else None
+        return {"": obj}
+    if kind == "PodCliqueSet":
+        return {f"/{c.get('name', '?')}": _of_clique(c) for c in items(obj, "spec", "template", "cliques")}
+    way = ("spec", "jobTemplate", "spec", "template") if kind == "CronJob" else ("spec", "template")
+    template = mapping(obj, *way)
+    return {"": template} if template and kind in _TEMPLATED else {}
+
+
+def _of_clique(clique: Json) -> Json:
+    """Grove puts labels and annotations beside the spec, not into a template."""
+    metadata = {k: clique[k] for k in ("labels", "annotations") if k in clique}
+    return {"metadata": metadata, "spec": mapping(clique, "spec", "podSpec")}
 
 
 def lint(objects: Iterable[Any], cluster: Cluster | None = None) -> tuple[Violation, ...]:
@@ -31,11 +39,11 @@ def lint(objects: Iterable[Any], cluster: Cluster | None = None) -> tuple[Violat
         subject = f"{obj.get('kind')}/{mapping(obj, 'metadata').get('name', '?')}"
         if obj.get("kind") in _CLAIMS:
             found += _apply(claim.RULES, obj, subject)
-        elif (made := pod_of(obj)) is not None:
-            found += _apply(pod.RULES, made, subject)
-            found += appraise_init_data(made, subject)
+        for part, made in pods_of(obj).items():
+            found += _apply(pod.RULES, made, f"{subject}{part}")
+            found += appraise_init_data(made, f"{subject}{part}")
             if cluster is not None:
-                found += appraise_cluster(made, cluster, subject)
+                found += appraise_cluster(made, cluster, f"{subject}{part}")
     return tuple(found)
 
 

@@ -1,0 +1,23 @@
+"""`kata-gpu-kbs backup`: a consistent copy of the embedded store."""
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--store", type=click.Path(path_type=Path), required=True, help="Directory of the embedded store.")
+@click.option("--to", "target", type=click.Path(path_type=Path), required=True, help="File to write; replaced whole.")
+def backup(store: Path, target: Path) -> None:
+    """Copy the embedded store while the broker serves from it.
+
+    Keys in the copy are wrapped by the root key, which is not in it: keep that elsewhere. To restore, stop the broker
+    and put the file back as kbs.sqlite3. A PostgreSQL store is backed up by its own tools.
+
+    \b
+    Example:
+      kata-gpu-kbs backup --store /data/store --to /data/backup/kbs.sqlite3
+    """
+    from attestation.sources.sqlite_backup import backup as copy
+
+    click.echo(f"{target}: {copy(store, target)} bytes")
