@@ -4,6 +4,7 @@ from pathlib import Path
 
 from attestation.errors import Misconfigured
 from attestation.ops.local_verifier import LocalVerifier
+from attestation.sources.collateral import Collateral
 from attestation.sources.collateral_store import CollateralStore
 from attestation.verify.nv_gpu import NvCache
 from attestation.verify.nv_policy import NvPolicy
@@ -21,15 +22,20 @@ def platform_verifier(
     """Production roots and stored collateral; or, with the unsafe options, roots that anybody can sign under."""
     if simulated_roots is not None:
         return _simulated(simulated_roots, sample=sample)
-    trust = PlatformTrust(amd=AmdTrust.production(), nvidia=NvTrust.production(), unsafe_sample_tee=sample)
-    if collateral is None:
-        known = PlatformCollateral(
-            amd=StaticAmdCollateral(), rims=_NoRims(), revocation=NoRevocation(), nv_cache=NvCache()
-        )
-    else:
-        stored = CollateralStore(collateral).load()
-        known = PlatformCollateral(amd=stored, intel=stored, rims=stored, revocation=stored, nv_cache=NvCache())
-    return LocalVerifier(trust=trust, collateral=known, policy=PlatformPolicy())
+    if collateral is not None:
+        return stored_verifier(CollateralStore(collateral).load(), sample=sample)
+    known = PlatformCollateral(amd=StaticAmdCollateral(), rims=_NoRims(), revocation=NoRevocation(), nv_cache=NvCache())
+    return LocalVerifier(trust=_production(sample=sample), collateral=known, policy=PlatformPolicy())
+
+
+def stored_verifier(stored: Collateral, *, sample: bool = False) -> LocalVerifier:
+    """Production roots and this collateral."""
+    known = PlatformCollateral(amd=stored, intel=stored, rims=stored, revocation=stored, nv_cache=NvCache())
+    return LocalVerifier(trust=_production(sample=sample), collateral=known, policy=PlatformPolicy())
+
+
+def _production(*, sample: bool) -> PlatformTrust:
+    return PlatformTrust(amd=AmdTrust.production(), nvidia=NvTrust.production(), unsafe_sample_tee=sample)
 
 
 class _NoRims:

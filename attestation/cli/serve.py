@@ -7,11 +7,13 @@ from typing import Any
 
 import click
 
+from attestation.cli.store import read_bytes
 from attestation.clock import parse_time, utc_now
 from attestation.errors import Misconfigured
 from attestation.values import Tee
 
 MAX_STORE_BYTES = 4096  # of a database URL
+MAX_DRAIN_DELAY_S = 60.0  # balancers look every few seconds
 
 
 @click.command()
@@ -27,8 +29,20 @@ MAX_STORE_BYTES = 4096  # of a database URL
     "--tls-cert", type=click.Path(exists=True, dir_okay=False), help="PEM certificate chain of both listeners."
 )
 @click.option("--tls-key", type=click.Path(exists=True, dir_okay=False), help="Its PEM private key.")
+@click.option("--admin-client-ca", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+              help="Administrators' listener: only clients certified by these PEM authorities.")  # fmt: skip
+@click.option("--drain-delay", type=click.FloatRange(0, MAX_DRAIN_DELAY_S), default=0.0, show_default=True,
+              help="Seconds between not ready and no new connections, for balancers to notice.")  # fmt: skip
+@click.option("--log-format", type=click.Choice(["logfmt", "json"]), default="logfmt", show_default=True,
+              help="One event a line on stderr.")  # fmt: skip
 @click.option("--collateral", type=click.Path(path_type=Path), help="Collateral store (see `collateral fetch`).")
 @click.option("--issuer", default="kata-gpu-kbs", show_default=True, help="Issuer and audience of tokens.")
+@click.option("--token-cert", type=click.Path(path_type=Path), metavar="FILE",
+              help="PEM chain for the token key (see `token-key csr`), put into tokens for other key brokers.")  # fmt: skip
+@click.option("--trusted-token-certs", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="PEM certificates of other attestation services whose tokens reach the resource policy.")  # fmt: skip
+@click.option("--trusted-token-jwks", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="JWK sets of such services.")  # fmt: skip
 @click.option("--admin-issuer", "admin_issuers", multiple=True, metavar="FILE", help="Identity provider, TOML.")
 @click.option("--deny-all-admins", is_flag=True, help="Refuse every admin request.")
 @click.option("--compat-deny-status", type=click.Choice(["403", "401"]), default="403", show_default=True,
@@ -41,26 +55,24 @@ MAX_STORE_BYTES = 4096  # of a database URL
 def serve(**options: Any) -> None:
     """Serve the KBS protocol 0.4.0 to guests and the admin API to administrators.
 
-    Prints one line for each listener once it answers. SIGTERM drains and stops.
+    Prints one line for each listener once it answers. SIGTERM drains and stops. Renewed certificates and collateral
+    are used within seconds, without dropping a connection; SIGHUP looks at once.
 
     \b
     Example:
       kata-gpu-kbs serve --store /var/lib/kbs --collateral /var/lib/collateral --listen 0.0.0.0:8080
     """
-    import structlog
-
-    from attestation.cli.platform import platform_verifier
     from attestation.ops.open_world import WorldOptions, close_world, open_world
     from attestation.service.app import Compat, Service
-    from attestation.service.server import Tls, listen
+    from attestation.service.hardening import forbid_dumps
+    from attestation.service.server import Serving, listen
     from attestation.service.server import serve as run
 
-    if bool(options["tls_cert"]) != bool(options["tls_key"]):
-        raise Misconfigured("tls-files", "certificate and key go together", expected="--tls-cert and --tls-key")
-    tls = Tls(certificate=options["tls_cert"], key=options["tls_key"]) if options["tls_cert"] else None
+    forbid_dumps()  # before the first key is read
+    guest_tls, admin_tls = _tls(options["tls_cert"], options["tls_key"], options["admin_client_ca"])
     clock = _clock(options["unsafe_frozen_time"])
     simulated, sample = options["unsafe_trust_simulated_roots"], options["unsafe_sample_tee"]
-    verifier = platform_verifier(collateral=options["collateral"], simulated_roots=simulated, sample=sample)
+    verifier, forgeable, renewed = _verifier(options["collateral"], simulated, sample=sample)
     world = open_world(
         WorldOptions(
             store=_store(options["store"], options["store_file"]),
@@ -68,9 +80,11 @@ def serve(**options: Any) -> None:
             issuer=options["issuer"],
             audience=options["issuer"],
             tees=frozenset({Tee.SNP, Tee.TDX} | ({Tee.SAMPLE} if sample else set())),
-            simulated=verifier.trust.simulated,
+            simulated=forgeable,
             admin_issuers=tuple(_issuer(Path(path)) for path in options["admin_issuers"]),
             deny_all_admins=options["deny_all_admins"],
+            token_certificates=read_bytes(str(options["token_cert"])) if options["token_cert"] else b"",
+            external=_token_trust(options["trusted_token_certs"], options["trusted_token_jwks"]),
         ),
         verifier,
         now=clock(),
@@ -80,31 +94,72 @@ def serve(**options: Any) -> None:
     compat = Compat(
         deny_status=int(options["compat_deny_status"]),
         admin_on_guest_listener=options["compat_admin_on_guest_listener"],
-        secure_cookie=tls is not None,
+        secure_cookie=guest_tls is not None,
     )
-    service = Service(world, clock=clock, compat=compat)
-    guest = listen(options["listen"], tls=tls is not None)
-    admin = listen(options["admin_listen"], tls=tls is not None)
+    service = Service(world, clock=clock, compat=compat, collateral=renewed)
+    guest = listen(options["listen"], tls=guest_tls is not None)
+    admin = listen(options["admin_listen"], tls=admin_tls is not None)
+    how = Serving(
+        guest=guest, admin=admin, guest_tls=guest_tls, admin_tls=admin_tls, drain_delay_s=options["drain_delay"]
+    )
 
     def ready(_stop: Any) -> None:
         click.echo(f"guests: {guest.url}")
         click.echo(f"administrators: {admin.url}")
         sys.stdout.flush()
 
+    _log_to_stderr(options["log_format"])
+    try:
+        run(service, world, how, clock=clock, ready=ready)
+    finally:
+        close_world(world)
+
+
+def _log_to_stderr(form: str) -> None:
+    import structlog
+
+    render: Any = structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"])
+    if form == "json":
+        render = structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+            render,
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    try:
-        run(service, world, guest=guest, admin=admin, clock=clock, tls=tls, ready=ready)
-    finally:
-        close_world(world)
+
+
+def _verifier(collateral: Path | None, simulated: str | None, *, sample: bool) -> tuple[Any, bool, Any]:
+    """The verifier, whether it accepts forgeable evidence, and the one among them that follows its store."""
+    from functools import partial
+
+    from attestation.cli.platform import platform_verifier, stored_verifier
+    from attestation.ops.renewed_verifier import RenewedVerifier
+    from attestation.sources.collateral_store import CollateralStore
+
+    if collateral is not None and simulated is None:
+        renewed = RenewedVerifier(CollateralStore(collateral), partial(stored_verifier, sample=sample))
+        return renewed, renewed.current.trust.simulated, renewed
+    verifier = platform_verifier(collateral=collateral, simulated_roots=simulated, sample=sample)
+    return verifier, verifier.trust.simulated, None
+
+
+def _tls(certificate: str | None, key: str | None, client_ca: Path | None) -> tuple[Any, Any]:
+    """TLS of the guests' and of the administrators' listener."""
+    from attestation.service.tls import TlsFiles, TlsListener
+
+    if bool(certificate) != bool(key):
+        raise Misconfigured("tls-files", "certificate and key go together", expected="--tls-cert and --tls-key")
+    if certificate is None or key is None:
+        if client_ca is not None:
+            raise Misconfigured("tls-files", "client certificates need TLS", expected="--tls-cert and --tls-key")
+        return None, None
+    files = {"certificate": Path(certificate), "key": Path(key)}
+    return TlsListener(TlsFiles(**files)), TlsListener(TlsFiles(**files, client_ca=client_ca))
 
 
 def _store(store: str | None, file: Path | None) -> str:
@@ -122,6 +177,17 @@ def _store(store: str | None, file: Path | None) -> str:
     if not text or "\n" in text:
         raise Misconfigured("store-file", "not one line", where=str(file), expected="a directory or postgresql://...")
     return text
+
+
+def _token_trust(certificates: tuple[Path, ...], jwks: tuple[Path, ...]) -> Any:
+    """Whose tokens are taken beside our own; None for nobody's."""
+    from attestation.broker.endorsement import TokenTrust
+
+    if not certificates and not jwks:
+        return None
+    return TokenTrust.of(
+        certificates=[read_bytes(str(path)) for path in certificates], jwks=[read_bytes(str(path)) for path in jwks]
+    )
 
 
 def _clock(frozen: str | None) -> Any:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import time
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -18,9 +19,9 @@ from attestation.ops.world import World
 from attestation.service.kbs import Clock
 from attestation.service.metrics import Metrics
 from attestation.service.problems import kbs_problem, problem
-from attestation.service.request import bearer_token, kbs_path, read_body
+from attestation.service.request import bearer_token, kbs_path, peer, read_body
 from attestation.service.wire import MAX_ADMIN_BODY_BYTES, PolicyUpload, ReferenceUpload, parse_body
-from attestation.service.workers import Workers
+from attestation.service.workers import RateLimit, Workers
 from attestation.sources.policy_store import PolicyKind
 from attestation.values import JsonValue, ResourcePath, Secret
 
@@ -38,9 +39,16 @@ class AdminApi:
     """Handlers over one world. Each authenticates first; the body is read within its bound before that."""
 
     def __init__(
-        self, world: World, workers: Workers, metrics: Metrics, *, clock: Clock, deny_status: int = 403
+        self,
+        world: World,
+        workers: Workers,
+        metrics: Metrics,
+        *,
+        clock: Clock,
+        peers: RateLimit,
+        deny_status: int = 403,
     ) -> None:
-        self.world, self._workers, self.metrics = world, workers, metrics
+        self.world, self._workers, self.metrics, self._peers = world, workers, metrics, peers
         self.clock, self._deny_status = clock, deny_status
 
     def endpoint(self, handler: Handler, *, kbs: bool) -> Callable[[Request], Awaitable[Response]]:
@@ -48,9 +56,11 @@ class AdminApi:
 
         async def run(request: Request) -> Response:
             try:
+                self._peers.take(peer(request), time.monotonic())
                 body = await read_body(request, MAX_ADMIN_BODY_BYTES)
                 return await self._workers.run(self._guarded, handler, request, body)
             except AttestationError as exc:
+                self.metrics.refused("admin", exc.code)
                 log.warning("admin.refused", code=exc.code, where=exc.where, reason=exc.what)
                 return kbs_problem(exc, deny_status=self._deny_status) if kbs else problem(exc)
 
@@ -64,12 +74,14 @@ class AdminApi:
 def put_resource(api: AdminApi, request: Request, who: Principal, body: bytes) -> Response:
     """`POST /kbs/v0/resource/...`: the body is the secret, byte for byte."""
     administer.put_key(api.world, who, _resource_path(request), Secret(body), now=api.clock())
+    api.metrics.resource_writes.inc()
     return _ok()
 
 
 def delete_resource(api: AdminApi, request: Request, who: Principal, _body: bytes) -> Response:
     """`DELETE /kbs/v0/resource/...`."""
     administer.delete_key(api.world, who, _resource_path(request), now=api.clock())
+    api.metrics.resource_deletes.inc()
     return _ok()
 
 

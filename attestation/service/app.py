@@ -1,6 +1,6 @@
 """The two ASGI applications: the guests' and the administrators'. They share one world and nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +11,17 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from attestation.errors import AttestationError, Unavailable
+from attestation.ops.readiness import probes
+from attestation.ops.renewed_verifier import RenewedVerifier
 from attestation.ops.world import World
 from attestation.service import admin as handlers
 from attestation.service.admin import AdminApi, Handler
+from attestation.service.health import Health
 from attestation.service.kbs import Clock, GuestApi
 from attestation.service.metrics import Metrics
+from attestation.service.observe import Observe, find_tracer
 from attestation.service.problems import KBS_ERRORS, problem
 from attestation.service.workers import RateLimit, Workers
 
@@ -31,9 +34,11 @@ class ServiceLimits:
     """Admission. Defaults suit a node's worth of guests starting at once."""
 
     threads: int = 8  # signature checks release the interpreter lock; more threads only wait for it
-    queue: int = 256
-    rate_per_s: float = 500.0
+    queue: int = 64  # what waits is answered within a few hundred milliseconds, or refused at once
+    rate_per_s: float = 500.0  # of one address: a rack behind one gateway
     burst: int = 2000
+    chip_rate_per_s: float = 50.0  # of one CPU: its guests, each with a handful of keys
+    chip_burst: int = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,22 +54,44 @@ class Service:
     """Both applications over one world; `close` when the server has drained."""
 
     def __init__(
-        self, world: World, *, clock: Clock, limits: ServiceLimits | None = None, compat: Compat | None = None
+        self,
+        world: World,
+        *,
+        clock: Clock,
+        limits: ServiceLimits | None = None,
+        compat: Compat | None = None,
+        collateral: RenewedVerifier | None = None,
     ) -> None:
         limits, compat = limits or ServiceLimits(), compat or Compat()
-        self._world, self._clock = world, clock
+        self._span = find_tracer()
+        self._world, self._clock, self._collateral = world, clock, collateral
         self._workers = Workers(threads=limits.threads, queue=limits.queue)
         self.metrics = Metrics()
+        self.metrics.inside.set_function(lambda: self._workers.inside)
+        self.metrics.limit.set(self._workers.limit)
+        self.health = Health({**probes(world), **({"collateral": collateral.require_usable} if collateral else {})})
+        self._show_collateral()
+        peers = RateLimit(rate=limits.rate_per_s, burst=limits.burst)
         guest = GuestApi(
             world,
             self._workers,
             self.metrics,
             clock=clock,
-            limit=RateLimit(rate=limits.rate_per_s, burst=limits.burst),
+            peers=peers,
+            chips=RateLimit(rate=limits.chip_rate_per_s, burst=limits.chip_burst),
             deny_status=compat.deny_status,
             secure_cookie=compat.secure_cookie,
         )
-        admin = AdminApi(world, self._workers, self.metrics, clock=clock, deny_status=compat.deny_status)
+        # Administrators have a pool of their own: they can still look while guests fill the other one.
+        self._office = Workers(threads=_OFFICE_THREADS, queue=limits.queue)
+        admin = AdminApi(
+            world,
+            self._office,
+            self.metrics,
+            clock=clock,
+            peers=RateLimit(rate=limits.rate_per_s, burst=limits.burst),
+            deny_status=compat.deny_status,
+        )
         upstream_admin = _upstream_admin(admin)
         routes: list[BaseRoute] = [
             Route("/kbs/v0/auth", guest.auth, methods=["POST"]),
@@ -79,13 +106,35 @@ class Service:
     def close(self) -> None:
         """Wait for running requests."""
         self._workers.close()
+        self._office.close()
+
+    @property
+    def inside(self) -> int:
+        """Requests running or waiting."""
+        return self._workers.inside + self._office.inside
+
+    def renew_collateral(self) -> bool:
+        """Whether the collateral store had changed; raises where it cannot be read. Blocks."""
+        renewed = self._collateral is not None and self._collateral.renew()
+        if renewed:
+            self._show_collateral()
+        return renewed
+
+    def _show_collateral(self) -> None:
+        shelf = self._collateral.shelf if self._collateral else ()
+        for kind in {entry.kind for entry in shelf}:
+            of_kind = [entry for entry in shelf if entry.kind is kind]
+            self.metrics.documents.labels(kind=str(kind)).set(len(of_kind))
+            ends = [entry.ends.timestamp() for entry in of_kind if entry.ends is not None]
+            if ends:
+                self.metrics.collateral_end.labels(kind=str(kind)).set(min(ends))
 
     def _app(self, routes: Sequence[BaseRoute]) -> Starlette:
         handlers_of = {HTTPException: _http_error, Exception: _crash}
         return Starlette(
             routes=list(routes),
             exception_handlers=handlers_of,  # type: ignore[arg-type]
-            middleware=[Middleware(_Count, metrics=self.metrics)],
+            middleware=[Middleware(Observe, metrics=self.metrics, span=self._span)],
         )
 
     def _common(self) -> list[BaseRoute]:
@@ -100,8 +149,10 @@ class Service:
         return [Route("/metrics", self._metrics, methods=["GET"])]
 
     async def _ready(self, _request: Request) -> Response:
+        if self.health.draining:
+            return problem(Unavailable("draining", "not ready", where="draining"))
         try:
-            await self._workers.run(self._world.database.ping)
+            await self._office.run(self.health.require_ready, self._clock())
         except AttestationError as exc:
             return problem(exc)
         return PlainTextResponse("ready\n")
@@ -110,9 +161,16 @@ class Service:
         return JSONResponse(self._world.authority.jwks())
 
     async def _metrics(self, _request: Request) -> Response:
+        try:
+            failed: Mapping[str, AttestationError] = await self._office.run(self.health.check, self._clock())
+        except AttestationError as exc:
+            return problem(exc)
+        for name in self.health.names:
+            self.metrics.ready.labels(check=name).set(name not in failed)
         return Response(self.metrics.render(), media_type="text/plain; version=0.0.4")
 
 
+_OFFICE_THREADS = 2
 _ALL = ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"]
 
 
@@ -164,22 +222,3 @@ async def _crash(request: Request, exc: Exception) -> Response:
     if request.url.path.startswith("/kbs/"):
         return JSONResponse({"type": KBS_ERRORS + "PluginInternalError", "detail": "internal error"}, 500)
     return problem(Unavailable("internal", "internal error"))
-
-
-class _Count:
-    """Counts responses by status."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-
-        async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self._metrics.requests.labels(status=str(message["status"])).inc()
-            await send(message)
-
-        await self._app(scope, receive, counted)

@@ -11,20 +11,22 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from attestation.broker.session import CHALLENGE_LIFETIME, PROFILE_MEMBER
-from attestation.errors import AttestationError, Denied, Malformed
+from attestation.errors import AttestationError, Denied, Malformed, Unavailable
 from attestation.ops.attest import attest
 from attestation.ops.challenge import issue_challenge
+from attestation.ops.external import external_token, release_external
 from attestation.ops.release import Credentials, authenticate, release_resource
 from attestation.ops.world import World
 from attestation.service.metrics import Metrics
 from attestation.service.problems import handshake_problem, kbs_problem
-from attestation.service.request import COOKIE, credentials, kbs_path, read_body, session_cookie
+from attestation.service.request import COOKIE, credentials, kbs_path, peer, read_body, session_cookie
 from attestation.service.wire import MAX_BODY_BYTES, AttestRequest, AuthRequest, parse_body
 from attestation.service.workers import RateLimit, Workers
-from attestation.values import BindingProfile, ResourcePath
+from attestation.values import BindingProfile, ResourcePath, Tee
 
 log = structlog.get_logger()
 Clock = Callable[[], datetime]
+_NO_TEE = "none"  # label of evidence that named no live session
 
 
 class GuestApi:
@@ -37,19 +39,20 @@ class GuestApi:
         metrics: Metrics,
         *,
         clock: Clock,
-        limit: RateLimit,
+        peers: RateLimit,
+        chips: RateLimit,
         deny_status: int = 403,
         secure_cookie: bool = False,
     ) -> None:
         self._world, self._workers, self._metrics = world, workers, metrics
-        self._clock, self._limit = clock, limit
+        self._clock, self._peers, self._chips = clock, peers, chips
         self._deny_status, self._secure = deny_status, secure_cookie
 
     async def auth(self, request: Request) -> Response:
         """`POST /kbs/v0/auth`."""
         self._metrics.auth_requests.inc()
         try:
-            self._admit(request)
+            self._admit(request, new=True)
             body = parse_body(AuthRequest, await read_body(request, MAX_BODY_BYTES))
             issued = await self._workers.run(
                 issue_challenge,
@@ -61,6 +64,7 @@ class GuestApi:
             )
         except AttestationError as exc:
             self._metrics.auth_errors.inc()
+            self._metrics.refused("auth", exc.code)
             log.info("auth.refused", code=exc.code)
             return handshake_problem(exc, "Auth")
         self._metrics.auth_successes.inc()
@@ -75,26 +79,38 @@ class GuestApi:
         """`POST /kbs/v0/attest`."""
         self._metrics.attestation_requests.inc()
         now = self._clock()
+        tee = _NO_TEE
+
+        def on_claim(claimed: Tee) -> None:
+            nonlocal tee
+            tee = str(claimed)
+
         try:
             self._admit(request)
             raw = await read_body(request, MAX_BODY_BYTES)
             cookie = session_cookie(request)
-            answer = await self._workers.run(self._attest, cookie, raw, now)
+            answer = await self._workers.run(self._attest, cookie, raw, now, on_claim)
         except AttestationError as exc:
-            self._metrics.attestation_failures.inc()
+            self._metrics.refused("attest", exc.code)
+            if isinstance(exc, Unavailable):
+                self._metrics.attestation_errors.inc()
+            else:
+                self._metrics.attestation_failures.labels(tee_type=tee).inc()
             log.warning(
                 "attest.refused", code=exc.code, where=exc.where, reason=exc.what, expected=exc.expected, got=exc.got
             )
             return handshake_problem(exc, "Attest")
-        self._metrics.attestation_successes.inc()
+        self._metrics.attestation_successes.labels(tee_type=tee).inc()
         return JSONResponse({"token": answer})
 
-    def _attest(self, cookie: str | None, raw: bytes, now: datetime) -> str:
+    def _attest(self, cookie: str | None, raw: bytes, now: datetime, on_claim: Callable[[Tee], None]) -> str:
         if cookie is None:
             raise Denied("session-missing", "no session cookie")
         submission = parse_body(AttestRequest, raw).submission()
         digest = hashlib.sha256(raw).hexdigest()
-        return attest(self._world, cookie=cookie, submission=submission, body_digest=digest, now=now).token
+        return attest(
+            self._world, cookie=cookie, submission=submission, body_digest=digest, now=now, on_claim=on_claim
+        ).token
 
     async def resource(self, request: Request) -> Response:
         """`GET /kbs/v0/resource/<repository>/<type>/<tag>`."""
@@ -105,14 +121,18 @@ class GuestApi:
             )
         except AttestationError as exc:
             log.warning("release.refused", code=exc.code, where=exc.where, findings=exc.got, reason=exc.what)
-            self._metrics.refused(exc.code)
+            self._count_refusal(exc)
             return kbs_problem(exc, deny_status=self._deny_status)
+        self._metrics.policy_approvals.inc()
         self._metrics.resource_reads.inc()
         return JSONResponse(sealed)
 
     def _release(self, who: Credentials, request: Request, query: dict[str, str], now: datetime) -> dict[str, str]:
         attested = authenticate(self._world, who, now=now)
+        # By identity, too: many guests share one address behind a proxy, and one machine may have many addresses.
+        self._chips.take(attested.facts.cpu.chip_id, time.monotonic())
         path = ResourcePath.parse(kbs_path(request))
+        self._metrics.policy_evaluations.inc()
         sealed = release_resource(self._world, attested, path, query=query, now=now)
         log.info("release.granted", path=str(path), jti=attested.jti, chip_id=attested.facts.cpu.chip_id)
         return sealed.to_json()
@@ -128,8 +148,18 @@ class GuestApi:
             return kbs_problem(Denied("method-not-allowed", "Illegal HTTP method"))
         return kbs_problem(Denied("plugin-not-found", f"Plugin {plugin[:64]} not found"))
 
-    def _admit(self, request: Request) -> None:
-        self._limit.take(request.client.host if request.client else "", time.monotonic())
+    def _count_refusal(self, exc: AttestationError) -> None:
+        denied = exc.code == "policy-denied"
+        self._metrics.refused("release", exc.got if denied else exc.code)
+        if denied:
+            self._metrics.policy_violations.inc()
+        elif isinstance(exc, Unavailable):
+            self._metrics.policy_errors.inc()
+
+    def _admit(self, request: Request, *, new: bool = False) -> None:
+        """Before the body is read: what is refused costs next to nothing."""
+        self._workers.admit(new=new)
+        self._peers.take(peer(request), time.monotonic())
 
     def _set_cookie(self, response: Response, cookie: str, expires: datetime) -> None:
         # `Secure` only over TLS: a guest on plain HTTP would not send it back (keybroker.md 4.2, 7).

@@ -9,6 +9,11 @@ COOKIE = "kbs-session-id"
 MAX_COOKIE_CHARS = 128  # 64 hex digits of ours; anything longer is no session of ours
 
 
+def peer(request: Request) -> str:
+    """The address that a connection comes from. Forwarding headers are not believed: anybody can write them."""
+    return request.client.host if request.client else ""
+
+
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body, or Denied once it exceeds `limit`; chunked bodies included."""
     too_large = Denied("body-too-large", "request body is too large", expected=f"at most {limit} bytes")

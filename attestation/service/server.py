@@ -11,47 +11,18 @@ from typing import Any
 
 import structlog
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from attestation.errors import Misconfigured
 from attestation.ops.world import World
 from attestation.service.app import Service
 from attestation.service.kbs import Clock
+from attestation.service.protocol import BoundedProtocol
+from attestation.service.tls import TlsListener
+from attestation.service.upkeep import Upkeep
 
 log = structlog.get_logger()
-MAX_HEAD_BYTES = 256 * 1024  # a foreign token with verbose claims of 8 GPUs is 170 KiB (keybroker.md 0, fact 6)
-DRAIN_S = 20
-SWEEP_S = 60.0
+DRAIN_S = 20  # for requests in flight; upstream's guests wait 60 s, kubelet kills after 45 s (deploy)
 BACKLOG = 1024
-
-
-class BoundedHeadProtocol(HttpToolsProtocol):
-    """httptools reads a head of any size; this one answers 431 and closes once it passes the cap."""
-
-    _head_bytes = 0
-    _in_head = True
-
-    def data_received(self, data: bytes) -> None:
-        """Feed the parser, then look at how long an unfinished head has become."""
-        super().data_received(data)
-        self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
-        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            body = b'{"type":"about:blank","title":"request head too large","status":431}'
-            self.transport.write(
-                b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/problem+json\r\n"
-                b"connection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
-            )
-            self.transport.close()
-
-    def on_headers_complete(self) -> None:
-        """The head ends here; body bytes are bounded by the endpoints."""
-        self._in_head = False
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        """Another request may follow on this connection."""
-        self._in_head, self._head_bytes = True, 0
-        super().on_message_complete()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,92 +61,93 @@ class _Server(uvicorn.Server):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tls:
-    """PEM files."""
+class Serving:
+    """How to serve. Readiness goes first, and listeners stay `drain_delay_s` longer, until balancers have noticed."""
 
-    certificate: str
-    key: str
+    guest: Listener
+    admin: Listener
+    guest_tls: TlsListener | None = None
+    admin_tls: TlsListener | None = None
+    drain_delay_s: float = 0.0
 
 
 def serve(
-    service: Service,
-    world: World,
-    *,
-    guest: Listener,
-    admin: Listener,
-    clock: Clock,
-    tls: Tls | None = None,
-    ready: Callable[[Callable[[], None]], None],
+    service: Service, world: World, how: Serving, *, clock: Clock, ready: Callable[[Callable[[], None]], None]
 ) -> None:
-    """Run until SIGTERM or SIGINT, then drain. Once both listeners answer, `ready` gets a way to stop them."""
+    """Run until SIGTERM or SIGINT, then drain. Once both listeners answer, `ready` gets a way to stop them.
+
+    SIGHUP reads certificates and collateral again; both are also looked at every few seconds.
+    """
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(service, world, guest, admin, clock, tls, ready))
+        runner.run(_serve(service, world, how, clock, ready))
     service.close()
 
 
 async def _serve(
-    service: Service,
-    world: World,
-    guest: Listener,
-    admin: Listener,
-    clock: Clock,
-    tls: Tls | None,
-    ready: Callable[[Callable[[], None]], None],
+    service: Service, world: World, how: Serving, clock: Clock, ready: Callable[[Callable[[], None]], None]
 ) -> None:
-    servers = [_server(app, tls) for app in (service.guest, service.admin)]
+    servers = [_server(service.guest, how.guest_tls), _server(service.admin, how.admin_tls)]
     loop = asyncio.get_running_loop()
+    drain = asyncio.Event()
+    upkeep = Upkeep(service, world, guests=how.guest_tls, administrators=how.admin_tls, clock=clock)
 
-    def stop() -> None:
-        for server in servers:
-            server.should_exit = True
+    def told() -> None:
+        if drain.is_set():  # told twice: do not wait for balancers
+            _stop(servers)
+        drain.set()
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop)
+            loop.add_signal_handler(number, told)
+        loop.add_signal_handler(signal.SIGHUP, upkeep.now)
     tasks = [
         asyncio.create_task(server.serve(sockets=[listener.socket]))
-        for server, listener in zip(servers, (guest, admin), strict=True)
+        for server, listener in zip(servers, (how.guest, how.admin), strict=True)
     ]
-    sweeper = asyncio.create_task(_sweep(world, clock))
+    background = [asyncio.create_task(upkeep.run()), asyncio.create_task(_drain(drain, service, servers, how))]
     while not all(server.started for server in servers) and not any(task.done() for task in tasks):  # noqa: ASYNC110 - flags
         await asyncio.sleep(0.01)
 
     def stop_from_anywhere() -> None:
-        loop.call_soon_threadsafe(stop)
+        loop.call_soon_threadsafe(told)
 
     ready(stop_from_anywhere)
     try:
         await asyncio.gather(*tasks)
     finally:
-        sweeper.cancel()
+        for task in background:
+            task.cancel()
 
 
-def _server(app: Any, tls: Tls | None) -> _Server:
+async def _drain(told: asyncio.Event, service: Service, servers: list[_Server], how: Serving) -> None:
+    """Readiness false, time for balancers to see it, then no new connections; what is in flight finishes."""
+    await told.wait()
+    service.health.draining = True
+    log.info("drain.started", inside=service.inside)
+    await asyncio.sleep(how.drain_delay_s)
+    _stop(servers)
+
+
+def _stop(servers: list[_Server]) -> None:
+    for server in servers:
+        server.should_exit = True
+
+
+def _server(app: Any, tls: TlsListener | None) -> _Server:
     config = uvicorn.Config(
         app,
-        http=BoundedHeadProtocol,
+        http=BoundedProtocol,
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        backlog=BACKLOG,
         timeout_graceful_shutdown=DRAIN_S,
         timeout_keep_alive=75,
-        ssl_certfile=tls.certificate if tls else None,
-        ssl_keyfile=tls.key if tls else None,
+        ssl_context_factory=(lambda _config, _default: tls.context) if tls else None,
     )
     return _Server(config)
-
-
-async def _sweep(world: World, clock: Clock) -> None:
-    """Delete what has expired, once a minute."""
-    loop = asyncio.get_running_loop()
-    while True:
-        await asyncio.sleep(SWEEP_S)
-        now = clock()
-        gone = await loop.run_in_executor(None, world.sessions.sweep, now)
-        await loop.run_in_executor(None, world.attestations.sweep, now)
-        log.debug("sessions.swept", count=gone)

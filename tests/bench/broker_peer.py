@@ -13,7 +13,7 @@ from attestation.cli.platform import BUILTIN, platform_verifier
 from attestation.ops.local_verifier import LocalVerifier
 from attestation.ops.open_world import WorldOptions, close_world, open_world
 from attestation.service.app import Service, ServiceLimits
-from attestation.service.server import listen, serve
+from attestation.service.server import Serving, listen, serve
 from attestation.verify.verified import BoundPlatform
 from tests.attestation.broker.broker import NOW
 
@@ -38,13 +38,13 @@ def main(folder: Path, *, stub: bool) -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     verifier: Any = platform_verifier(collateral=None, simulated_roots=BUILTIN)
     world = open_world(WorldOptions(store=str(folder)), Stub(verifier) if stub else verifier, now=NOW)
-    service = Service(world, clock=lambda: NOW, limits=ServiceLimits(rate_per_s=1e9, burst=10**9))
+    unlimited = ServiceLimits(rate_per_s=1e9, burst=10**9, chip_rate_per_s=1e9, chip_burst=10**9)
+    service = Service(world, clock=lambda: NOW, limits=unlimited)
     guest, admin = listen("127.0.0.1:0"), listen("127.0.0.1:0")
     serve(
         service,
         world,
-        guest=guest,
-        admin=admin,
+        Serving(guest=guest, admin=admin),
         clock=lambda: NOW,
         ready=lambda _stop: print(guest.url, flush=True),
     )

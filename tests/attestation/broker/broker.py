@@ -24,7 +24,7 @@ from attestation.ops.open_world import WorldOptions, close_world, open_world
 from attestation.ops.release import Credentials, authenticate, release_resource
 from attestation.ops.world import PlatformVerifier, World
 from attestation.service.app import Compat, Service, ServiceLimits
-from attestation.service.server import listen, serve
+from attestation.service.server import Serving, listen, serve
 from attestation.simulate.amd import MEASUREMENT, SimulatedChip
 from attestation.values import ResourcePath, Secret, Tee
 from tests.attestation.tee.world import Guest
@@ -189,8 +189,8 @@ def served(made: Broker, *, limits: ServiceLimits | None = None, compat: Compat 
 
     thread = threading.Thread(
         target=serve,
-        args=(service, made.world),
-        kwargs={"guest": guest, "admin": admin, "clock": made.clock, "ready": ready},
+        args=(service, made.world, Serving(guest=guest, admin=admin)),
+        kwargs={"clock": made.clock, "ready": ready},
         daemon=True,
     )
     thread.start()

@@ -1,0 +1,78 @@
+"""HTTP/1.1 with bounds that its parser lacks: size of a head, time for a request, number of connections."""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD_BYTES = 256 * 1024  # a foreign token with verbose claims of 8 GPUs is 170 KiB (keybroker.md 0, fact 6)
+REQUEST_S = 60.0  # upstream's client gives up after as long (keybroker.md 4.1)
+MAX_CONNECTIONS = 8192  # of one listener; a rack of guests keeps one each
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Answers 431 to a head over the cap, 408 to a request that does not arrive, 503 to one connection too many."""
+
+    _head_bytes = 0
+    _in_head = True
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock: a client that connects and says nothing is let go."""
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            self._refuse(503, "Service Unavailable", "too many connections", b"retry-after: 2\r\n")
+            return
+        self._expect_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        self._request_is_here()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, then look at how long an unfinished head has become."""
+        super().data_received(data)
+        self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(431, "Request Header Fields Too Large", "request head too large")
+
+    def on_message_begin(self) -> None:
+        """The clock of a request starts with its first byte; waiting between requests is keep-alive's matter."""
+        super().on_message_begin()
+        if self._deadline is None:
+            self._expect_request()
+
+    def on_headers_complete(self) -> None:
+        """The head ends here; body bytes are bounded by the endpoints."""
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """Another request may follow on this connection."""
+        self._in_head, self._head_bytes = True, 0
+        self._request_is_here()
+        super().on_message_complete()
+
+    def _expect_request(self) -> None:
+        self._deadline = self.loop.call_later(REQUEST_S, self._too_slow)
+
+    def _request_is_here(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _too_slow(self) -> None:
+        self._deadline = None
+        self._refuse(408, "Request Timeout", "the request did not arrive in time")
+
+    def _refuse(self, status: int, reason: str, title: str, more: bytes = b"") -> None:
+        transport: Any = self.transport
+        if transport.is_closing():
+            return
+        body = b'{"type":"about:blank","title":"%s","status":%d}' % (title.encode(), status)
+        transport.write(
+            b"HTTP/1.1 %d %s\r\ncontent-type: application/problem+json\r\n%sconnection: close\r\n"
+            b"content-length: %d\r\n\r\n%s" % (status, reason.encode(), more, len(body), body)
+        )
+        transport.close()
