@@ -10,7 +10,7 @@ from typing import Any
 
 from attestation.appraise.ear import Appraisal, Status, TrustVector, status_of
 from attestation.appraise.facts import PlatformFacts
-from attestation.crypto.b64 import b64, b64url
+from attestation.crypto.b64 import b64
 from attestation.crypto.jwe import RandomBytes
 from attestation.crypto.jwk import TeePublicKey
 from attestation.errors import Denied, Malformed
@@ -138,7 +138,7 @@ def attested(
     """Give a proven platform its token id and lifetime; times are whole seconds, as tokens carry them."""
     issued = now.replace(microsecond=0)
     return Attested(
-        jti=b64url(random(TOKEN_ID_BYTES)),
+        jti=random(TOKEN_ID_BYTES).hex(),  # base64url may begin with "-", which no command line takes
         issued=issued,
         expires=issued + TOKEN_LIFETIME,
         nonce=nonce,
