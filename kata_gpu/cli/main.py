@@ -12,6 +12,7 @@ from kata_gpu.errors import ExitCode, KataGpuError
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "install": ("kata_gpu.cli.install", "install", "Install on a cluster, without Helm."),
     "uninstall": ("kata_gpu.cli.install", "uninstall", "Remove an installation and prove it."),
+    "conformance": ("kata_gpu.cli.conformance", "conformance", "Kubernetes AI conformance of a cluster."),
     "bind": ("kata_gpu.cli.vfio", "bind", "Bring devices and their companions to VFIO."),
     "cc": ("kata_gpu.cli.cc", "cc", "Query, set and verify the confidential-computing mode."),
     "cdi": ("kata_gpu.cli.cdi", "cdi", "Check the CDI files of this node."),

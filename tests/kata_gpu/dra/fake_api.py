@@ -98,6 +98,9 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = {k: v[-1] for k, v in parse_qs(url.query).items()}
         try:
+            if self.command == "GET" and (found := discovery(url.path)) is not None:
+                self._send(200, found)
+                return
             kind, namespace, name, sub = route(url.path)
             for index, (resource, status) in enumerate(api.failures):
                 if resource in {"", kind.resource}:
@@ -194,6 +197,20 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+
+def discovery(path: str) -> Object | None:
+    """What `/version`, `/apis/GROUP` and `/apis/GROUP/VERSION` answer; None for other paths and unknown groups."""
+    parts = path.strip("/").split("/")
+    if parts == ["version"]:
+        return {"major": "1", "minor": "36", "gitVersion": "v1.36.0"}
+    served = [k for k in KINDS.values() if k.api.startswith("/".join(parts[1:]))] if parts[0] == "apis" else []
+    if len(parts) == 2 and (apis := {k.api for k in served if k.api.split("/")[0] == parts[1]}):
+        return {"kind": "APIGroup", "name": parts[1], "versions": [{"groupVersion": a} for a in sorted(apis)]}
+    if len(parts) == 3 and (exact := [k for k in served if k.api == "/".join(parts[1:])]):
+        resources = [{"name": k.resource, "kind": k.kind, "namespaced": k.namespaced} for k in exact]
+        return {"kind": "APIResourceList", "groupVersion": exact[0].api, "resources": resources}
+    return None
 
 
 def route(path: str) -> tuple[Kind, str, str, str]:
