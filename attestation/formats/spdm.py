@@ -6,6 +6,7 @@ every byte is accounted for, and what the opaque data of a device *means* is not
 
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from attestation.errors import Malformed
 from attestation.formats.reader import Reader
@@ -35,12 +36,12 @@ _HEADER = struct.Struct("<BBHBH")
 _HEADER_BYTES = BLOCK_BYTES - DIGEST_BYTES
 _TLV = struct.Struct("<HH")
 _BLOCK_CONSTANTS = (_DMTF, BLOCK_BYTES - 4, _DIGEST_OF_MUTABLE_FIRMWARE, DIGEST_BYTES)
-_HEADERS = tuple(_HEADER.pack(index, *_BLOCK_CONSTANTS) for index in range(1, 256))  # NumberOfBlocks is one byte
+_INDICES = bytes(range(1, 256))  # NumberOfBlocks is one byte
+_HEADER_TAIL = _HEADER.pack(1, *_BLOCK_CONSTANTS)[1:]
 _BLOCK_FIELDS = ("specification", "size", "value-type", "value-size")
 
 
-@dataclass(frozen=True, slots=True)
-class Tlv:
+class Tlv(NamedTuple):
     """One element of the opaque data, understood or not."""
 
     type: int
@@ -120,13 +121,25 @@ def parse_report(data: bytes, *, max_trailing_zeros: int = 0) -> SpdmReport:
 
 
 def _parse_record(record: bytes) -> tuple[bytes, ...]:
-    """1.2: blocks 1..N in ascending order, each one SHA-384 digest, without slack."""
-    measurements: list[bytes] = []
-    for number, start in enumerate(range(0, len(record), BLOCK_BYTES)):
-        if record[start : start + _HEADER_BYTES] != _HEADERS[number]:
-            raise _bad_block(record[start : start + _HEADER_BYTES], number + 1, total=len(record) // BLOCK_BYTES)
-        measurements.append(record[start + _HEADER_BYTES : start + BLOCK_BYTES])
-    return tuple(measurements)
+    """1.2: blocks 1..N in ascending order, each one SHA-384 digest, without slack.
+
+    Headers are compared column by column: seven comparisons instead of one for each block.
+    """
+    total = len(record) // BLOCK_BYTES
+    if record[::BLOCK_BYTES] != _INDICES[:total] or any(
+        record[column::BLOCK_BYTES] != bytes((want,)) * total for column, want in enumerate(_HEADER_TAIL, 1)
+    ):
+        raise _bad_record(record, total)
+    return tuple([record[start : start + DIGEST_BYTES] for start in range(_HEADER_BYTES, len(record), BLOCK_BYTES)])
+
+
+def _bad_record(record: bytes, total: int) -> Malformed:
+    """The first block that is wrong, and how."""
+    headers = (record[start : start + _HEADER_BYTES] for start in range(0, len(record), BLOCK_BYTES))
+    number, header = next(
+        (number, header) for number, header in enumerate(headers, 1) if header != bytes((number,)) + _HEADER_TAIL
+    )
+    return _bad_block(header, number, total=total)
 
 
 def _bad_block(header: bytes, expected: int, *, total: int) -> Malformed:

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 V = TypeVar("V")
 
 MAX_CHAINS = 1024  # suffixes of chains: three shared ones per product line, one per device
+MAX_DEVICES = 1024  # device chains that attest again and again; 15 kB each
 MAX_RIMS = 128  # documents; a parsed one takes about 60 kB
 
 

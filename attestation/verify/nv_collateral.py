@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from attestation.findings import Finding
-from attestation.verify.cache import MAX_CHAINS, MAX_RIMS, BoundedCache
-from attestation.verify.chain import ChainCache, PathCertificate
+from attestation.verify.cache import MAX_CHAINS, MAX_DEVICES, MAX_RIMS, BoundedCache
+from attestation.verify.chain import ChainCache, PathCertificate, VerifiedPath
+from attestation.verify.identity import DeviceCertificate
 from attestation.verify.nv_policy import NvPolicy
 from attestation.verify.revocation import (
     Revocation,
@@ -24,8 +25,11 @@ _MAX_JUDGED = 1024  # certificates of 64 devices and their documents fit
 
 @dataclass(frozen=True, slots=True)
 class NvCache:
-    """Verified issuers, documents and revocation answers, owned by the caller; one per process is enough."""
+    """Verified devices, issuers, documents and revocation answers, owned by the caller; one per process is enough."""
 
+    devices: BoundedCache[tuple[VerifiedPath, DeviceCertificate]] = field(
+        default_factory=lambda: BoundedCache(MAX_DEVICES)
+    )
     chains: ChainCache = field(default_factory=lambda: BoundedCache(MAX_CHAINS))
     rims: RimCache = field(default_factory=lambda: BoundedCache(MAX_RIMS))
     revocation: RevocationCache = field(default_factory=RevocationCache)

@@ -75,17 +75,8 @@ def prove_device(
     parsed = parse_report(report, max_trailing_zeros=policy.trailing_zeros)
     findings = [_trailing(parsed)]
 
-    # 2. Chain to the pinned root at `now`.
-    path = verify_path(
-        parse_bundle(chain),
-        anchors=trust.device_roots,
-        where="device chain",
-        cache=cache.chains if cache is not None else None,
-    )
-    require_valid(path, now, where="device chain")
-
-    # 3. Architecture and identity from the leaf, never from the envelope.
-    certificate = read_device_certificate(path)
+    # 2. and 3. Chain to the pinned root at `now`; architecture and identity from its leaf, never from the envelope.
+    path, certificate = _prove_chain(chain, trust, now, cache)
     subject = str(certificate.identity)
     if arch is not None and arch is not certificate.arch:
         raise Untrusted(
@@ -150,6 +141,27 @@ def prove_device(
         findings=tuple(findings),
     )  # fmt: skip
     return DeviceProof(device=device, certificate=certificate, facts=facts)
+
+
+def _prove_chain(
+    chain: bytes, trust: NvTrust, now: datetime, cache: NvCache | None
+) -> tuple[VerifiedPath, DeviceCertificate]:
+    """A chain that verified before, byte for byte, costs no signature; its dates are judged on every use."""
+    key = (trust.device_roots, chain)
+    if cache is not None and (known := cache.devices.get(key)):
+        require_valid(known[0], now, where="device chain")
+        return known
+    path = verify_path(
+        parse_bundle(chain),
+        anchors=trust.device_roots,
+        where="device chain",
+        cache=cache.chains if cache is not None else None,
+    )
+    require_valid(path, now, where="device chain")
+    proven = path, read_device_certificate(path)
+    if cache is not None:
+        cache.devices.put(key, proven)
+    return proven
 
 
 def _trailing(parsed: SpdmReport) -> Finding:
