@@ -16,7 +16,7 @@ from attestation.values import ResourcePath, Secret
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """Proof that one attested platform may have one key. Only `decide` and `require_trusted` lead here."""
+    """Proof that the holder of one attested key may have one resource. Only a trusted verdict leads here."""
 
     path: ResourcePath
     tee_key: Mapping[str, str]
@@ -56,9 +56,9 @@ def decide(
     return Verdict.of(findings)
 
 
-def grant(path: ResourcePath, attested: Attested, verdict: Verdict) -> Grant:
+def grant(path: ResourcePath, tee_key: Mapping[str, str], verdict: Verdict) -> Grant:
     """Proof, or Denied with the first failed finding."""
-    return Grant(path=path, tee_key=attested.tee_key, verdict=verdict.require_trusted())
+    return Grant(path=path, tee_key=tee_key, verdict=verdict.require_trusted())
 
 
 def release(granted: Grant, secret: Secret, *, random: RandomBytes) -> Sealed:

@@ -7,23 +7,28 @@ key, issuer and audience of ours, inside its lifetime, and while its record exis
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from joserfc import jws
-from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
 from attestation.appraise.ear import Appraisal
 from attestation.appraise.facts import CpuFacts, DeviceFacts
+from attestation.broker.jose import token_header, verified_payload
 from attestation.broker.session import Attested
-from attestation.crypto.b64 import b64url
+from attestation.crypto.b64 import b64, b64url
 from attestation.crypto.jwk import thumbprint
-from attestation.errors import Untrusted
+from attestation.errors import Misconfigured, Untrusted
+from attestation.formats.json_strict import parse_json, require_object
+from attestation.verify.unreadable import UNREADABLE
 
 PROFILE = "tag:github.com,2024:confidential-containers/Trustee"  # the shape that relying parties know
 MAX_TOKEN_BYTES = 64 * 1024  # own tokens are under 4 KB; external ones carry claims (keybroker.md 7.4)
+MAX_X5C = 3  # a leaf and two authorities: each costs 700 bytes of every token
 LEEWAY = timedelta(seconds=5)
 _VERIFIER = {"build": "kata-gpu-kbs", "developer": "kata-gpu"}
 
@@ -55,12 +60,32 @@ class TokenKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenAuthority:
-    """Who signs now, whose tokens are still accepted, and the names that a token must carry."""
+    """Who signs now, whose tokens are still accepted, and the names that a token must carry.
+
+    `x5c` is the certificate chain of the current key: with one, upstream's key broker can verify our tokens.
+    """
 
     issuer: str
     audience: str
     current: TokenKey
     previous: tuple[TokenKey, ...] = ()
+    x5c: tuple[str, ...] = ()
+
+    def certified(self, pem: bytes) -> "TokenAuthority":
+        """With the chain of this PEM file, leaf first; Misconfigured unless the leaf holds the current key."""
+        try:
+            chain = x509.load_pem_x509_certificates(pem)
+            same = chain[0].public_key() == self.current.key.public_key
+        except UNREADABLE as exc:
+            raise Misconfigured("token-certificate", "not PEM certificates") from exc
+        if not same or len(chain) > MAX_X5C:
+            raise Misconfigured(
+                "token-certificate",
+                "the first certificate is not that of the token key",
+                expected=f"the key of `token-key csr`, and at most {MAX_X5C} certificates",
+                got=f"{len(chain)} certificates",
+            )
+        return replace(self, x5c=tuple(b64(c.public_bytes(Encoding.DER)) for c in chain))
 
     def jwks(self) -> dict[str, list[dict[str, str]]]:
         """Public keys, current first."""
@@ -69,7 +94,9 @@ class TokenAuthority:
 
 def render_token(attested: Attested, authority: TokenAuthority) -> str:
     """Sign the result."""
-    header = {"typ": "JWT", "alg": "ES256", "kid": authority.current.kid}
+    header: dict[str, Any] = {"typ": "JWT", "alg": "ES256", "kid": authority.current.kid}
+    if authority.x5c:  # without a chain the member would make upstream refuse what its JWK set could verify (3.2)
+        header["jwk"] = authority.current.public_jwk | {"x5c": list(authority.x5c)}
     payload = json.dumps(token_claims(attested, authority), separators=(",", ":")).encode("ascii")
     return jws.serialize_compact(header, payload, authority.current.key, algorithms=["ES256"])
 
@@ -137,17 +164,12 @@ def verify_token(token: str, authority: TokenAuthority, *, now: datetime) -> str
     if len(token) > MAX_TOKEN_BYTES:
         raise Untrusted("token-size", "token is too long", expected=MAX_TOKEN_BYTES, got=len(token))
     keys = {key.kid: key for key in (authority.current, *authority.previous)}
-    try:
-        # The header is read before the signature only to pick one of our own keys; the algorithm is fixed.
-        kid = jws.extract_compact(token.encode("ascii")).headers().get("kid")
-        if kid not in keys:
-            raise Untrusted("token-key", "not signed by a key of this broker", expected="|".join(keys), got="another")
-        payload = jws.deserialize_compact(token, keys[kid].key, algorithms=["ES256"]).payload
-        claims = json.loads(payload)
-    except (JoseError, ValueError, TypeError, RecursionError) as exc:
-        raise Untrusted("token-signature", "token does not verify", expected="an ES256 token of this broker") from exc
-    if not isinstance(claims, dict):
-        raise Untrusted("token-claims", "token has no claims set", expected="a JSON object")
+    # The header is read before the signature only to pick one of our own keys; the algorithm is fixed.
+    kid = token_header(token).get("kid")
+    if not isinstance(kid, str) or kid not in keys:
+        raise Untrusted("token-key", "not signed by a key of this broker", expected="|".join(keys), got="another")
+    payload = verified_payload(token, keys[kid].key, "ES256")
+    claims = require_object(parse_json(payload, max_bytes=MAX_TOKEN_BYTES, what="claims"), "claims")
     for name, want in (("iss", authority.issuer), ("aud", authority.audience)):
         if claims.get(name) != want:
             raise Untrusted(f"token-{name}", f"wrong {name}", expected=want, got=repr(claims.get(name))[:80])

@@ -37,12 +37,10 @@ MAX_DRAIN_DELAY_S = 60.0  # balancers look every few seconds
               help="One event a line on stderr.")  # fmt: skip
 @click.option("--collateral", type=click.Path(path_type=Path), help="Collateral store (see `collateral fetch`).")
 @click.option("--issuer", default="kata-gpu-kbs", show_default=True, help="Issuer and audience of tokens.")
-@click.option("--token-cert", type=click.Path(path_type=Path), metavar="FILE",
-              help="PEM chain for the token key (see `token-key csr`), put into tokens for other key brokers.")  # fmt: skip
-@click.option("--trusted-token-certs", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
-              help="PEM certificates of other attestation services whose tokens reach the resource policy.")  # fmt: skip
-@click.option("--trusted-token-jwks", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
-              help="JWK sets of such services.")  # fmt: skip
+@click.option("--token-cert", metavar="FILE", help="PEM chain of the token key (`token-key csr`), put into tokens.")
+@click.option("--trusted-token-certs", multiple=True, metavar="FILE",
+              help="PEM certificates of attestation services whose tokens reach the resource policy.")  # fmt: skip
+@click.option("--trusted-token-jwks", multiple=True, metavar="FILE", help="JWK sets of such services.")
 @click.option("--admin-issuer", "admin_issuers", multiple=True, metavar="FILE", help="Identity provider, TOML.")
 @click.option("--deny-all-admins", is_flag=True, help="Refuse every admin request.")
 @click.option("--compat-deny-status", type=click.Choice(["403", "401"]), default="403", show_default=True,
@@ -83,7 +81,7 @@ def serve(**options: Any) -> None:
             simulated=forgeable,
             admin_issuers=tuple(_issuer(Path(path)) for path in options["admin_issuers"]),
             deny_all_admins=options["deny_all_admins"],
-            token_certificates=read_bytes(str(options["token_cert"])) if options["token_cert"] else b"",
+            token_certificates=read_bytes(options["token_cert"]) if options["token_cert"] else b"",
             external=_token_trust(options["trusted_token_certs"], options["trusted_token_jwks"]),
         ),
         verifier,
@@ -179,15 +177,13 @@ def _store(store: str | None, file: Path | None) -> str:
     return text
 
 
-def _token_trust(certificates: tuple[Path, ...], jwks: tuple[Path, ...]) -> Any:
+def _token_trust(certificates: tuple[str, ...], jwks: tuple[str, ...]) -> Any:
     """Whose tokens are taken beside our own; None for nobody's."""
     from attestation.broker.endorsement import TokenTrust
 
     if not certificates and not jwks:
         return None
-    return TokenTrust.of(
-        certificates=[read_bytes(str(path)) for path in certificates], jwks=[read_bytes(str(path)) for path in jwks]
-    )
+    return TokenTrust.of(certificates=[*map(read_bytes, certificates)], jwks=[*map(read_bytes, jwks)])
 
 
 def _clock(frozen: str | None) -> Any:
