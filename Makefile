@@ -61,7 +61,13 @@ $(PEERS)/.installed: requirements/peers.lock | $(VENV)/bin/python
 test-deps: ## Debian packages for the tests that need a real server, browser or machine (root)
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql softhsm2 chromium \
-		qemu-system-x86 busybox-static cpio kmod gcc libc6-dev
+		qemu-system-x86 busybox-static cpio kmod gcc libc6-dev flex bison bc libelf-dev
+
+lab-short: $(VENV)/.dev ## The kernel's semantics on a stock Debian kernel in QEMU, row by row
+	$(PYTEST) -m lab tests/lab/test_lab_short.py
+
+lab: $(VENV)/.dev ## Software GPUs on real kernels: setup, PPCIe, faults, guard, crashes, lockdown, nested VM
+	$(PYTEST) -m lab tests/lab
 
 bench: $(VENV)/.dev samples ## Figures as ratios to limits and peers; exits 1 on a missed promise
 	$(BIN)/python -m tests.bench $(BENCH)

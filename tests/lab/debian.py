@@ -52,7 +52,10 @@ class Apt:
             raise Unavailable("the lab needs an x86-64 machine")
         self.folder = CACHE / name
         state = self.folder / "apt"
-        (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+        try:
+            (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise Unavailable(f"{state} cannot be made: {exc.strerror}") from exc
         self._options = ["-oDebug::NoLocking=1", f"-oDir::State={state}", f"-oDir::State::Lists={state / 'lists'}",
                          f"-oDir::Cache={state}", "-oDir::State::status=/dev/null", "-oAPT::Sandbox::User="]  # fmt: skip
         if suites:
@@ -97,9 +100,9 @@ class Apt:
         (root / ".complete").touch()
 
 
-def kernel() -> tuple[Path, Path]:
-    """(vmlinuz, folder of modules) of the stock kernel of this Debian release."""
-    apt = Apt("stock")
+def kernel(suite: str) -> tuple[Path, Path]:
+    """(vmlinuz, folder of modules) of the stock kernel of a Debian release."""
+    apt = Apt(suite, (suite,))
     package = next((name for name in apt.depends(KERNEL_META) if name.startswith("linux-image-")), None)
     if package is None:
         raise Unavailable(f"{KERNEL_META} names no kernel")
@@ -109,12 +112,13 @@ def kernel() -> tuple[Path, Path]:
 
 def busybox() -> Path:
     """A static busybox."""
-    return Apt("stock").unpack("busybox-static") / "bin" / "busybox"
+    root = Apt("bookworm", ("bookworm",)).unpack("busybox-static")
+    return next(p for p in (root / "bin/busybox", root / "usr/bin/busybox") if p.exists())
 
 
 def qemu_with_vfio_user() -> list[str]:
     """Command of a QEMU that has `vfio-user-pci` (10.1 and newer), run from its unpacked packages."""
-    root = Apt("trixie", ("trixie", "trixie-backports")).unpack_closure("qemu-system-x86", "trixie-backports")
+    root = Apt("trixie-backports", ("trixie", "trixie-backports")).unpack_closure("qemu-system-x86", "trixie-backports")
     loader = next(root.glob("usr/lib64/ld-linux-x86-64.so.2"), None) or next(root.glob("**/ld-linux-x86-64.so.2"))
     libraries = f"{root}/usr/lib/x86_64-linux-gnu"
     return [str(loader), "--library-path", libraries, f"{root}/usr/bin/qemu-system-x86_64",

@@ -3,39 +3,69 @@
 Software emulation is the default and enough; /dev/kvm may exist and not work, so the CPU flags decide.
 """
 
+import json
 import shlex
+import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.lab import debian
+from tests.lab import debian, lab_kernel
 from tests.lab.debian import Unavailable
 from tests.lab.initramfs import module_closure, render_initramfs
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("virtio_pci", "9p", "9pnet_virtio", "overlay", "vfio", "vfio_iommu_type1", "vfio_pci", "e1000e", "nvme")
+PYTHON = ROOT / ".venv" / "bin" / "python"
+STOCK = {"debian-6.1": "bookworm", "debian-6.12": "trixie"}
+MODULES = ("virtio_pci", "9p", "9pnet_virtio", "overlay", "vfio", "vfio_iommu_type1", "vfio_pci", "e1000e")
 IOMMU = ("-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on")
-# Groups that the rows need: an isolated device without a driver, an isolated NIC, a two-function NIC (one group), and
-# a conventional bridge with two devices behind it (one group with the bridge).
+# Groups that the rows need: an isolated device without a driver, an isolated NIC, and a two-function NIC (one group).
 TOPOLOGY = (
     "-device", "pcie-root-port,id=rp1,chassis=1,slot=1", "-device", "edu,id=edu0,bus=rp1",
     "-device", "pcie-root-port,id=rp2,chassis=2,slot=2", "-device", "e1000e,id=nic0,bus=rp2,romfile=",
     "-device", "pcie-root-port,id=rp3,chassis=3,slot=3",
     "-device", "e1000e,id=nic1,bus=rp3,addr=00.0,multifunction=on,romfile=", "-device", "e1000e,id=nic2,bus=rp3,addr=00.1,romfile=",
-    "-device", "pcie-pci-bridge,id=br1", "-device", "edu,id=edu1,bus=br1,addr=1", "-device", "edu,id=edu2,bus=br1,addr=2",
 )  # fmt: skip
 MEMORY_MIB = 2048
-BOOT_AND_RUN_S = 240
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """A kernel image, and its modules where it is not all built in. `profile` names it in the conformance table."""
+
+    profile: str
+    image: Path
+    modules: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What the command printed, its exit status, and the kernel's console."""
 
     status: int
     output: str
     console: str
+
+    def rows(self) -> list[dict[str, str]]:
+        """The JSON lines of the output."""
+        return [json.loads(line) for line in self.output.splitlines() if line.startswith("{")]
+
+
+def stock_kernel(profile: str) -> Kernel:
+    """An unmodified Debian kernel. Raises Unavailable."""
+    image, modules = debian.kernel(STOCK[profile])
+    return Kernel(profile=profile, image=image, modules=modules)
+
+
+def iommufd_kernel() -> Kernel:
+    """Our own kernel with IOMMUFD. Raises Unavailable."""
+    return Kernel(profile=lab_kernel.PROFILE, image=lab_kernel.image(), modules=None)
+
+
+def stock_qemu() -> list[str]:
+    """The installed QEMU; where there is none, an unpacked one. Raises Unavailable."""
+    return ["qemu-system-x86_64"] if shutil.which("qemu-system-x86_64") else debian.qemu_with_vfio_user()
 
 
 def accelerator() -> list[str]:
@@ -46,29 +76,42 @@ def accelerator() -> list[str]:
     return ["-accel", "tcg,thread=multi", "-cpu", "max"]
 
 
+def gpu_devices(sockets: Path, names: Iterable[str]) -> list[str]:
+    """QEMU's arguments for software GPUs that listen in `sockets`, each behind a root port of its own."""
+    arguments = []
+    for port, name in enumerate(names, 1):
+        device = {"driver": "vfio-user-pci", "id": name, "bus": f"rp{port}",
+                  "socket": {"type": "unix", "path": f"{sockets}/{name}.sock"}}  # fmt: skip
+        arguments += ["-device", f"pcie-root-port,id=rp{port},chassis={port},slot={port}"]
+        arguments += ["-device", json.dumps(device)]
+    return arguments
+
+
 def boot(
-    command: Sequence[str],
+    command: Sequence[str | Path],
     *,
+    kernel: Kernel,
+    qemu: Sequence[str],
     share: Path,
+    timeout_s: float,
     devices: Sequence[str] = TOPOLOGY,
     append: str = "",
-    modules: Sequence[str] = MODULES,
-    timeout_s: int = BOOT_AND_RUN_S,
+    memory_mib: int = MEMORY_MIB,
 ) -> Outcome:
     """Run `command` in the guest with the repository as working directory. `share` is /lab there, writable.
 
-    Raises Unavailable where kernel or QEMU cannot be had.
+    Guest memory is shared: vfio-user devices map it. Raises Unavailable where a part cannot be had.
     """
-    vmlinuz, module_folder = debian.kernel()
-    closure = module_closure(module_folder, modules)
+    closure = module_closure(kernel.modules, MODULES) if kernel.modules is not None else []
     share.mkdir(parents=True, exist_ok=True)
     initrd = share / "initrd"
     initrd.write_bytes(render_initramfs(debian.busybox(), closure))
-    (share / "command").write_text(f"cd {shlex.quote(str(ROOT))} && exec {shlex.join(command)}\n")
+    (share / "command").write_text(f"cd {shlex.quote(str(ROOT))} && exec {shlex.join(map(str, command))}\n")
     argv = [
-        "qemu-system-x86_64", *accelerator(), "-machine", "q35,kernel-irqchip=split", "-m", str(MEMORY_MIB), "-smp", "2",
+        *qemu, *accelerator(), "-machine", "q35,kernel-irqchip=split,memory-backend=ram",
+        "-object", f"memory-backend-memfd,id=ram,size={memory_mib}M,share=on", "-m", str(memory_mib), "-smp", "2",
         "-nodefaults", "-nographic", "-serial", "stdio", "-no-reboot", "-nic", "none",
-        "-kernel", str(vmlinuz), "-initrd", str(initrd),
+        "-kernel", str(kernel.image), "-initrd", str(initrd),
         "-append", f"console=ttyS0 panic=-1 quiet intel_iommu=on {append}".strip(),
         *IOMMU,
         "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
@@ -80,11 +123,15 @@ def boot(
     try:
         done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=timeout_s, check=False)
     except FileNotFoundError as exc:
-        raise Unavailable("qemu-system-x86_64 is not installed") from exc
+        raise Unavailable(f"{argv[0]} is not installed") from exc
     except subprocess.TimeoutExpired as exc:
-        console = (exc.stdout or b"").decode(errors="replace") if isinstance(exc.stdout, bytes) else str(exc.stdout)
-        raise AssertionError(f"the guest did not finish in {timeout_s} s\n{console[-4000:]}") from exc
+        console = exc.stdout.decode(errors="replace") if isinstance(exc.stdout, bytes) else str(exc.stdout)
+        output = share / "output"
+        said = output.read_text(errors="replace")[-4000:] if output.exists() else ""
+        raise AssertionError(f"the guest did not finish in {timeout_s} s\n{console[-4000:]}\n{said}") from exc
     status = share / "status"
     if not status.exists():
         raise AssertionError(f"the guest did not run the command\n{done.stdout[-4000:]}\n{done.stderr[-2000:]}")
-    return Outcome(int(status.read_text()), (share / "output").read_text(errors="replace"), done.stdout)
+    return Outcome(
+        status=int(status.read_text()), output=(share / "output").read_text(errors="replace"), console=done.stdout
+    )
