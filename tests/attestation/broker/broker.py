@@ -22,6 +22,7 @@ from attestation.ops.attest import attest
 from attestation.ops.challenge import issue_challenge
 from attestation.ops.open_world import WorldOptions, close_world, open_world
 from attestation.ops.release import Credentials, authenticate, release_resource
+from attestation.ops.renewed_verifier import RenewedVerifier
 from attestation.ops.world import PlatformVerifier, World
 from attestation.service.app import Compat, Service, ServiceLimits
 from attestation.service.server import Serving, listen, serve
@@ -173,13 +174,23 @@ class Served:
     broker: Broker
     url: str
     admin_url: str
+    service: Service
+    stop: Callable[[], None]
 
 
 @contextmanager
-def served(made: Broker, *, limits: ServiceLimits | None = None, compat: Compat | None = None) -> Iterator[Served]:
-    """Serve in a thread, over real sockets."""
-    service = Service(made.world, clock=made.clock, limits=limits, compat=compat)
-    guest, admin = listen("127.0.0.1:0"), listen("127.0.0.1:0")
+def served(
+    made: Broker,
+    *,
+    limits: ServiceLimits | None = None,
+    compat: Compat | None = None,
+    collateral: RenewedVerifier | None = None,
+    **how: Any,
+) -> Iterator[Served]:
+    """Serve in a thread, over real sockets. `how` goes to `Serving`."""
+    service = Service(made.world, clock=made.clock, limits=limits, compat=compat, collateral=collateral)
+    guest = listen("127.0.0.1:0", tls=how.get("guest_tls") is not None)
+    admin = listen("127.0.0.1:0", tls=how.get("admin_tls") is not None)
     started = threading.Event()
     stop: list[Callable[[], None]] = []
 
@@ -189,14 +200,14 @@ def served(made: Broker, *, limits: ServiceLimits | None = None, compat: Compat 
 
     thread = threading.Thread(
         target=serve,
-        args=(service, made.world, Serving(guest=guest, admin=admin)),
+        args=(service, made.world, Serving(guest=guest, admin=admin, **how)),
         kwargs={"clock": made.clock, "ready": ready},
         daemon=True,
     )
     thread.start()
     assert started.wait(20)
     try:
-        yield Served(broker=made, url=guest.url, admin_url=admin.url)
+        yield Served(broker=made, url=guest.url, admin_url=admin.url, service=service, stop=stop[0])
     finally:
         stop[0]()
         thread.join(30)
