@@ -91,9 +91,11 @@ $(VENV)/.dev: requirements/dev.lock $(VENV)/.runtime
 	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements/dev.lock
 	@touch $@
 
-proto: $(VENV)/.dev ## Generate the gRPC stubs from kata_gpu/dra/proto
+proto: $(VENV)/.dev ## Generate the gRPC stubs from kata_gpu/dra/proto and attestation/service/proto
 	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m grpc_tools.protoc -Ikata_gpu/dra/_pb=kata_gpu/dra/proto \
 		--python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. kata_gpu/dra/proto/*.proto
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/python -m grpc_tools.protoc -Iattestation/service/_pb=attestation/service/proto \
+		--python_out=. --grpc_python_out=. --mypy_out=quiet:. --mypy_grpc_out=quiet:. attestation/service/proto/*.proto
 
 lock: $(VENV)/.dev ## Renew the hash-locked requirements (names no index host)
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate pyproject.toml requirements/build.in -o requirements/runtime.lock

@@ -1,6 +1,6 @@
 """`kata-gpu-kbs reference`: reference values, with expiry and provenance."""
 
-import json
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -81,30 +81,57 @@ def list_(store: str, root_key: Path | None, output: str) -> None:
 
 @reference.command("import")
 @click.argument("file")
+@click.option("--format", "kind", type=click.Choice(["sample", "swid", "corim"]), default="sample", show_default=True,
+              help="JSON map; NVIDIA reference document, verified; corim is refused, being unsigned.")  # fmt: skip
 @click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="Lifetime.")
 @store_options
-def import_(file: str, days: int, store: str, root_key: Path | None, output: str) -> None:
-    """Import a JSON map of names to values, as upstream's `sample` RVPS messages carry it.
+def import_(file: str, kind: str, days: int, store: str, root_key: Path | None, output: str) -> None:
+    """Import reference values in a format of upstream's RVPS.
 
     \b
     Example:
       kata-gpu-kbs reference import values.json --store kbs
     """
-    from attestation.ops.administer import set_reference_values
+    from attestation.ops.references import import_document
 
-    try:
-        values = json.loads(read_bytes(file))
-    except (ValueError, RecursionError) as exc:
-        raise Misconfigured("reference-file", "not JSON", where=file) from exc
-    if not isinstance(values, dict) or not values:
-        raise Misconfigured("reference-file", "not a map of names to values", where=file)
+    document = read_bytes(file)
     with opened(store, root_key) as world:
-        set_reference_values(
-            world,
-            operator(),
-            values,
-            provenance=f"imported from {Path(file).name}",
-            lifetime=timedelta(days=days),
-            now=moment(None),
-        )
-    show({"imported": sorted(values)}, output, [f"imported {len(values)} names"])
+        names = import_document(world, operator(), kind, document, lifetime=timedelta(days=days), now=moment(None))
+    show({"imported": list(names)}, output, [f"imported {len(names)} names"])
+
+
+@reference.command()
+@click.option("--listen", default="127.0.0.1:50003", show_default=True, help="host:port, or unix:/path.")
+@click.option("--tls-cert", help="PEM certificate chain; needed off loopback.")
+@click.option("--tls-key", help="Its PEM private key.")
+@store_options
+def serve(
+    listen: str, tls_cert: str | None, tls_key: str | None, store: str, root_key: Path | None, output: str
+) -> None:
+    """Serve upstream's gRPC protocol for reference values on a store that a broker may use at the same time.
+
+    Anybody may query. Registering needs an admin token in the `authorization` metadata, or the Unix socket.
+
+    \b
+    Example:
+      kata-gpu-kbs reference serve --store kbs --listen unix:/run/kbs/rvps.sock
+    """
+    import signal
+    import threading
+
+    from attestation.clock import utc_now
+    from attestation.service.rvps import serving
+
+    if (tls_cert is None) != (tls_key is None):
+        raise Misconfigured("tls-files", "certificate and key go together", expected="--tls-cert and --tls-key")
+    tls = (read_bytes(tls_cert), read_bytes(tls_key)) if tls_cert and tls_key else None
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with (
+        opened(store, root_key) as world,
+        serving(world, listen, clock=utc_now, local=operator(), tls=tls) as bound,
+    ):
+        show({"reference values": bound}, output)
+        sys.stdout.flush()
+        stop.wait()

@@ -1,7 +1,6 @@
 """The administrators' endpoints: upstream's, which `kbs-client` calls and which answer exactly 200, and `/api/v1`."""
 
 import functools
-import json
 import time
 from collections.abc import Awaitable, Callable
 
@@ -11,23 +10,23 @@ from starlette.responses import JSONResponse, Response
 
 from attestation.broker.keys import KeyKind
 from attestation.broker.roles import Principal, Verb
-from attestation.crypto.b64 import parse_b64, parse_b64url
+from attestation.crypto.b64 import parse_b64url
 from attestation.errors import AttestationError, Denied, Malformed
 from attestation.ops import administer
+from attestation.ops.references import register_message
 from attestation.ops.release import RESOURCE_POLICY
 from attestation.ops.world import World
 from attestation.service.kbs import Clock
 from attestation.service.metrics import Metrics
 from attestation.service.problems import kbs_problem, problem
 from attestation.service.request import bearer_token, kbs_path, peer, read_body
-from attestation.service.wire import MAX_ADMIN_BODY_BYTES, PolicyUpload, ReferenceUpload, parse_body
+from attestation.service.wire import MAX_ADMIN_BODY_BYTES, PolicyUpload, parse_body
 from attestation.service.workers import RateLimit, Workers
 from attestation.sources.policy_store import PolicyKind
 from attestation.values import JsonValue, ResourcePath, Secret
 
 log = structlog.get_logger()
 MAX_TAIL = 1000
-_RVPS_VERSION = "0.1.0"
 Handler = Callable[["AdminApi", Request, Principal, bytes], Response]
 
 
@@ -106,17 +105,8 @@ def put_attestation_policy(api: AdminApi, _request: Request, who: Principal, bod
 
 
 def put_reference_value(api: AdminApi, _request: Request, who: Principal, body: bytes) -> Response:
-    """`POST /kbs/v0/reference-value`: an RVPS message of type `sample`."""
-    upload = parse_body(ReferenceUpload, body)
-    if upload.version != _RVPS_VERSION or upload.type != "sample":
-        raise Malformed("reference-value", "unsupported RVPS message", expected="version 0.1.0, type sample")
-    try:
-        values = json.loads(parse_b64(upload.payload, where="payload"))
-    except (ValueError, RecursionError) as exc:
-        raise Malformed("reference-value", "payload is not JSON", where="payload") from exc
-    if not isinstance(values, dict):
-        raise Malformed("reference-value", "payload is not a map", where="payload", expected="name to value")
-    administer.set_reference_values(api.world, who, values, provenance=f"rvps-sample by {who.name}", now=api.clock())
+    """`POST /kbs/v0/reference-value`: an RVPS message, `sample` or `swid`."""
+    register_message(api.world, who, body, now=api.clock())
     return JSONResponse(None, headers=None)
 
 

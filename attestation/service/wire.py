@@ -73,14 +73,6 @@ class PolicyUpload(_Wire):
     policy_id: str = "default_cpu"
 
 
-class ReferenceUpload(_Wire):
-    """`POST reference-value`: an RVPS message (keybroker.md 3.7)."""
-
-    version: str
-    type: str
-    payload: str
-
-
 M = TypeVar("M", bound=_Wire)
 
 
