@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from attestation.cli.verification import policy_option
 from attestation.errors import Malformed
 from attestation.formats.initdata import MAX_INIT_DATA_BYTES, parse_init_data
 from attestation.sources.atomic import read_bounded
@@ -20,6 +21,7 @@ _SHARED = (
     click.option("--init-data", type=FILE, help="Init-data document that the TEE must have been launched with."),
     click.option("--measurement", "measurements", metavar="HEX", multiple=True, help="Launch measurement to accept."),
     click.option("--collateral", type=FILE, help="Collateral store (a directory)."),
+    policy_option,
     click.option("--at", metavar="RFC3339", help="Verify as of this time instead of now."),
     click.option("--require", type=click.Choice(["authentic", "trusted"]), default="trusted", show_default=True),
     click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True),

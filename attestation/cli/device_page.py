@@ -1,12 +1,12 @@
 """How the result for a set of devices is shown: a page for people, JSON for machines."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from itertools import groupby
 from textwrap import wrap
 
+from attestation.cli.verification import Basis
 from attestation.errors import AttestationError
 from attestation.findings import Finding, Result
 from attestation.values import JsonObject, Level
@@ -17,7 +17,7 @@ _WIDTH, _LONGEST = 116, 72
 _INDENT = " " * 28
 
 
-def render_json(result: SetResult, required: Level) -> str:
+def render_json(result: SetResult, required: Level, now: datetime, basis: Basis) -> str:
     """`level`, `findings` and `claims`; `devices` repeats them per device. `claims` are those of a single device."""
     devices = [_device_json(outcome) for outcome in result.outcomes]
     findings = [*(f for o in result.outcomes if o.proof for f in o.proof.device.findings), *result.findings]
@@ -29,21 +29,23 @@ def render_json(result: SetResult, required: Level) -> str:
             "findings": [f.to_json() for f in findings],
             "claims": single.device.claims if single is not None else {},
             "devices": devices,
+            **basis.to_json(now),
         }
     )
 
 
-def render_refusal(error: AttestationError, output: str) -> str:
+def render_refusal(error: AttestationError, output: str, now: datetime, basis: Basis) -> str:
     """Evidence that could not even be read."""
     finding = _refusal(error)
     if output == "json":
-        return _dump({"level": str(Level.NONE), "findings": [finding.to_json()], "claims": {}, "devices": []})
-    return "\n".join(["level: none", *_lines([finding])])
+        refused = {"level": str(Level.NONE), "findings": [finding.to_json()], "claims": {}, "devices": []}
+        return _dump({**refused, **basis.to_json(now)})
+    return "\n".join([*basis.lines(now), "level: none", *_lines([finding])])
 
 
-def render_page(result: SetResult, required: Level, now: datetime) -> str:
+def render_page(result: SetResult, required: Level, now: datetime, basis: Basis) -> str:
     """One section per device, one for the set, and the verdict with everything that stands in its way."""
-    lines = [f"Verified as of {now.isoformat()}, offline."]
+    lines = [f"Verified as of {now.isoformat()}, offline.", *basis.lines(now)]
     for outcome in result.outcomes:
         lines += ["", *_section(outcome)]
     if len(result.outcomes) > 1:
@@ -66,13 +68,22 @@ def _section(outcome: DeviceOutcome) -> list[str]:
 
 
 def _lines(findings: Sequence[Finding]) -> Iterator[str]:
-    """One line per finding, a wrapped hint below; equal lines are counted, not repeated."""
-    for (finding, shown), group in groupby(findings, key=lambda f: (replace(f, subject=""), _shown(f))):
-        count = sum(1 for _ in group)
-        times = f" (x{count})" if count > 1 else ""
-        yield f"  {_MARKS[finding.result]} {finding.check:<20} {shown}{times}"
+    """One line per finding, a wrapped hint below; equal ones share a line, which counts and names their subjects."""
+    groups: dict[Finding, list[str]] = {}
+    for finding in findings:
+        groups.setdefault(replace(finding, subject=""), []).append(finding.subject)
+    for finding, subjects in groups.items():
+        yield f"  {_MARKS[finding.result]} {finding.check:<20} {_shown(finding)}{_about(subjects)}"
         if finding.hint and finding.result is not Result.PASS:
             yield from wrap(_printable(finding.hint), _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT)
+
+
+def _about(subjects: Sequence[str]) -> str:
+    """Nothing about a single subject, which the section names; else how many and which."""
+    if len(subjects) == 1:
+        return ""
+    names = ", ".join(dict.fromkeys(_shorten(subject) for subject in subjects if subject))
+    return f" (x{len(subjects)}: {names})" if names else f" (x{len(subjects)})"
 
 
 def _shown(finding: Finding) -> str:
@@ -130,5 +141,5 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _dump(value: JsonObject) -> str:
+def _dump(value: Mapping[str, object]) -> str:
     return json.dumps(value, indent=2)

@@ -1,10 +1,11 @@
 """How the result for a CPU TEE or a whole platform is shown, and when it reaches a level."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from attestation.cli.verification import Basis
 from attestation.errors import AttestationError, ExitCode
 from attestation.findings import Finding, Result, failed, passed
 from attestation.values import JsonObject, Level
@@ -63,19 +64,19 @@ def check_measurement(cpu: VerifiedCpu, allowed: Sequence[str]) -> Finding:
     return failed("measurement", "measurement-unknown", expected="|".join(allowed), got=cpu.measurement)
 
 
-def show(page: Page, required: Level, output: str, now: datetime) -> tuple[str, int]:
+def show(page: Page, required: Level, output: str, now: datetime, basis: Basis) -> tuple[str, int]:
     """Text or JSON, and the exit code."""
     level = Level.NONE if page.best is Level.NONE else page.level
     reached = level.at_least(required)
     code = ExitCode.OK if reached else ExitCode.NEGATIVE
     if output == "json":
-        return _render_json(page, level, required), code
-    lines = [f"Verified as of {now.isoformat()}, offline.", "", page.title, *_lines(page.findings)]
+        return _render_json(page, level, required, basis.to_json(now)), code
+    lines = [f"Verified as of {now.isoformat()}, offline.", *basis.lines(now), "", page.title, *_lines(page.findings)]
     lines += ["", f"level: {level} ({'reaches' if reached else 'does NOT reach'} the required `{required}`)"]
     return "\n".join(lines), code
 
 
-def _render_json(page: Page, level: Level, required: Level) -> str:
+def _render_json(page: Page, level: Level, required: Level, basis: Mapping[str, object]) -> str:
     return json.dumps(
         {
             "level": str(level),
@@ -83,6 +84,7 @@ def _render_json(page: Page, level: Level, required: Level) -> str:
             "findings": [finding.to_json() for finding in page.findings],
             "claims": page.claims,
             "devices": list(page.devices),
+            **basis,
         },
         indent=2,
     )

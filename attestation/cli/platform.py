@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from attestation.appraise.verification import VerificationPolicy
+from attestation.cli.verification import with_first_seen
 from attestation.errors import Misconfigured
 from attestation.ops.local_verifier import LocalVerifier
 from attestation.sources.collateral import Collateral
 from attestation.sources.collateral_store import CollateralStore
-from attestation.verify.nv_gpu import NvCache
 from attestation.verify.nv_policy import NvPolicy
 from attestation.verify.platform import PlatformCollateral, PlatformPolicy, PlatformTrust
 from attestation.verify.revocation import ChainKind, NoRevocation, RevocationPolicy, RevocationRule, RevocationStatus
@@ -17,21 +18,34 @@ BUILTIN = "builtin"
 
 
 def platform_verifier(
-    *, collateral: Path | None, simulated_roots: str | None = None, sample: bool = False
+    *,
+    collateral: Path | None,
+    simulated_roots: str | None = None,
+    sample: bool = False,
+    policy: VerificationPolicy | None = None,
 ) -> LocalVerifier:
     """Production roots and stored collateral; or, with the unsafe options, roots that anybody can sign under."""
     if simulated_roots is not None:
-        return _simulated(simulated_roots, sample=sample)
+        return _simulated(simulated_roots, policy, sample=sample)
     if collateral is not None:
-        return stored_verifier(CollateralStore(collateral).load(), sample=sample)
-    known = PlatformCollateral(amd=StaticAmdCollateral(), rims=_NoRims(), revocation=NoRevocation(), nv_cache=NvCache())
-    return LocalVerifier(trust=_production(sample=sample), collateral=known, policy=PlatformPolicy())
+        return stored_verifier(CollateralStore(collateral).load(), sample=sample, policy=policy)
+    known = PlatformCollateral(amd=StaticAmdCollateral(), rims=_NoRims(), revocation=NoRevocation())
+    return LocalVerifier(trust=_production(sample=sample), collateral=known, policy=_rules(policy, None))
 
 
-def stored_verifier(stored: Collateral, *, sample: bool = False) -> LocalVerifier:
+def stored_verifier(
+    stored: Collateral, *, sample: bool = False, policy: VerificationPolicy | None = None
+) -> LocalVerifier:
     """Production roots and this collateral."""
-    known = PlatformCollateral(amd=stored, intel=stored, rims=stored, revocation=stored, nv_cache=NvCache())
-    return LocalVerifier(trust=_production(sample=sample), collateral=known, policy=PlatformPolicy())
+    known = PlatformCollateral(amd=stored, intel=stored, rims=stored, revocation=stored, bundle=stored.bundle)
+    return LocalVerifier(trust=_production(sample=sample), collateral=known, policy=_rules(policy, stored))
+
+
+def _rules(policy: VerificationPolicy | None, stored: Collateral | None) -> PlatformPolicy:
+    if policy is None:
+        return PlatformPolicy()
+    nvidia = with_first_seen(policy.nvidia, stored)
+    return PlatformPolicy(snp=policy.snp, tdx=policy.tdx, nvidia=nvidia, bundle=policy.bundle)
 
 
 def _production(*, sample: bool) -> PlatformTrust:
@@ -45,7 +59,7 @@ class _NoRims:
         return ()
 
 
-def _simulated(where: str, *, sample: bool) -> LocalVerifier:
+def _simulated(where: str, policy: VerificationPolicy | None, *, sample: bool) -> LocalVerifier:
     try:
         from attestation.simulate.amd_pki import simulated_amd_collateral, simulated_amd_trust
         from attestation.simulate.intel import simulated_intel_collateral, simulated_intel_trust
@@ -74,7 +88,6 @@ def _simulated(where: str, *, sample: bool) -> LocalVerifier:
             intel=simulated_intel_collateral(),
             rims=forge.shelf(),
             revocation=NoRevocation(),
-            nv_cache=NvCache(),
         ),
-        policy=PlatformPolicy(nvidia=NvPolicy(revocation=revocation)),
+        policy=_rules(policy, None) if policy else PlatformPolicy(nvidia=NvPolicy(revocation=revocation)),
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from attestation.cli.cpu_options import FILE, warn_simulated
+from attestation.cli.verification import Basis, policy_option, read_policy
 from attestation.clock import parse_time, utc_now
 from attestation.errors import AttestationError, Malformed, Misconfigured
 from attestation.sources.atomic import read_bounded
@@ -16,6 +17,7 @@ from attestation.values import BindingProfile, JsonObject, Level, Tee
 if TYPE_CHECKING:
     from attestation.appraise.devices import DeviceRequirement
     from attestation.cli.evidence_page import Page
+    from attestation.ops.local_verifier import LocalVerifier
     from attestation.verify.platform import PlatformEvidence
     from attestation.verify.verified import BoundPlatform, VerifiedDevice
 
@@ -31,6 +33,7 @@ class _Asked:
     expect: str
     measurements: tuple[str, ...]
     collateral: Path | None
+    policy: Path | None
     at: str | None
     require: str
     output: str
@@ -47,6 +50,7 @@ class _Asked:
 @click.option("--expect", metavar="gpus=N,switches=M", required=True, help="How many devices there must be.")
 @click.option("--measurement", "measurements", metavar="HEX", multiple=True, help="Launch measurement to accept.")
 @click.option("--collateral", type=FILE, help="Collateral store (a directory).")
+@policy_option
 @click.option("--at", metavar="RFC3339", help="Verify as of this time instead of now.")
 @click.option("--require", type=click.Choice(["authentic", "trusted"]), default="trusted", show_default=True)
 @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -69,25 +73,28 @@ def evidence(**options: object) -> int:
     if asked.simulated is not None or asked.sample:
         warn_simulated()
     from attestation.cli.evidence_page import refused, show
+    from attestation.cli.platform import platform_verifier
 
-    wanted = _requirement(asked.expect)
+    wanted, policy = _requirement(asked.expect), read_policy(asked.policy)
+    verifier = platform_verifier(
+        collateral=asked.collateral, simulated_roots=asked.simulated, sample=asked.sample, policy=policy
+    )
+    basis = Basis.of(policy, verifier.collateral.bundle)
     try:
-        page = _verify(asked, wanted, now)
+        page = _verify(asked, verifier, wanted, now)
     except AttestationError as exc:
-        click.echo(show(refused(exc), Level(asked.require), asked.output, now)[0])
+        click.echo(show(refused(exc), Level(asked.require), asked.output, now, basis)[0])
         return exc.exit_code
-    text, code = show(page, Level(asked.require), asked.output, now)
+    text, code = show(page, Level(asked.require), asked.output, now, basis)
     click.echo(text)
     return code
 
 
-def _verify(asked: _Asked, wanted: "DeviceRequirement", now: datetime) -> "Page":
+def _verify(asked: _Asked, verifier: "LocalVerifier", wanted: "DeviceRequirement", now: datetime) -> "Page":
     from attestation.appraise.devices import check_devices
     from attestation.cli.evidence_page import Page, check_measurement
-    from attestation.cli.platform import platform_verifier
     from attestation.verify.platform import Expected, verify_platform
 
-    verifier = platform_verifier(collateral=asked.collateral, simulated_roots=asked.simulated, sample=asked.sample)
     platform = verify_platform(
         _evidence(asked),
         session=Expected(tee=Tee(asked.tee), nonce=asked.nonce, profile=BindingProfile(asked.profile)),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING
 import click
 
 from attestation.cli.device_page import render_json, render_page, render_refusal
+from attestation.cli.verification import Basis, load_store, policy_option, read_policy, with_first_seen
 from attestation.clock import parse_time, utc_now
-from attestation.errors import AttestationError, ExitCode, Malformed, Misconfigured
+from attestation.errors import AttestationError, ExitCode, Malformed, Misconfigured, Unavailable
 from attestation.formats.certs import MAX_BUNDLE_BYTES
 from attestation.formats.nv_evidence import MAX_JSON_BYTES, MAX_TEXT_BYTES, NvEvidence, decode_report, parse_evidence
 from attestation.sources.atomic import read_bounded
 from attestation.values import Level, Nonce
 
 if TYPE_CHECKING:
+    from attestation.appraise.verification import VerificationPolicy
+    from attestation.sources.collateral import Collateral as Stored
     from attestation.verify.nv_gpu import Collateral
-    from attestation.verify.nv_policy import SignerExpiry
+    from attestation.verify.nv_policy import NvPolicy, SignerExpiry
     from attestation.verify.nv_set import Expected
     from attestation.verify.revocation import RevocationPolicy
     from attestation.verify.rim import RimSource
@@ -39,6 +42,7 @@ class _Asked:
     nonce: str | None
     rim: tuple[Path, ...]
     collateral: Path | None
+    policy: Path | None
     at: str | None
     require: str
     output: str
@@ -48,6 +52,11 @@ class _Asked:
     first_seen: Path | None
     expect: str | None
     simulated_roots: Path | None
+
+    @property
+    def sets_rules(self) -> bool:
+        """Whether options say what a policy file would."""
+        return bool(self.trailing_zeros or self.grace_days or self.first_seen) or self.signer_expiry != "strict"
 
 
 @click.command("gpu")
@@ -59,6 +68,7 @@ class _Asked:
 )
 @click.option("--rim", type=_FILE, multiple=True, help="Reference document, or a directory of them. Repeatable.")
 @click.option("--collateral", type=_FILE, help="Collateral store: reference documents and revocation answers.")
+@policy_option
 @click.option("--at", metavar="RFC3339", help="Verify as of this time instead of now.")
 @click.option("--require", type=click.Choice(["authentic", "trusted"]), default="trusted", show_default=True)
 @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -86,19 +96,25 @@ def gpu(**options: object) -> int:
     asked = _Asked(**options)  # type: ignore[arg-type]  # click made them by these names
     now = parse_time(asked.at, where="--at") if asked.at else utc_now()
     nonce = Nonce.from_hex(asked.nonce) if asked.nonce is not None else None
-    collateral = _collateral(asked, now)
+    given, stored = read_policy(asked.policy, instead_of=asked.sets_rules), load_store(asked.collateral)
+    collateral = _collateral(asked, given, stored, now)
+    basis = Basis.of(given, stored.bundle if stored else None)
     if collateral.trust.simulated:
         click.echo("WARNING: simulated roots are trusted: the result says nothing about hardware.", err=True)
+    from attestation.verify.bundle import require_recent
     from attestation.verify.nv_set import verify_set
 
     try:
+        recent = require_recent(basis.bundle, basis.rule, now=now)
         evidence = _evidence(asked)
         result = verify_set(evidence, expected=_expected(asked, evidence), nonce=nonce, collateral=collateral)
-    except Malformed as exc:
-        click.echo(render_refusal(exc, asked.output))
+    except (Malformed, Unavailable) as exc:
+        click.echo(render_refusal(exc, asked.output, now, basis))
         return exc.exit_code
+    result = replace(result, findings=(*result.findings, recent))
     required = Level(asked.require)
-    page = render_json(result, required) if asked.output == "json" else render_page(result, required, now)
+    render = render_json if asked.output == "json" else render_page
+    page = render(result, required, now, basis)
     click.echo(page)
     if result.level.at_least(required):
         return ExitCode.OK
@@ -148,22 +164,16 @@ def _looks_like_switch(one: NvEvidence, switch: object) -> bool:
     return one.report[41:42] == bytes([SWITCH_BLOCKS])
 
 
-def _collateral(asked: _Asked, now: datetime) -> "Collateral":
+def _collateral(
+    asked: _Asked, given: "VerificationPolicy | None", stored: "Stored | None", now: datetime
+) -> "Collateral":
     """Everything that verification may look at. Revocation is demanded where a store can answer, else reported."""
-    from attestation.sources.collateral_store import CollateralStore
     from attestation.sources.rim_files import RimFiles
     from attestation.verify.nv_gpu import Collateral, NvCache
-    from attestation.verify.nv_policy import NvPolicy
-    from attestation.verify.revocation import NoRevocation, RevocationPolicy
+    from attestation.verify.revocation import NoRevocation
 
     files = RimFiles.read(asked.rim)
-    stored = CollateralStore(asked.collateral).load() if asked.collateral is not None else None
-    first_seen = _first_seen(asked.first_seen) if asked.first_seen is not None else {}
-    policy = NvPolicy(
-        trailing_zeros=asked.trailing_zeros,
-        signer_expiry=_signer_expiry(asked, first_seen | (stored.first_seen() if stored is not None else {})),
-        revocation=RevocationPolicy() if stored is not None else _reported_only(),
-    )
+    policy = with_first_seen(given.nvidia, stored) if given is not None else _policy(asked, stored)
     return Collateral(
         trust=_trust(asked.simulated_roots),
         rims=_Both(files, stored) if stored is not None else files,
@@ -172,6 +182,18 @@ def _collateral(asked: _Asked, now: datetime) -> "Collateral":
         now=now,
         cache=NvCache(),
         neighbours=[file.document for file in files.files],
+    )
+
+
+def _policy(asked: _Asked, stored: "Stored | None") -> "NvPolicy":
+    from attestation.verify.nv_policy import NvPolicy
+    from attestation.verify.revocation import RevocationPolicy
+
+    first_seen = _first_seen(asked.first_seen) if asked.first_seen is not None else {}
+    return NvPolicy(
+        trailing_zeros=asked.trailing_zeros,
+        signer_expiry=_signer_expiry(asked, first_seen | (stored.first_seen() if stored is not None else {})),
+        revocation=RevocationPolicy() if stored is not None else _reported_only(),
     )
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from attestation.cli.cpu_options import FILE, MAX_FILE_BYTES, read_expected, shared_options, warn_simulated
+from attestation.cli.verification import Basis, load_store, read_policy
 from attestation.clock import parse_time, utc_now
 from attestation.errors import AttestationError, Misconfigured
 from attestation.sources.atomic import read_bounded
@@ -15,8 +16,11 @@ from attestation.values import Level
 if TYPE_CHECKING:
     from attestation.formats.snp_evidence import SnpEvidence
     from attestation.formats.snp_tcb import Product
+    from attestation.sources.collateral import Collateral
     from attestation.verify.snp_policy import SnpPolicy, TcbFloors
     from attestation.verify.snp_trust import AmdCollateral, AmdTrust
+
+_DEFAULT_CRL = "if-present"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +35,7 @@ class _Asked:
     init_data: Path | None
     measurements: tuple[str, ...]
     collateral: Path | None
+    policy: Path | None
     at: str | None
     require: str
     output: str
@@ -44,6 +49,12 @@ class _Asked:
     crl: str
     provisional: bool
     masked: bool
+
+    @property
+    def sets_rules(self) -> bool:
+        """Whether options say what a policy file would."""
+        lists = (self.products, self.versions, self.chips, self.csps, self.vmpls, self.min_tcb)
+        return any(lists) or self.provisional or self.masked or self.crl != _DEFAULT_CRL
 
 
 @click.command("snp")
@@ -60,7 +71,7 @@ class _Asked:
 @click.option("--vmpl", "vmpls", type=click.IntRange(0, 3), multiple=True, help="Accept this VMPL. [default: 0]")
 @click.option("--min-tcb", metavar="PRODUCT:NAME=N,...", multiple=True,
               help="Floor of the reported and committed TCB, such as genoa:bootloader=10,snp=23.")  # fmt: skip
-@click.option("--crl", type=click.Choice(["require", "if-present", "off"]), default="if-present", show_default=True)
+@click.option("--crl", type=click.Choice(["require", "if-present", "off"]), default=_DEFAULT_CRL, show_default=True)
 @click.option("--allow-provisional-firmware", "provisional", is_flag=True, help="Accept firmware not yet committed.")
 @click.option("--allow-masked-chip", "masked", is_flag=True, help="Accept reports that hide the chip id.")
 def snp(**options: object) -> int:
@@ -77,21 +88,26 @@ def snp(**options: object) -> int:
     asked = _Asked(**options)  # type: ignore[arg-type]  # click made them by these names
     now = parse_time(asked.at, where="--at") if asked.at else utc_now()
     from attestation.cli.evidence_page import Page, check_measurement, refused, show
+    from attestation.verify.bundle import require_recent
     from attestation.verify.snp import verify_snp
 
-    trust, collateral = _trust(asked)
-    policy, expected = _policy(asked), read_expected(asked.report_data, asked.init_data)
+    given = read_policy(asked.policy, instead_of=asked.sets_rules)
+    stored = load_store(asked.collateral)
+    trust, collateral = _trust(asked, stored)
+    basis = Basis.of(given, stored.bundle if stored else None)
+    policy, expected = given.snp if given else _policy(asked), read_expected(asked.report_data, asked.init_data)
     try:
+        recent = require_recent(basis.bundle, basis.rule, now=now)
         cpu = verify_snp(
             _evidence(asked), trust=trust, collateral=collateral, policy=policy, expected=expected, now=now
         )
-        findings = (*cpu.findings, check_measurement(cpu, asked.measurements))
+        findings = (*cpu.findings, check_measurement(cpu, asked.measurements), recent)
         title = f"AMD SEV-SNP, {cpu.product}, chip {cpu.chip_id or 'not named'}"
         page = Page(title=title, findings=findings, claims=cpu.claims)
     except AttestationError as exc:
-        click.echo(show(refused(exc), Level(asked.require), asked.output, now)[0])
+        click.echo(show(refused(exc), Level(asked.require), asked.output, now, basis)[0])
         return exc.exit_code
-    text, code = show(page, Level(asked.require), asked.output, now)
+    text, code = show(page, Level(asked.require), asked.output, now, basis)
     click.echo(text)
     return code
 
@@ -111,7 +127,7 @@ def _evidence(asked: _Asked) -> "SnpEvidence":
     return SnpEvidence(report=report, certificates={kind: read_bounded(asked.leaf, MAX_FILE_BYTES)})
 
 
-def _trust(asked: _Asked) -> "tuple[AmdTrust, AmdCollateral]":
+def _trust(asked: _Asked, stored: "Collateral | None") -> "tuple[AmdTrust, AmdCollateral]":
     from attestation.verify.snp_trust import AmdTrust, StaticAmdCollateral
 
     if asked.simulated:
@@ -119,10 +135,8 @@ def _trust(asked: _Asked) -> "tuple[AmdTrust, AmdCollateral]":
 
         warn_simulated()
         return simulated_amd_trust(), simulated_amd_collateral()
-    if asked.collateral is not None:
-        from attestation.sources.collateral_store import CollateralStore
-
-        return AmdTrust.production(), CollateralStore(asked.collateral).load()
+    if stored is not None:
+        return AmdTrust.production(), stored
     chain = [read_bounded(path, MAX_FILE_BYTES) for path in asked.chain]
     return AmdTrust.production(), StaticAmdCollateral(chain=chain)
 

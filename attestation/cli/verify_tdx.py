@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from attestation.cli.cpu_options import FILE, MAX_FILE_BYTES, read_expected, shared_options, warn_simulated
+from attestation.cli.verification import Basis, load_store, read_policy
 from attestation.clock import parse_time, utc_now
 from attestation.errors import AttestationError, Misconfigured
 from attestation.sources.atomic import read_bounded
@@ -14,6 +15,7 @@ from attestation.values import Level
 
 if TYPE_CHECKING:
     from attestation.formats.tdx_evidence import TdxEvidence
+    from attestation.sources.collateral import Collateral
     from attestation.verify.tdx_trust import IntelCollateral, IntelTrust, TdxPolicy
 
 _STATUSES = (
@@ -39,6 +41,7 @@ class _Asked:
     init_data: Path | None
     measurements: tuple[str, ...]
     collateral: Path | None
+    policy: Path | None
     at: str | None
     require: str
     output: str
@@ -46,6 +49,11 @@ class _Asked:
     statuses: tuple[str, ...]
     min_evaluation: int
     platforms: tuple[str, ...]
+
+    @property
+    def sets_rules(self) -> bool:
+        """Whether options say what a policy file would."""
+        return bool(self.statuses or self.min_evaluation or self.platforms)
 
 
 @click.command("tdx")
@@ -73,20 +81,25 @@ def tdx(**options: object) -> int:
     asked = _Asked(**options)  # type: ignore[arg-type]  # click made them by these names
     now = parse_time(asked.at, where="--at") if asked.at else utc_now()
     from attestation.cli.evidence_page import Page, check_measurement, refused, show
+    from attestation.verify.bundle import require_recent
     from attestation.verify.tdx import verify_tdx
 
-    trust, collateral = _trust(asked)
-    expected = read_expected(asked.report_data, asked.init_data)
+    given = read_policy(asked.policy, instead_of=asked.sets_rules)
+    stored = load_store(asked.collateral)
+    trust, collateral = _trust(asked, stored)
+    basis = Basis.of(given, stored.bundle if stored else None)
+    policy, expected = given.tdx if given else _policy(asked), read_expected(asked.report_data, asked.init_data)
     try:
+        recent = require_recent(basis.bundle, basis.rule, now=now)
         cpu = verify_tdx(
-            _evidence(asked), trust=trust, collateral=collateral, policy=_policy(asked), expected=expected, now=now
+            _evidence(asked), trust=trust, collateral=collateral, policy=policy, expected=expected, now=now
         )
-        findings = (*cpu.findings, check_measurement(cpu, asked.measurements))
+        findings = (*cpu.findings, check_measurement(cpu, asked.measurements), recent)
         page = Page(title=f"Intel TDX, platform {cpu.chip_id or 'not named'}", findings=findings, claims=cpu.claims)
     except AttestationError as exc:
-        click.echo(show(refused(exc), Level(asked.require), asked.output, now)[0])
+        click.echo(show(refused(exc), Level(asked.require), asked.output, now, basis)[0])
         return exc.exit_code
-    text, code = show(page, Level(asked.require), asked.output, now)
+    text, code = show(page, Level(asked.require), asked.output, now, basis)
     click.echo(text)
     return code
 
@@ -108,7 +121,7 @@ def _evidence(asked: _Asked) -> "TdxEvidence":
     return TdxEvidence(quote=read_bounded(asked.quote, MAX_QUOTE_BYTES), event_log=log)
 
 
-def _trust(asked: _Asked) -> "tuple[IntelTrust, IntelCollateral]":
+def _trust(asked: _Asked, stored: "Collateral | None") -> "tuple[IntelTrust, IntelCollateral]":
     from attestation.verify.tdx_trust import IntelTrust, StaticIntelCollateral
 
     if asked.simulated:
@@ -116,10 +129,8 @@ def _trust(asked: _Asked) -> "tuple[IntelTrust, IntelCollateral]":
 
         warn_simulated()
         return simulated_intel_trust(), simulated_intel_collateral()
-    if asked.collateral is not None:
-        from attestation.sources.collateral_store import CollateralStore
-
-        return IntelTrust.production(), CollateralStore(asked.collateral).load()
+    if stored is not None:
+        return IntelTrust.production(), stored
     documents = tuple(read_bounded(path, MAX_FILE_BYTES) for path in asked.collateral_files)
     return IntelTrust.production(), StaticIntelCollateral(documents=documents)
 

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from attestation.errors import Misconfigured, Untrusted
+from attestation.errors import Misconfigured, Unavailable, Untrusted
 from attestation.findings import Finding, Result, failed, passed
 from attestation.formats.bundle import UnverifiedBundle, parse_bundle
 from attestation.formats.collateral import Document
@@ -108,8 +108,11 @@ class BundleRule:
             raise Misconfigured("bundle-age", "ages are positive", got=self.max_age)
 
 
-def judge_bundle(info: BundleInfo | None, rule: BundleRule, *, now: datetime) -> Finding:
-    """Codes `bundle-absent`, `bundle-expired`; an absent bundle that is not required is `skipped`, never silent."""
+def judge_bundle(info: BundleInfo | None, rule: BundleRule | None, *, now: datetime) -> Finding:
+    """Codes `bundle-absent`, `bundle-expired`; what is not judged is `skipped` with id and issue time, never silent."""
+    if rule is None:
+        got = "none" if info is None else f"{info.digest} of {info.issued_at.isoformat()}"
+        return Finding(check="bundle-age", result=Result.SKIPPED, expected="unchecked: no rule on its age", got=got)
     expected = f"issued within {rule.max_age.days} days"
     if info is None:
         if rule.required:
@@ -119,3 +122,17 @@ def judge_bundle(info: BundleInfo | None, rule: BundleRule, *, now: datetime) ->
     if now - info.issued_at > rule.max_age:
         return failed("bundle-age", "bundle-expired", expected=expected, got=got, hint="import a newer bundle")
     return passed("bundle-age", got, expected=expected)
+
+
+def require_recent(info: BundleInfo | None, rule: BundleRule | None, *, now: datetime) -> Finding:
+    """The finding; Unavailable where the rule does not hold: nothing is judged by collateral that is too old."""
+    finding = judge_bundle(info, rule, now=now)
+    if finding.result is Result.FAIL:
+        raise Unavailable(
+            finding.code,
+            "the collateral bundle is not as recent as policy demands: import a newer one",
+            where="collateral",
+            expected=finding.expected,
+            got=finding.got,
+        )
+    return finding

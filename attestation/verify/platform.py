@@ -1,7 +1,7 @@
 """The one call that a broker makes: everything a guest sent, against everything that is trusted, at one time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from attestation.findings import Finding
@@ -10,6 +10,7 @@ from attestation.formats.snp_evidence import read_snp_evidence
 from attestation.formats.tdx_evidence import read_tdx_evidence
 from attestation.values import JsonObject, Nonce, Tee
 from attestation.verify.bind import Expected, PlatformEvidence, bind_platform
+from attestation.verify.bundle import BundleInfo, BundleRule, require_recent
 from attestation.verify.expected import CpuExpected
 from attestation.verify.nv_gpu import Collateral as DeviceCollateral
 from attestation.verify.nv_gpu import NvCache, prove_device
@@ -53,6 +54,7 @@ class PlatformCollateral:
     rims: RimSource
     revocation: RevocationSource
     intel: IntelCollateral = field(default_factory=StaticIntelCollateral)
+    bundle: BundleInfo | None = None  # the one that the store was filled from
     nv_cache: NvCache = field(default_factory=NvCache)
     amd_cache: AmdCache = field(default_factory=AmdCache)
     intel_cache: IntelCache = field(default_factory=IntelCache)
@@ -65,6 +67,7 @@ class PlatformPolicy:
     snp: SnpPolicy = field(default_factory=SnpPolicy)
     tdx: TdxPolicy = field(default_factory=TdxPolicy)
     nvidia: NvPolicy = field(default_factory=NvPolicy)
+    bundle: BundleRule | None = None  # how old stored collateral may be
 
 
 def verify_platform(
@@ -80,6 +83,7 @@ def verify_platform(
 
     Raises Malformed, Untrusted, Unavailable, and Denied where policy refuses a genuine CPU.
     """
+    recent = require_recent(collateral.bundle, policy.bundle, now=now)
 
     def cpu(tee: Tee, primary: JsonObject, expected: CpuExpected) -> VerifiedCpu:
         return _verify_cpu(tee, primary, expected, trust, collateral, policy, now)
@@ -96,7 +100,8 @@ def verify_platform(
         proofs = [prove_device(d.report, d.chain, known, nonce=nonce, arch=d.arch) for d in listed]
         return [proof.device for proof in proofs], list(check_set(proofs)) if proofs else []
 
-    return bind_platform(evidence, session, cpu=cpu, devices=devices)
+    platform = bind_platform(evidence, session, cpu=cpu, devices=devices)
+    return replace(platform, findings=(*platform.findings, recent))
 
 
 def _verify_cpu(

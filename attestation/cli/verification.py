@@ -1,0 +1,85 @@
+"""Options that every verifier shares: the policy file, and the collateral store with the bundle behind it."""
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from attestation.errors import Misconfigured
+
+if TYPE_CHECKING:
+    from attestation.appraise.verification import VerificationPolicy
+    from attestation.sources.collateral import Collateral
+    from attestation.verify.bundle import BundleInfo, BundleRule
+    from attestation.verify.nv_policy import NvPolicy
+
+policy_option = click.option(
+    "--policy",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Verification policy, TOML; instead of the options that set rules.",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Basis:
+    """What a result rests on besides the evidence: which bundle, and which rules were waived. Every result says so."""
+
+    bundle: "BundleInfo | None" = None
+    rule: "BundleRule | None" = None  # how old the bundle may be
+    waivers: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, policy: "VerificationPolicy | None", bundle: "BundleInfo | None") -> "Basis":
+        """Of a policy file, where there is one, and the bundle of the store, where there is one."""
+        if policy is None:
+            return cls(bundle=bundle)
+        return cls(bundle=bundle, rule=policy.bundle, waivers=policy.waivers)
+
+    def to_json(self, now: datetime) -> dict[str, object]:
+        """Members of the JSON result."""
+        bundle = None if self.bundle is None else self.bundle.to_json(now)
+        return {"collateral": {"bundle": bundle}, "waivers": list(self.waivers)}
+
+    def lines(self, now: datetime) -> list[str]:
+        """Lines of the page; none where there is nothing to say."""
+        said = []
+        if self.bundle is not None:
+            days = (now - self.bundle.issued_at).days
+            issued = self.bundle.issued_at.isoformat()
+            said.append(f"Collateral bundle {self.bundle.digest}, issued {issued}, {days} days old.")
+        return said + [f"Not checked by policy: {waiver}" for waiver in self.waivers]
+
+
+def load_store(path: Path | None) -> "Collateral | None":
+    """The stored collateral, where a store is named."""
+    if path is None:
+        return None
+    from attestation.sources.collateral_store import CollateralStore
+
+    return CollateralStore(path).load()
+
+
+def read_policy(path: Path | None, *, instead_of: bool = False) -> "VerificationPolicy | None":
+    """The policy file. `instead_of`: options that set rules were given too, which would be two truths."""
+    if path is None:
+        return None
+    if instead_of:
+        raise Misconfigured(
+            "policy-options", "rules in two places", expected="either --policy or options that set rules", got=str(path)
+        )
+    from attestation.appraise.policy import MAX_POLICY_BYTES
+    from attestation.appraise.verification import parse_verification_policy
+    from attestation.sources.atomic import read_bounded
+
+    return parse_verification_policy(read_bounded(path, MAX_POLICY_BYTES), where=str(path))
+
+
+def with_first_seen(policy: "NvPolicy", stored: "Collateral | None") -> "NvPolicy":
+    """The store knows when each reference document was first seen; `valid-at-first-seen` judges by it."""
+    if stored is None:
+        return policy
+    seen = {**stored.first_seen(), **policy.signer_expiry.first_seen}
+    return replace(policy, signer_expiry=replace(policy.signer_expiry, first_seen=seen))
