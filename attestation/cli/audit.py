@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from attestation.cli.store import opened, show, store_options
+from attestation.cli.store import moment, opened, read_bytes, show, store_options
 
 
 @click.group()
@@ -19,23 +20,114 @@ def audit() -> None:
 
 
 @audit.command()
+@click.option("--checkpoint", "kept", help="A checkpoint kept elsewhere: the log must still have all that it covers.")
 @store_options
-def verify(store: str, root_key: Path | None, output: str) -> None:
+def verify(kept: str | None, store: str, root_key: Path | None, output: str) -> None:
     """Walk the whole chain: sequence, links, digests, signatures. Exit code 1 where it is broken.
+
+    Only a checkpoint that is kept elsewhere shows that a whole store was set back.
 
     \b
     Example:
-      kata-gpu-kbs audit verify --store kbs
+      kata-gpu-kbs audit verify --store kbs --checkpoint checkpoint.json
     """
+    from attestation.sources.audit_proof import Checkpoint, check_extends
+
     with opened(store, root_key) as world:
         length = world.audit.verify()
+        if kept is not None:
+            signed = Checkpoint.from_json(_json(kept))
+            signed.verify(world.audit.public_key)
+            check_extends(signed, world.audit.entries())
     show({"entries": length, "intact": True}, output, [f"intact: {length} entries"])
 
 
 @audit.command()
-@click.option("--last", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many entries.")
 @store_options
-def tail(last: int, store: str, root_key: Path | None, output: str) -> None:
+def checkpoint(store: str, root_key: Path | None, output: str) -> None:  # noqa: ARG001 - always JSON
+    """Verify the log and sign its length and digests: one line of JSON to keep outside this machine.
+
+    \b
+    Example:
+      kata-gpu-kbs audit checkpoint --store kbs > checkpoint.json
+    """
+    from attestation.sources.audit_proof import checkpoint as sign
+
+    with opened(store, root_key) as world:
+        world.audit.verify()
+        click.echo(json.dumps(sign(world.audit, moment(None)).to_json(), sort_keys=True))
+
+
+@audit.command("public-key")
+@store_options
+def public_key(store: str, root_key: Path | None, output: str) -> None:  # noqa: ARG001 - always PEM
+    """The key that verifies checkpoints and proofs, as PEM.
+
+    \b
+    Example:
+      kata-gpu-kbs audit public-key --store kbs > audit.pem
+    """
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    with opened(store, root_key) as world:
+        pem = world.audit.public_key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    click.echo(pem.decode(), nl=False)
+
+
+@audit.command()
+@click.argument("seq", type=click.IntRange(1))
+@store_options
+def proof(seq: int, store: str, root_key: Path | None, output: str) -> None:  # noqa: ARG001 - always JSON
+    """Proof that entry SEQ is part of the log, for somebody who has only the public key.
+
+    \b
+    Example:
+      kata-gpu-kbs audit proof 17 --store kbs > proof.json
+    """
+    from attestation.sources.audit_proof import make_proof
+
+    with opened(store, root_key) as world:
+        click.echo(json.dumps(make_proof(world.audit, seq, moment(None)), sort_keys=True))
+
+
+@audit.command("verify-proof")
+@click.argument("file")
+@click.option("--key", required=True, help="Public audit key, PEM (see `audit public-key`).")
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", help="How to print the result.")
+def verify_proof(file: str, key: str, output: str) -> None:
+    """Check a proof without the store: entry, signatures, Merkle path. Exit code 1 where it does not hold.
+
+    \b
+    Example:
+      kata-gpu-kbs audit verify-proof proof.json --key audit.pem
+    """
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    from attestation.errors import Misconfigured
+    from attestation.sources.audit_proof import verify_proof as check
+
+    try:
+        public = load_pem_public_key(read_bytes(key))
+    except ValueError as exc:
+        raise Misconfigured("audit-key", "not a public key in PEM", where=key) from exc
+    if not isinstance(public, Ed25519PublicKey):
+        raise Misconfigured("audit-key", "another kind of key", where=key, expected="Ed25519")
+    document = _json(file)
+    entry = check(document, public).to_json()
+    size = document["checkpoint"]["size"]
+    show(
+        {"proven": True, "entry": entry, "size": size},
+        output,
+        [f"proven: entry {entry['seq']} of {size}: {entry['at']} {entry['event']} {entry['subject']}"],
+    )
+
+
+@audit.command()
+@click.option("--last", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many entries.")
+@click.option("--repository", "repositories", multiple=True, help="Only what concerns this tenant.")
+@store_options
+def tail(last: int, repositories: tuple[str, ...], store: str, root_key: Path | None, output: str) -> None:
     """The newest decisions.
 
     \b
@@ -43,7 +135,7 @@ def tail(last: int, store: str, root_key: Path | None, output: str) -> None:
       kata-gpu-kbs audit tail --store kbs --last 50
     """
     with opened(store, root_key) as world:
-        entries = [entry.to_json() for entry in world.audit.tail(last)]
+        entries = [entry.to_json() for entry in world.audit.tail(last, repositories)]
     lines = [f"{e['seq']} {e['at']} {e['event']} {e['subject']} {json.dumps(e['body'])}" for e in entries]
     show({"entries": entries}, output, lines or ["no entries"])
 
@@ -66,7 +158,7 @@ def export(store: str, root_key: Path | None, output: str) -> None:  # noqa: ARG
 @click.argument("path")
 @store_options
 def who(path: str, store: str, root_key: Path | None, output: str) -> None:
-    """Who got a key: chip, devices, version, policy.
+    """Who got a key: chip, GPUs, version, policy, and the collateral that the evidence was verified with.
 
     \b
     Example:
@@ -78,3 +170,10 @@ def who(path: str, store: str, root_key: Path | None, output: str) -> None:
     lines = [f"{e['at']} released {json.dumps(e['body'])}" for e in entries]
     lines += [f"{e['at']} denied {json.dumps(e['body'])}" for e in denied]
     show({"released": entries, "denied": denied}, output, lines or [f"nobody asked for {path}"])
+
+
+def _json(path: str) -> Any:
+    from attestation.formats.json_strict import parse_json, require_object
+    from attestation.sources.audit_proof import MAX_DOCUMENT_BYTES
+
+    return require_object(parse_json(read_bytes(path), max_bytes=MAX_DOCUMENT_BYTES, what=path), path)

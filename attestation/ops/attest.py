@@ -158,6 +158,7 @@ def _summary(result: Attested) -> dict[str, JsonValue]:
             {"kind": str(d.kind), "chip_id": d.chip_id, "level": str(d.level), "evidence": d.evidence}
             for d in facts.devices
         ],
+        "collateral": facts.binding.get("collateral"),
         "simulated": result.simulated,
         "findings": [
             {"submod": a.submod, **_brief(f)}

@@ -1,6 +1,6 @@
 """The verifier that the broker runs in its own process: offline, on collateral that was stored beforehand."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from attestation.broker.session import Challenged, Submission
@@ -22,6 +22,7 @@ class LocalVerifier:
     trust: PlatformTrust
     collateral: PlatformCollateral
     policy: PlatformPolicy
+    collateral_digest: str = "built-in"  # recorded with every attestation
 
     def verify(self, submission: Submission, challenged: Challenged, *, now: datetime) -> BoundPlatform:
         """One platform against one challenge."""
@@ -34,7 +35,7 @@ class LocalVerifier:
             init_data=submission.init_data,
             profile=challenged.profile,
         )
-        return verify_platform(
+        platform = verify_platform(
             evidence,
             session=Expected(tee=challenged.tee, nonce=challenged.nonce, profile=challenged.profile),
             trust=self.trust,
@@ -42,3 +43,4 @@ class LocalVerifier:
             policy=self.policy,
             now=now,
         )
+        return replace(platform, binding={**platform.binding, "collateral": self.collateral_digest})

@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from attestation.appraise.checks import Usage
 from attestation.broker.keys import KeyKind, KeyRecord, parse_bundle, render_bundle
+from attestation.broker.model_key import DERIVE_PARAMETER, derived, parse_labels
 from attestation.broker.release import Grant, decide, grant, release
 from attestation.broker.session import Attested
 from attestation.broker.token import token_claims, verify_token
@@ -70,6 +71,8 @@ def release_resource(
         secret = render_bundle({str(m.path): world.keys.secret(m.path, m.current_version) for m in members})
     else:
         members, secret = (), world.keys.secret(path, record.current_version)
+        if record.kind is KeyKind.MODEL_KEY and DERIVE_PARAMETER in query:
+            secret = derived(secret, path, parse_labels(query[DERIVE_PARAMETER]))
     sealed = release(granted, secret, random=world.random)
     try:
         _account(world, attested, granted, (record, *members), now)
@@ -181,6 +184,7 @@ def _account(world: World, attested: Attested, granted: Grant, records: tuple[Ke
                 "tee_key": thumbprint(granted.tee_key),
                 "chip_id": facts.cpu.chip_id,
                 "devices": [device.chip_id for device in facts.devices],
+                "collateral": facts.binding.get("collateral"),
                 "simulated": attested.simulated,
             }
             world.audit.append(connection, event="released", subject=str(record.path), body=body, now=now)

@@ -6,15 +6,15 @@ drops or reorders an entry breaks `verify`, which needs only the public key.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, insert, or_, select, update
 
-from attestation.errors import Untrusted
+from attestation.errors import Malformed, Untrusted
 from attestation.sources.db import Database
 from attestation.sources.schema import AUDIT_STREAM, audit, audit_heads, moment, ms
 from attestation.sources.statement import Statement
@@ -67,6 +67,15 @@ class AuditLog:
         self._db, self._key, self._stream = database, key, stream
 
     @property
+    def stream(self) -> str:
+        """The name that every digest covers."""
+        return self._stream
+
+    def sign(self, statement: bytes) -> bytes:
+        """Sign a statement about the log. Entries sign 32 raw bytes, statements are JSON: none passes for the other."""
+        return self._key.sign(statement)
+
+    @property
     def public_key(self) -> Ed25519PublicKey:
         """What verifies the log."""
         return self._key.public_key()
@@ -103,9 +112,11 @@ class AuditLog:
         """One entry in a durable transaction of its own."""
         return self._db.commit(lambda c: self.append(c, event=event, subject=subject, body=body, now=now))
 
-    def tail(self, count: int) -> tuple[Entry, ...]:
-        """The newest entries, oldest of them first."""
+    def tail(self, count: int, repositories: Sequence[str] = ()) -> tuple[Entry, ...]:
+        """The newest entries, oldest of them first; of some repositories alone where any are named."""
         query = select(audit).where(audit.c.stream == self._stream).order_by(audit.c.seq.desc()).limit(count)
+        if repositories:
+            query = query.where(or_(*(_of_repository(name) for name in repositories)))
         with self._db.read() as connection:
             return tuple(reversed([_entry(row) for row in connection.execute(query)]))
 
@@ -117,9 +128,21 @@ class AuditLog:
         with self._db.read() as connection:
             return tuple(_entry(row) for row in connection.execute(query))
 
-    def entries(self) -> Iterator[Entry]:
-        """All entries in order, read in batches."""
-        after = 0
+    def digests(self) -> list[str]:
+        """Of all entries, in order."""
+        query = select(audit.c.digest).where(audit.c.stream == self._stream).order_by(audit.c.seq)
+        with self._db.read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def entry(self, seq: int) -> Entry | None:
+        """One entry."""
+        query = select(audit).where(audit.c.stream == self._stream, audit.c.seq == seq)
+        with self._db.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else _entry(row)
+
+    def entries(self, after: int = 0) -> Iterator[Entry]:
+        """All entries in order, or those after one, read in batches."""
         while True:
             query = (
                 select(audit)
@@ -139,25 +162,54 @@ class AuditLog:
         with self._db.read() as connection:
             head = connection.execute(select(audit_heads).where(audit_heads.c.stream == self._stream)).one_or_none()
         length, digest = verify_chain(self.entries(), self.public_key, self._stream)
-        if head is not None and (head.seq, head.digest) != (length, digest):
-            raise Untrusted("audit-head", "the log ends elsewhere than its head", expected=head.seq, got=length)
+        if head is None or (head.seq, head.digest) != (length, digest):
+            want = head.seq if head else "a head"
+            raise Untrusted("audit-head", "the log ends elsewhere than its head", expected=want, got=length)
         return length
+
+
+def _of_repository(name: str) -> ColumnElement[bool]:
+    """Entries about a tenant's keys and policies: the subject is the repository, or a path in it."""
+    return or_(audit.c.subject == name, audit.c.subject.startswith(f"{name}/", autoescape=True))
 
 
 def verify_chain(entries: Iterator[Entry], key: Ed25519PublicKey, stream: str = AUDIT_STREAM) -> tuple[int, str]:
     """Check sequence, links, digests and signatures of a whole log; returns length and last digest."""
     seq, previous = 0, GENESIS
     for entry in entries:
-        text = json.dumps(entry.body, sort_keys=True, separators=(",", ":"))
-        want = entry_digest(stream, entry.seq, ms(entry.at), entry.event, entry.subject, text, previous)
-        if entry.seq != seq + 1 or entry.previous != previous or entry.digest != want:
+        if entry.seq != seq + 1 or entry.previous != previous:
             raise Untrusted("audit-chain", "the log was changed here", where=f"entry {seq + 1}", got=f"seq {entry.seq}")
-        try:
-            key.verify(entry.signature, bytes.fromhex(entry.digest))
-        except InvalidSignature as exc:
-            raise Untrusted("audit-signature", "the signature does not verify", where=f"entry {entry.seq}") from exc
+        check_entry(entry, key, stream)
         seq, previous = entry.seq, entry.digest
     return seq, previous
+
+
+def check_entry(entry: Entry, key: Ed25519PublicKey, stream: str = AUDIT_STREAM) -> None:
+    """Digest and signature of one entry, or Untrusted."""
+    text = json.dumps(entry.body, sort_keys=True, separators=(",", ":"))
+    want = entry_digest(stream, entry.seq, ms(entry.at), entry.event, entry.subject, text, entry.previous)
+    if entry.digest != want:
+        raise Untrusted("audit-chain", "the entry was changed", where=f"entry {entry.seq}")
+    try:
+        key.verify(entry.signature, bytes.fromhex(entry.digest))
+    except InvalidSignature as exc:
+        raise Untrusted("audit-signature", "the signature does not verify", where=f"entry {entry.seq}") from exc
+
+
+def parse_entry(value: object) -> Entry:
+    """Inverse of `to_json`, for exported entries; Malformed. Proves nothing: see `check_entry`."""
+    names = {"seq", "at", "event", "subject", "body", "previous", "digest", "signature"}
+    if not isinstance(value, dict) or set(value) != names:
+        raise Malformed("audit-entry", "not an audit entry", expected=", ".join(sorted(names)))
+    texts = all(isinstance(value[name], str) for name in names - {"seq", "body"})
+    if not texts or type(value["seq"]) is not int or not isinstance(value["body"], dict):
+        raise Malformed("audit-entry", "a member has another type", where="entry")
+    try:
+        at, signature = datetime.fromisoformat(value["at"]), bytes.fromhex(value["signature"])
+        bytes.fromhex(value["digest"])
+    except ValueError as exc:
+        raise Malformed("audit-entry", "not a time or not hexadecimal", where="entry") from exc
+    return Entry(**(value | {"at": at, "signature": signature}))
 
 
 def entry_digest(stream: str, seq: int, at: int, event: str, subject: str, body: str, previous: str) -> str:

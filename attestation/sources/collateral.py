@@ -1,5 +1,6 @@
 """The collateral of one moment, in memory: what the verifiers look documents up in. Immutable, opens nothing."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -52,6 +53,11 @@ class Collateral:
             for key, found in by_id.items()
         }
         return cls(MappingProxyType({key: found for key, found in usable_by_id.items() if found}), bundle)
+
+    def digest(self) -> str:
+        """Names this very set of usable documents, for the audit log."""
+        listed = sorted(f"{kind}/{name}/{d.sha256}" for (kind, name), found in self.documents.items() for d in found)
+        return "sha256:" + hashlib.sha256("\n".join(listed).encode()).hexdigest()
 
     def get(self, kind: Kind, identifier: str) -> tuple[Document, ...]:
         """Every usable document of an id."""

@@ -31,7 +31,7 @@ class _Job:
 
 
 class GroupCommit:
-    """`begin` opens a durable transaction. Every caller waits for the leader's lock; whoever gets it commits the queue."""
+    """`begin` opens a durable transaction. Callers wait for the leader's lock; whoever gets it commits the queue."""
 
     def __init__(self, begin: Callable[[], AbstractContextManager[Connection]]) -> None:
         self._begin = begin

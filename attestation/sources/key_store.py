@@ -157,7 +157,7 @@ class KeyStore:
         """How many versions each root key wraps."""
         query = select(key_versions.c.root, func.count()).group_by(key_versions.c.root)
         with self._db.read() as connection:
-            return {name: count for name, count in connection.execute(query)}
+            return {row[0]: row[1] for row in connection.execute(query)}
 
     def _sealed(self) -> Iterator[tuple[str, int, str]]:
         with self._db.read() as connection:

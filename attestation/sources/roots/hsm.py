@@ -1,4 +1,4 @@
-"""Root key in a PKCS#11 token: the HSM encrypts and decrypts data keys; the root key is sensitive and not extractable."""
+"""Root key in a PKCS#11 token: the HSM encrypts and decrypts data keys; the root key cannot be extracted."""
 
 import threading
 from dataclasses import dataclass

@@ -67,8 +67,6 @@ def transit() -> Iterator[FakeTransit]:
             self.end_headers()
             self.wfile.write(raw)
 
-        do_PUT = do_POST
-
         def log_message(self, *_args: object) -> None:
             return
 
