@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from attestation.cli.store import read_bytes
+from attestation.cli.verification import read_policy
 from attestation.clock import parse_time, utc_now
 from attestation.errors import Misconfigured
 from attestation.values import Tee
@@ -36,6 +37,8 @@ MAX_DRAIN_DELAY_S = 60.0  # balancers look every few seconds
 @click.option("--log-format", type=click.Choice(["logfmt", "json"]), default="logfmt", show_default=True,
               help="One event a line on stderr.")  # fmt: skip
 @click.option("--collateral", type=click.Path(path_type=Path), help="Collateral store (see `collateral fetch`).")
+@click.option("--verification-policy", type=click.Path(path_type=Path), metavar="FILE",
+              help="What is demanded of evidence, TOML (docs/policies.md). Default: the strict rules.")  # fmt: skip
 @click.option("--issuer", default="kata-gpu-kbs", show_default=True, help="Issuer and audience of tokens.")
 @click.option("--token-cert", metavar="FILE", help="PEM chain of the token key (`token-key csr`), put into tokens.")
 @click.option("--trusted-token-certs", multiple=True, metavar="FILE",
@@ -70,7 +73,8 @@ def serve(**options: Any) -> None:
     guest_tls, admin_tls = _tls(options["tls_cert"], options["tls_key"], options["admin_client_ca"])
     clock = _clock(options["unsafe_frozen_time"])
     simulated, sample = options["unsafe_trust_simulated_roots"], options["unsafe_sample_tee"]
-    verifier, forgeable, renewed = _verifier(options["collateral"], simulated, sample=sample)
+    policy = read_policy(options["verification_policy"])
+    verifier, forgeable, renewed = _verifier(options["collateral"], simulated, policy, sample=sample)
     world = open_world(
         WorldOptions(
             store=_store(options["store"], options["store_file"]),
@@ -89,6 +93,8 @@ def serve(**options: Any) -> None:
     )
     if world.simulated:
         click.echo("WARNING: forgeable evidence is accepted; only keys labelled test can be released", err=True)
+    for waiver in policy.waivers if policy else ():
+        click.echo(f"not checked by policy: {waiver}", err=True)
     compat = Compat(
         deny_status=int(options["compat_deny_status"]),
         admin_on_guest_listener=options["compat_admin_on_guest_listener"],
@@ -131,7 +137,7 @@ def _log_to_stderr(form: str) -> None:
     )
 
 
-def _verifier(collateral: Path | None, simulated: str | None, *, sample: bool) -> tuple[Any, bool, Any]:
+def _verifier(collateral: Path | None, simulated: str | None, policy: Any, *, sample: bool) -> tuple[Any, bool, Any]:
     """The verifier, whether it accepts forgeable evidence, and the one among them that follows its store."""
     from functools import partial
 
@@ -140,9 +146,9 @@ def _verifier(collateral: Path | None, simulated: str | None, *, sample: bool) -
     from attestation.sources.collateral_store import CollateralStore
 
     if collateral is not None and simulated is None:
-        renewed = RenewedVerifier(CollateralStore(collateral), partial(stored_verifier, sample=sample))
+        renewed = RenewedVerifier(CollateralStore(collateral), partial(stored_verifier, sample=sample, policy=policy))
         return renewed, renewed.current.trust.simulated, renewed
-    verifier = platform_verifier(collateral=collateral, simulated_roots=simulated, sample=sample)
+    verifier = platform_verifier(collateral=collateral, simulated_roots=simulated, sample=sample, policy=policy)
     return verifier, verifier.trust.simulated, None
 
 
