@@ -1,5 +1,7 @@
 """`kata-gpu-kbs key`: keys, their versions and their release policies."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +164,81 @@ def set_policy(path: str, policy: str, store: str, root_key: Path | None, output
     with opened(store, root_key) as world:
         set_key_policy(world, operator(), ResourcePath.parse(path), read_text(policy), now=moment(None))
     show({"path": path, "policy": policy}, output, [f"{path} is released under {policy}"])
+
+
+@key.command()
+@click.argument("path")
+@click.argument("file")
+@store_options
+def wrap(path: str, file: str, store: str, root_key: Path | None, output: str) -> None:
+    """Encrypt FILE, a data key (`-` for standard input), under the model key PATH, which stays in the broker.
+
+    The result is an annotation that stock guests open after they were given the key.
+
+    \b
+    Example:
+      kata-gpu-kbs key wrap default/model/llama shard.key --store kbs > shard.wrapped
+    """
+    from attestation.ops.model_keys import wrap_key
+
+    with opened(store, root_key) as world:
+        version, packet = wrap_key(world, operator(), ResourcePath.parse(path), read_bytes(file), now=moment(None))
+    show({"path": path, "version": version, "annotation": packet}, output, [packet])
+
+
+@key.command()
+@click.argument("path")
+@click.argument("file")
+@click.option("--out", required=True, help="New file for the data key, mode 0600; `-` for standard output.")
+@store_options
+def unwrap(path: str, file: str, out: str, store: str, root_key: Path | None, output: str) -> None:
+    """Decrypt FILE, which `key wrap` made under any version of PATH.
+
+    \b
+    Example:
+      kata-gpu-kbs key unwrap default/model/llama shard.wrapped --out shard.key --store kbs
+    """
+    from attestation.ops.model_keys import unwrap_key
+
+    packet = read_text(file).strip()
+    with opened(store, root_key) as world:
+        version, data = unwrap_key(world, operator(), ResourcePath.parse(path), packet, now=moment(None))
+    _give(data, out)
+    if out != "-":
+        show({"path": path, "version": version, "file": out}, output, [f"wrote {out}, wrapped by version {version}"])
+
+
+@key.command()
+@click.argument("path")
+@click.argument("label")
+@click.option("--out", required=True, help="New file for the shard key, mode 0600; `-` for standard output.")
+@store_options
+def derive(path: str, label: str, out: str, store: str, root_key: Path | None, output: str) -> None:
+    """The key of one shard, as guests get it from `kbs:///PATH?derive=LABEL`.
+
+    \b
+    Example:
+      kata-gpu-kbs key derive default/model/llama shard-00001 --out shard.key --store kbs
+    """
+    from attestation.ops.model_keys import derive_key
+
+    with opened(store, root_key) as world:
+        version, secret = derive_key(world, operator(), ResourcePath.parse(path), label, now=moment(None))
+    _give(secret, out)
+    if out != "-":
+        show({"path": path, "version": version, "file": out}, output, [f"wrote {out}, from version {version}"])
+
+
+def _give(secret: Secret, out: str) -> None:
+    if out == "-":
+        sys.stdout.buffer.write(secret.expose())
+        sys.stdout.flush()
+        return
+    try:
+        with os.fdopen(os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(secret.expose())
+    except OSError as exc:
+        raise Misconfigured("file", f"cannot write: {exc.strerror}", where=out) from exc
 
 
 @key.command()

@@ -10,9 +10,9 @@ from starlette.responses import JSONResponse, Response
 
 from attestation.broker.keys import KeyKind
 from attestation.broker.roles import Principal, Verb
-from attestation.crypto.b64 import parse_b64url
+from attestation.crypto.b64 import b64, parse_b64url
 from attestation.errors import AttestationError, Denied, Malformed
-from attestation.ops import administer
+from attestation.ops import administer, model_keys
 from attestation.ops.references import register_message
 from attestation.ops.release import RESOURCE_POLICY
 from attestation.ops.world import World
@@ -138,6 +138,20 @@ def make_model_key(api: AdminApi, request: Request, who: Principal, _body: bytes
     path = _resource_path(request)
     version = administer.put_key(api.world, who, path, None, kind=KeyKind.MODEL_KEY, now=api.clock())
     return JSONResponse({"path": str(path), "version": version})
+
+
+def wrap_key(api: AdminApi, request: Request, who: Principal, body: bytes) -> Response:
+    """`POST /api/v1/wrap/<path>`: the body, a data key, under the newest version of a model key."""
+    path = _resource_path(request)
+    version, packet = model_keys.wrap_key(api.world, who, path, body, now=api.clock())
+    return JSONResponse({"path": str(path), "version": version, "annotation": packet})
+
+
+def unwrap_key(api: AdminApi, request: Request, who: Principal, body: bytes) -> Response:
+    """`POST /api/v1/unwrap/<path>`: the body, an annotation, back to the data key in base64."""
+    path = _resource_path(request)
+    version, data = model_keys.unwrap_key(api.world, who, path, _utf8(body), now=api.clock())
+    return JSONResponse({"path": str(path), "version": version, "data": b64(data.expose())})
 
 
 def put_key_policy(api: AdminApi, request: Request, who: Principal, body: bytes) -> Response:

@@ -20,9 +20,10 @@ PLACEHOLDERS = {
     "attestation_report": "SNP report", "cert_chain": "VCEK", "additional_evidence": "GPU evidence, a JSON string",
     "policy": "base64url of the policy", "payload": "base64 of the values", "digest": "digest", "previous": "digest",
     "signature": "signature", "jti": "token id", "chip_id": "chip id", "measurement": "measurement",
-    "init_data": "init-data digest",
+    "init_data": "init-data digest", "annotation": "annotation",
 }  # fmt: skip
 _TICKET = re.compile(r"ticket [0-9a-f]{16}")
+_ANNOTATION = re.compile(r"[A-Za-z0-9+/]{200,}={0,2}")
 _SHOWN_HEADERS = ("content-type", "retry-after")
 
 
@@ -77,6 +78,8 @@ def administration(kbs: Target) -> list[Wire]:
     call("POST", "/kbs/v0/resource/default/model/kek", b"<32 bytes>", octets)
     call("PUT", "/api/v1/policies/default/model/kek", GPU_POLICY.encode(), "application/toml")
     call("POST", "/api/v1/keys/default/model/made-here")
+    wrapped = call("POST", "/api/v1/wrap/default/model/made-here", b"<data key>", octets).json()["annotation"]
+    call("POST", "/api/v1/unwrap/default/model/made-here", wrapped.encode(), octets)
     call("GET", "/api/v1/keys?repository=default")
     call("GET", "/api/v1/keys/default/model/made-here")
     call("DELETE", "/kbs/v0/resource/default/model/kek")
@@ -137,7 +140,7 @@ def _body(raw: bytes) -> str:
     try:
         return json.dumps(_plain(json.loads(raw)))
     except ValueError:
-        return raw.decode(errors="replace")
+        return _ANNOTATION.sub("<annotation>", raw.decode(errors="replace"))
 
 
 def _plain(value: Any, name: str = "") -> Any:
