@@ -11,7 +11,7 @@ ifdef REQUIRE_VECTORS
 PYTEST_FLAGS += --require-vectors
 endif
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint types layers bench fuzz soak e2e lab lab-short samples peers test-deps lock proto manifests docs clean dev
+.PHONY: help demo test check lint types layers bench fuzz soak e2e lab lab-short samples peers test-deps lock proto manifests images sbom docs clean dev
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,15 @@ bench: $(VENV)/.dev samples ## Figures as ratios to limits and peers; exits 1 on
 manifests: $(VENV)/.runtime ## Render RuntimeClasses, kustomize bases and the Helm chart again
 	$(BIN)/python -m runtimeclass render runtimeclass/manifests
 	$(BIN)/python -m deploy.render
+
+images: $(VENV)/.runtime ## Build the three container images where podman, buildah or docker answers
+	@$(BIN)/python -m deploy.build_images
+
+sbom: $(VENV)/.dev ## Bills of materials of the locked requirements, CycloneDX, in out/
+	@mkdir -p out
+	@$(BIN)/cyclonedx-py requirements requirements/runtime.lock --pyproject pyproject.toml --short-PURLs --output-reproducible --of JSON -o out/sbom.json
+	@$(BIN)/cyclonedx-py requirements requirements/guest.lock --pyproject pyproject.toml --short-PURLs --output-reproducible --of JSON -o out/sbom-guest.json
+	@echo out/sbom.json out/sbom-guest.json
 
 dev: $(VENV)/.dev
 

@@ -1,0 +1,137 @@
+"""What the Containerfiles put into each image is enough to start its program, and nothing of another trust domain."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy import build_images
+from deploy.build_images import BUILDERS, FOLDER, commands, main
+from kata_gpu.core.manifests.values import VALUES
+
+ROOT = FOLDER.parents[1]
+FILES = sorted(FOLDER.glob("*.Containerfile"))
+
+
+def assemble(containerfile: Path, target: Path) -> None:
+    """Carry out the COPY lines of the first stage, and the removals after them."""
+    text = containerfile.read_text().replace("\\\n", " ")
+    for line in text.splitlines():
+        if line.startswith("COPY --from"):
+            break
+        if line.startswith("COPY "):
+            *sources, folder = line.split()[1:]
+            for source in sources:
+                into = target / folder
+                if (ROOT / source).is_dir():
+                    shutil.copytree(
+                        ROOT / source, into, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
+                    )
+                else:
+                    into.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(ROOT / source, into)
+        for removed in re.findall(r"rm -rf ((?:attestation|kata_gpu)\S*(?: (?:attestation|kata_gpu)\S*)*)", line):
+            for name in removed.split():
+                path = target / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize(("image", "module", "argv", "foreign"), [
+    pytest.param("node", "kata_gpu.cli.main", ["agent", "run", "--help"], "attestation", id="node"),
+    pytest.param("node", "kata_gpu.cli.main", ["bridge", "run", "--help"], "attestation", id="bridge"),
+    pytest.param("kbs", "attestation.cli.main", ["serve", "--help"], "kata_gpu", id="kbs"),
+    pytest.param("kbs", "attestation.cli.main", ["root-key", "install", "--help"], "kata_gpu", id="root-key"),
+    pytest.param("guest", "attestation.guest.main", ["model", "decrypt", "--help"], "kata_gpu", id="guest"),
+])  # fmt: skip
+def test_an_image_starts_with_what_is_copied(
+    image: str, module: str, argv: list[str], foreign: str, tmp_path: Path
+) -> None:
+    assemble(FOLDER / f"{image}.Containerfile", tmp_path)
+    assert not (tmp_path / foreign).exists()
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from {module} import main; main()"
+    done = subprocess.run([sys.executable, "-P", "-c", code, *argv], cwd=tmp_path, capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Usage:" in done.stdout
+
+
+@pytest.mark.parametrize("image", ["node", "kbs", "guest"])
+def test_every_module_of_an_image_finds_what_it_imports(image: str, tmp_path: Path) -> None:
+    assemble(FOLDER / f"{image}.Containerfile", tmp_path)
+    modules = sorted(
+        str(p.relative_to(tmp_path).with_suffix("")).replace("/", ".")
+        for p in tmp_path.rglob("*.py")
+        if p.name not in {"__init__.py", "__main__.py", "env.py"} and "versions" not in p.parts
+    )
+    assert len(modules) > 20
+    code = (
+        f"import sys, importlib; sys.path.insert(0, {str(tmp_path)!r}); [importlib.import_module(m) for m in {modules}]"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_broker_cannot_forge(tmp_path: Path) -> None:
+    assemble(FOLDER / "kbs.Containerfile", tmp_path)
+    assert not list(tmp_path.rglob("simulate*"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_containerfiles_are_minimal(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("--require-hashes") == 1
+    assert "ARG BUILD_IMAGE=" in text
+    assert "ARG RUN_IMAGE=" in text
+    assert "ADD " not in text
+    users = re.findall(r"^USER (\S+)", text, re.MULTILINE)
+    assert users == ([] if path.stem == ["node", "Containerfile"][0] else ["65532:65532"])
+
+
+def test_images_are_built_under_the_names_that_are_deployed() -> None:
+    tags = [argv[argv.index("--tag") + 1] for argv in commands("podman", "build")]
+    assert {VALUES["node"]["image"], VALUES["broker"]["image"]} <= set(tags)
+    assert len(tags) == len(FILES) == 3
+
+
+def test_without_a_builder_there_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert main() == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert all(program in line for program, _ in BUILDERS)
+
+
+@pytest.mark.parametrize(("answers", "built"), [(0, True), (1, False)])
+def test_a_builder_counts_only_if_its_engine_answers(
+    answers: int, built: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    for program in ("podman", "docker"):
+        stub = tmp_path / program
+        stub.write_text(f'#!/bin/sh\necho "$@" >> {log}\n[ "$1" = info ] && exit {answers}\nexit 0\n')
+        stub.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build_images.main() == 0
+    calls = log.read_text().splitlines()
+    assert len([c for c in calls if c.startswith("build ")]) == (3 if built else 0)
+
+
+def test_the_bill_of_materials_lists_every_pinned_requirement(tmp_path: Path) -> None:
+    out = tmp_path / "sbom.json"
+    recipe = re.search(r"^sbom:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert recipe is not None
+    (command,) = [line for line in recipe[1].splitlines() if "guest" not in line and "cyclonedx-py" in line]
+    argv = command.strip().removeprefix("@").replace("$(BIN)/", f"{Path(sys.executable).parent}/").split()
+    argv[argv.index("out/sbom.json")] = str(out)
+    subprocess.run(argv, cwd=ROOT, check=True, capture_output=True)
+    document = json.loads(out.read_text())
+    assert (document["bomFormat"], document["metadata"]["component"]["name"]) == ("CycloneDX", "kata-gpu")
+    pinned = re.findall(r"^([a-z0-9._-]+)==(\S+)", (ROOT / "requirements/runtime.lock").read_text(), re.MULTILINE)
+    found = {(c["name"], c["version"]) for c in document["components"]}
+    assert len(found) > 30
+    assert {(n, v.rstrip(";")) for n, v in pinned} <= found
