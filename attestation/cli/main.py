@@ -26,9 +26,10 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "reference": ("attestation.cli.reference", "reference", "Reference values with expiry and provenance."),
     "user": ("attestation.cli.user", "user", "Administrators and their tokens."),
     "root-key": ("attestation.cli.root_key", "root_key", "Put the root key where the broker demands it."),
-    "backup": ("attestation.cli.backup", "backup", "Copy the embedded store while it is in use."),
+    "snapshot": ("attestation.cli.snapshot", "snapshot", "Copy the embedded store while it is in use."),
     "token-key": ("attestation.cli.token_key", "token_key", "The key that signs tokens: request a certificate."),
     "audit": ("attestation.cli.audit", "audit", "Who got which key; verify and export the log."),
+    "backup": ("attestation.cli.backup", "backup", "One encrypted file with everything, and back."),
     "serve": ("attestation.cli.serve", "serve", "Serve keys to attested guests, and the admin API."),
 }
 

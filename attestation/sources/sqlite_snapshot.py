@@ -13,7 +13,7 @@ PAGES = 1024  # copied per step; the broker writes between two steps
 BUSY_S = 10.0
 
 
-def backup(store: Path, target: Path) -> int:
+def snapshot(store: Path, target: Path) -> int:
     """Copy the store's database to `target`. Returns its bytes.
 
     The copy is of one moment, private (0600) and durable. It holds keys only as the root key wrapped them, and the
@@ -34,14 +34,14 @@ def backup(store: Path, target: Path) -> int:
             live.backup(copy, pages=PAGES)
             (verdict,) = copy.execute("PRAGMA integrity_check").fetchone()
             if verdict != "ok":
-                raise Unavailable("backup-integrity", "the copy is damaged", where=str(source), got=verdict)
+                raise Unavailable("snapshot-integrity", "the copy is damaged", where=str(source), got=verdict)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
         sync_directory(target.parent)
         return target.stat().st_size
     except (OSError, sqlite3.Error) as exc:
-        raise Unavailable("backup-failed", "cannot copy the store", where=str(target), got=exc) from exc
+        raise Unavailable("snapshot-failed", "cannot copy the store", where=str(target), got=exc) from exc
     finally:
         with suppress(OSError):
             temporary.unlink()
