@@ -241,7 +241,7 @@ def refusals(work: Path, log: Path) -> None:
     step(5, "The same VM is refused when one thing is wrong, and the operator sees which",
          "The guest gets an opaque ticket; the reason goes to the operator's log and the signed audit trail.")  # fmt: skip
     for fault, says in (
-        ("--tamper=measurement", "firmware-unknown"),
+        ("--tamper=measurement", "measurement["),
         ("--replay-gpu", "nonce"),
         ("--stale-nonce", "report-data"),
     ):

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from attestation.findings import Finding, Result, failed
 from attestation.values import Architecture, DeviceKind, Digest, GpuMode, JsonObject, Level, Tee
-from attestation.verify.verified import BoundPlatform
+from attestation.verify.compare import MEASUREMENT
+from attestation.verify.verified import BoundPlatform, VerifiedDevice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +27,10 @@ class CpuFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFacts:
-    """One GPU or NVSwitch. `evidence` is the digest of what it signed."""
+    """One GPU or NVSwitch. `evidence` is the digest of what it signed.
+
+    `reason` is the finding that keeps the device below `trusted`, as JSON; None for a trusted one.
+    """
 
     kind: DeviceKind
     arch: Architecture
@@ -37,6 +42,15 @@ class DeviceFacts:
     vbios_version: str
     evidence: str
     claims: JsonObject
+    reason: JsonObject | None = None
+
+    def untrusted(self, check: str, submod: str) -> Finding:
+        """Why this device is not `trusted`: the code and the values of the finding that says so, its place and hint."""
+        said = {name: str(value) for name, value in (self.reason or {}).items()}
+        got = f"{said['check']}: {said['got']}" if said else str(self.level)
+        hint = "; ".join(text for text in (said.get("subject"), said.get("hint")) if text)
+        code, expected = said.get("code") or "firmware-unknown", said.get("expected") or str(Level.TRUSTED)
+        return failed(check, code, expected=expected, got=got, hint=hint, subject=submod)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +88,7 @@ class PlatformFacts:
                     vbios_version=device.vbios_version,
                     evidence=str(device.signed_digest),
                     claims=device.claims,
+                    reason=_reason(device),
                 )
                 for device in platform.devices
             ),
@@ -124,3 +139,13 @@ class PlatformFacts:
             init_data_claims=record["init_data_claims"],
             binding=record["binding"],
         )
+
+
+def _reason(device: VerifiedDevice) -> JsonObject | None:
+    """The most telling finding: a measurement that differs, else the first failure, else what nobody could judge."""
+    if device.level is Level.TRUSTED:
+        return None
+    failures = [f for f in device.findings if f.result is Result.FAIL]
+    measured = [f for f in failures if f.check.startswith(MEASUREMENT)]
+    open_ = [f for f in device.findings if f.result is Result.SKIPPED and f.code]
+    return next((f.to_json() for f in (*measured, *failures, *open_)), None)

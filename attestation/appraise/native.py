@@ -60,7 +60,7 @@ def appraise_device(submod: str, device: DeviceFacts, *, cpu_status: Status) -> 
     findings = (
         passed("firmware-known", device.level, expected="trusted", subject=submod)
         if known
-        else failed("firmware-known", "firmware-unknown", expected="trusted", got=device.level, subject=submod),
+        else device.untrusted("firmware-known", submod),
         passed("confidential-mode", device.mode, expected="on|ppcie", subject=submod)
         if confidential
         else failed("confidential-mode", "mode-not-proven", expected="on|ppcie", got=device.mode, subject=submod),

@@ -24,6 +24,7 @@ from attestation.values import DeviceKind, JsonValue, ResourcePath
 RESOURCE_POLICY = "resource-policy"  # upstream's one id
 DEFAULT_POLICY = "default"
 TICKET_BYTES = 8
+_MAX_SAID = 80  # of the first failure, in one log line; the audit log has all of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,18 +140,22 @@ def _refuse_unless_trusted(
 ) -> None:
     if not verdict.trusted:
         codes = ",".join(finding.code for finding in verdict.failures)
-        refuse(world, attested.jti, path, failures_json(verdict.failures), codes, now)
+        first = verdict.failures[0]
+        said = f"{first.subject} {first.check} {first.got}".strip()[:_MAX_SAID]
+        refuse(world, attested.jti, path, failures_json(verdict.failures), codes, now, first=said)
 
 
 def refuse(
-    world: World, jti: str, path: ResourcePath, findings: list[JsonValue], codes: str, now: datetime
+    world: World, jti: str, path: ResourcePath, findings: list[JsonValue], codes: str, now: datetime, *, first: str = ""
 ) -> NoReturn:
-    """The guest sees a ticket, the audit log the reasons."""
+    """The guest sees a ticket, the audit log the reasons; the service's log gets `codes` and the `first` failure."""
     ticket = world.random(TICKET_BYTES).hex()
     body: dict[str, JsonValue] = {"ticket": ticket, "jti": jti, "findings": findings}
     with world.database.write() as connection:
         world.audit.append(connection, event="release-denied", subject=str(path), body=body, now=now)
-    raise Denied("policy-denied", f"Access denied by policy (ticket {ticket})", where=str(path), got=codes)
+    raise Denied(
+        "policy-denied", f"Access denied by policy (ticket {ticket})", where=str(path), expected=first, got=codes
+    )
 
 
 def _members(

@@ -120,7 +120,9 @@ class GuestApi:
                 self._release, credentials(request), request, dict(request.query_params), self._clock()
             )
         except AttestationError as exc:
-            log.warning("release.refused", code=exc.code, where=exc.where, findings=exc.got, reason=exc.what)
+            log.warning(
+                "release.refused", code=exc.code, where=exc.where, findings=exc.got, first=exc.expected, reason=exc.what
+            )
             self._count_refusal(exc)
             return kbs_problem(exc, deny_status=self._deny_status)
         self._metrics.policy_approvals.inc()
@@ -128,6 +130,13 @@ class GuestApi:
         return JSONResponse(sealed)
 
     def _release(self, who: Credentials, request: Request, query: dict[str, str], now: datetime) -> dict[str, str]:
+        foreign = external_token(self._world, who, now=now)
+        if foreign is not None:
+            path = ResourcePath.parse(kbs_path(request))
+            self._metrics.policy_evaluations.inc()
+            sealed = release_external(self._world, foreign, path, query=query, now=now)
+            log.info("release.granted", path=str(path), jti=foreign.id, issuer=foreign.issuer)
+            return sealed.to_json()
         attested = authenticate(self._world, who, now=now)
         # By identity, too: many guests share one address behind a proxy, and one machine may have many addresses.
         self._chips.take(attested.facts.cpu.chip_id, time.monotonic())

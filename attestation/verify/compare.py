@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from attestation.findings import Finding, failed
 from attestation.verify.rim import RimNeed, Slot, VerifiedRim
 
+MEASUREMENT = "measurement"  # name of the check; the index follows in brackets
 NVDEC0_INDEX = 35  # only meaningful while NVDEC0 is enabled (3.4 rule 6)
 MODE_INDEX = 9  # of VBIOS documents: reflects driver generation and CC, PPCIE or devtools mode (3.5)
 
@@ -92,7 +93,7 @@ def explain_mismatches(comparison: Comparison, nearest: Comparison | None, *, su
         missing = mismatch.got is None
         findings.append(
             failed(
-                f"measurement[{mismatch.index}]",
+                f"{MEASUREMENT}[{mismatch.index}]",
                 "measurement-missing" if missing else "measurement-mismatch",
                 expected="|".join(dict.fromkeys(value.hex() for value in mismatch.alternatives)),
                 got="absent" if mismatch.got is None else mismatch.got.hex(),

@@ -158,7 +158,12 @@ def test_nothing_to_unknown_gpu_firmware(kbs: Broker) -> None:
         changed = FORGE.device(who.arch, 0, nonce=who.device_nonce().raw, measurements={index: b"\xee" * 48})
         return who.evidence([changed])
 
-    release_denied(kbs, guest(), "firmware-unknown", evidence=make)
+    release_denied(kbs, guest(), "measurement-mismatch", evidence=make)
+    index = min(FORGE.measurements(guest().arch))
+    findings: Any = kbs.world.audit.about(str(PATH), "release-denied")[-1].body["findings"]
+    (finding,) = [f for f in findings if f["check"] == "gpu-level"]
+    assert finding["got"] == f"measurement[{index}]: {'ee' * 48}"
+    assert "NV_GPU_" in finding["hint"]  # the reference document that it was compared with
 
 
 def test_nothing_on_an_expired_reference_value(kbs: Broker) -> None:
