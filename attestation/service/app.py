@@ -22,6 +22,7 @@ from attestation.service.health import Health
 from attestation.service.kbs import Clock, GuestApi
 from attestation.service.metrics import Metrics
 from attestation.service.observe import Observe, find_tracer
+from attestation.service.page import OperatorPage
 from attestation.service.problems import KBS_ERRORS, problem
 from attestation.service.workers import RateLimit, Workers
 
@@ -92,6 +93,15 @@ class Service:
             peers=RateLimit(rate=limits.rate_per_s, burst=limits.burst),
             deny_status=compat.deny_status,
         )
+        page = OperatorPage(
+            world,
+            self._office,
+            self.metrics,
+            clock=clock,
+            peers=RateLimit(rate=limits.rate_per_s, burst=limits.burst),
+            secure_cookie=compat.secure_cookie,
+            collateral=collateral,
+        )
         upstream_admin = _upstream_admin(admin)
         routes: list[BaseRoute] = [
             Route("/kbs/v0/auth", guest.auth, methods=["POST"]),
@@ -101,7 +111,7 @@ class Service:
         resource = Route("/kbs/v0/resource/{path:path}", guest.resource, methods=["GET"])
         more = upstream_admin if compat.admin_on_guest_listener else []
         self.guest = self._app([*routes[:2], resource, *more, routes[2], *self._common()])
-        self.admin = self._app([*upstream_admin, *_api(admin), *self._common(), *self._operator()])
+        self.admin = self._app([*upstream_admin, *_api(admin), *self._common(), *self._operator(), *_page(page)])
 
     def close(self) -> None:
         """Wait for running requests."""
@@ -199,6 +209,15 @@ def _api(api: AdminApi) -> list[BaseRoute]:
         ("/api/v1/attestations", "GET", handlers.attestations),
     ]
     return [Route(path, api.endpoint(handler, kbs=False), methods=[verb]) for path, verb, handler in rows]
+
+
+def _page(page: OperatorPage) -> list[BaseRoute]:
+    return [
+        Route("/ui", page.show, methods=["GET"]),
+        Route("/ui/login", page.login, methods=["POST"]),
+        Route("/ui/logout", page.logout, methods=["POST"]),
+        Route("/ui/style.css", page.style, methods=["GET"]),
+    ]
 
 
 async def _healthy(_request: Request) -> Response:

@@ -32,10 +32,15 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 def session_cookie(request: Request) -> str | None:
     """The value of our cookie among any others; the name is matched exactly."""
+    return cookie_value(request, COOKIE, MAX_COOKIE_CHARS)
+
+
+def cookie_value(request: Request, wanted: str, most: int) -> str | None:
+    """A cookie by its exact name, None where it is absent, empty or longer than `most`."""
     for header in request.headers.getlist("cookie"):
         for pair in header.split(";"):
             name, sep, value = pair.strip().partition("=")
-            if sep and name == COOKIE and 0 < len(value) <= MAX_COOKIE_CHARS:
+            if sep and name == wanted and 0 < len(value) <= most:
                 return value
     return None
 
