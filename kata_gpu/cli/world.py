@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -101,13 +102,13 @@ def open_node(
         state=DurableDir(state_dir or state),
         cdi=DurableDir(cdi_dir or cdi),
         backend=backend,
-        allocated=_allocated(host) if guarded else {},
+        allocated=partial(_allocated, host) if guarded else None,
         progress=lambda line: click.echo(f"  {line}", err=True),
     )
 
 
 def _allocated(host: "Host") -> "dict[PciAddress, str]":
-    """What kubelet has given to pods; nothing where there is no kubelet."""
+    """What kubelet has given to pods by now; nothing where there is no kubelet."""
     from kata_gpu.ports import FileKind
 
     path = "/var/lib/kubelet/pod-resources/kubelet.sock"

@@ -85,9 +85,12 @@ def plan_setup(observed: Observed, policy: NodePolicy) -> Plan:
 
 
 def plan_reset(observed: Observed, *, keep_mode: bool = False) -> Plan:
-    """Give the devices back: withdraw CDI, CC mode off, original driver and override."""
+    """Give the devices that we took back: withdraw CDI, CC mode off, original driver and override.
+
+    A function that somebody else brought to VFIO is not ours to take from there.
+    """
     inventory = observed.inventory
-    ours = [d for d in inventory.devices if d.function.on_vfio or any(f.address in observed.origins for f in d.unit)]
+    ours = [d for d in inventory.devices if any(f.address in observed.origins for f in d.unit)]
     for device in ours:
         _require_usable(device, observed)
     withdraw = tuple(
@@ -102,11 +105,13 @@ def plan_reset(observed: Observed, *, keep_mode: bool = False) -> Plan:
     for device in ours:
         for function in device.unit:
             now = Binding(driver=function.driver, override=observed.overrides.get(function.address))
-            then = observed.origins.get(function.address, Binding())
+            then = observed.origins.get(function.address, now)
             if now != then and (function.on_vfio or now.override is not None):
                 releases.append(Bind(address=function.address, before=now, after=then))
     actions = (*withdraw, *((Switch(changes=changes),) if changes else ()), *releases)
-    return Plan(purpose="reset", actions=actions)
+    others = [d.function for d in inventory.devices if d.function.on_vfio and d not in ours]
+    notes = tuple(f"{f}: on {f.driver} and not by us, left alone (`kata-gpu release` takes it)" for f in others)
+    return Plan(purpose="reset", actions=actions, notes=notes)
 
 
 def plan_bind(observed: Observed, addresses: Iterable[PciAddress]) -> Plan:

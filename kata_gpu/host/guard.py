@@ -2,22 +2,28 @@
 
 A reset of a device that a VM uses succeeds silently, and an unbind wedges it. Every unbind, reset and mode change
 asks here first, and there is no way around it. Evidence, each kind of which misses what another one sees:
-open files and mappings of every process, a probe open of the group, and what kubelet has allocated.
+open files and mappings of every process, a probe open of the group, and what kubelet has allocated. Where a piece of
+evidence cannot be had, the answer is not "free": a container sees only its own processes, and without
+CAP_SYS_PTRACE not their files, and an opened cdev shows nowhere else.
 """
 
 import errno
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from kata_gpu.core.pci import PciAddress, PciFunction
 from kata_gpu.errors import InUse, Unavailable
+from kata_gpu.host.pods import pod_names, pod_uid, process_ids
 from kata_gpu.ports import FileKind, Host, HostFiles
 
 _ANONYMOUS = "anon_inode:[vfio-device]"
-_POD = re.compile(r"pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12})")
 _NODES = ("/dev/vfio/", "/dev/nvidia")
 _MAX_COMMAND = 160
+_HOST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of linux/proc_ns.h: a constant of the kernel's user API
+_MAX_MAPS = 1 << 26  # 262144 mappings, the most that anybody configures as vm.max_map_count, of some 200 bytes each
+
+Allocated = Callable[[], Mapping[PciAddress, str]]
+"""What kubelet has given to pods, asked anew each time: device to `namespace/pod`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,21 +45,13 @@ class Holder:
 
 
 class Guard:
-    """Looks for holders. `allocated` names the pod that kubelet gave a device to; `pods` names pods by UID."""
+    """Looks for holders. `allocated` asks kubelet; None where it has no say."""
 
-    def __init__(
-        self,
-        host: Host,
-        *,
-        own_pid: int,
-        allocated: Mapping[PciAddress, str] | None = None,
-        pods: Mapping[str, str] | None = None,
-    ) -> None:
+    def __init__(self, host: Host, *, own_pid: int, allocated: Allocated | None = None) -> None:
         """Nothing is read yet."""
         self._host = host
         self._own_pid = own_pid
-        self._allocated = allocated or {}
-        self._pods = pods or {}
+        self._allocated = allocated
 
     def require_free(self, functions: Iterable[PciFunction]) -> None:
         """Raises InUse naming the device and its holder."""
@@ -67,16 +65,17 @@ class Guard:
                 )
 
     def holders(self, functions: Iterable[PciFunction], *, probe: bool = False) -> dict[PciAddress, tuple[Holder, ...]]:
-        """Holders of each function. One scan of all processes serves all functions.
+        """Holders of each function. One scan of all processes serves all functions. Raises Unavailable.
 
         Only with `probe` are groups opened, which a VM that starts at that instant would feel: for those who are about
         to change the device under the node's lock, not for those who look.
         """
         functions = tuple(functions)
-        scan = _scan(self._host, self._own_pid, self._pods)
-        return {f.address: self._of(f, scan, probe=probe) for f in functions}
+        allocated = self._allocated() if self._allocated is not None else {}
+        scan = _scan(self._host, self._own_pid)
+        return {f.address: self._of(f, scan, allocated.get(f.address), probe=probe) for f in functions}
 
-    def _of(self, function: PciFunction, scan: list["_Process"], *, probe: bool) -> tuple[Holder, ...]:
+    def _of(self, function: PciFunction, scan: list["_Process"], pod: str | None, *, probe: bool) -> tuple[Holder, ...]:
         names = {f"/dev/vfio/{function.iommu_group}"}
         if function.vfio_cdev is not None:
             names.add(f"/dev/vfio/devices/{function.vfio_cdev}")
@@ -84,7 +83,7 @@ class Guard:
         if function.driver == "nvidia":
             users = [(p, n) for p in scan if (n := next((f for f in p.files if f.startswith("/dev/nvidia")), None))]
             holders += [p.holder(name) for p, name in users]
-        if pod := self._allocated.get(function.address):
+        if pod is not None:
             holders.append(Holder(pid=0, how="kubelet's allocation", pod=pod))
         if probe and not holders and function.on_vfio and self._busy(function):
             anonymous = [p.holder(_ANONYMOUS) for p in scan if _ANONYMOUS in p.files]
@@ -121,48 +120,70 @@ class _Process:
         return Holder(pid=self.pid, how=name, command=self.command, pod=self.pod)
 
 
-def _scan(host: HostFiles, own_pid: int, pods: Mapping[str, str]) -> list[_Process]:
+def _scan(host: HostFiles, own_pid: int) -> list[_Process]:
     """Processes with files of VFIO or the NVIDIA driver open or mapped. Those that end meanwhile hold nothing."""
+    _require_host_processes(host)
     try:
-        pids = [int(name) for name in host.listdir("/proc") if name.isdecimal()]
+        pids = [pid for pid in process_ids(host) if pid != own_pid]
     except OSError as exc:
         raise Unavailable("guard-proc", "cannot list processes", where="/proc", got=exc.strerror) from exc
-    found = []
-    for pid in pids:
-        if pid == own_pid:
-            continue
-        files = _files(host, pid)
-        if files:
-            found.append(_Process(pid, files, _command(host, pid), _pod(host, pid, pods)))
-    return found
+    found = [(pid, files) for pid in pids if (files := _files(host, pid))]
+    names = pod_names(host) if found else {}
+    uids = {pid: pod_uid(host, pid) for pid, _ in found}
+    return [_Process(pid, files, _command(host, pid), names.get(uids[pid], uids[pid])) for pid, files in found]
+
+
+def _require_host_processes(host: HostFiles) -> None:
+    """Another PID namespace shows none of the host's VMs."""
+    try:
+        namespace = host.readlink("/proc/self/ns/pid")
+    except OSError as exc:
+        namespace = exc.strerror or "unreadable"
+    if namespace != _HOST_PID_NAMESPACE:
+        raise Unavailable(
+            "guard-pid-namespace",
+            "cannot see the processes of the host",
+            where="/proc/self/ns/pid",
+            expected=_HOST_PID_NAMESPACE,
+            got=namespace,
+            hint="run on the host, or in a pod with hostPID: true",
+        )
 
 
 def _files(host: HostFiles, pid: int) -> frozenset[str]:
+    """Its VFIO and NVIDIA files; none where it has ended. Raises Unavailable where it may not be looked at."""
     files = set()
     try:
-        names = host.listdir(f"/proc/{pid}/fd")
+        for name in host.listdir(f"/proc/{pid}/fd"):
+            target = _target(host, f"/proc/{pid}/fd/{name}")
+            if target == _ANONYMOUS or target.startswith(_NODES):
+                files.add(target)
+        maps = host.read(f"/proc/{pid}/maps", max_bytes=_MAX_MAPS)
     except PermissionError as exc:
         raise Unavailable(
             "guard-permission",
             "cannot see who uses the devices",
-            where=f"/proc/{pid}/fd",
-            hint="run as root with hostPID",
+            where=f"/proc/{pid}",
+            got=exc.strerror,
+            hint="run as root with CAP_SYS_PTRACE, in a pod with hostPID: true and privileged",
         ) from exc
     except OSError:
-        return frozenset()
-    for name in names:
-        try:
-            target = host.readlink(f"/proc/{pid}/fd/{name}")
-        except OSError:
-            continue
-        if target == _ANONYMOUS or target.startswith(_NODES):
-            files.add(target)
-    try:
-        if _ANONYMOUS.encode() in host.read(f"/proc/{pid}/maps"):
-            files.add(_ANONYMOUS)
-    except OSError:
-        pass
+        return frozenset(files)
+    if _ANONYMOUS.encode() in maps:
+        files.add(_ANONYMOUS)
+    elif len(maps) >= _MAX_MAPS:
+        raise Unavailable("guard-maps", "a process has too many mappings to look through", where=f"/proc/{pid}/maps")
     return frozenset(files)
+
+
+def _target(host: HostFiles, path: str) -> str:
+    """Where a descriptor leads; empty where it was closed meanwhile. Raises PermissionError."""
+    try:
+        return host.readlink(path)
+    except PermissionError:
+        raise
+    except OSError:
+        return ""
 
 
 def _command(host: HostFiles, pid: int) -> str:
@@ -173,14 +194,3 @@ def _command(host: HostFiles, pid: int) -> str:
         return "unknown"
     text = "".join(c if c.isprintable() else " " for c in raw.decode("utf-8", "replace"))
     return text.strip()[:_MAX_COMMAND] or "unknown"
-
-
-def _pod(host: HostFiles, pid: int, pods: Mapping[str, str]) -> str:
-    try:
-        match = _POD.search(host.read(f"/proc/{pid}/cgroup", max_bytes=4096).decode("utf-8", "replace"))
-    except OSError:
-        return ""
-    if match is None:
-        return ""
-    uid = match.group(1).replace("_", "-")
-    return pods.get(uid, uid)

@@ -6,14 +6,19 @@ A write to `unbind` of a device in use never returns and survives SIGKILL; on so
 
 import errno
 import os
+import selectors
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from kata_gpu.errors import TimedOut, Unavailable
 
 _ERRNO_BASE = 64  # exit status of the child is this plus errno; errno is at most 133 on Linux
 _MAX_OUTPUT = 1 << 20
+_CHUNK = 1 << 16
 # The child imports nothing beyond `os`: it starts in some 10 ms, and it does exactly one system call that may block.
 _CHILD = """
 import os, sys
@@ -61,31 +66,61 @@ def run(
     stdin: bytes = b"",
     environment: dict[str, str] | None = None,
 ) -> tuple[int, bytes, bytes]:
-    """Run a program in a session of its own: exit status, stdout and stderr (1 MiB each at most).
+    """Run a program in a session of its own: exit status, stdout and stderr (the first MiB of each is kept).
 
-    Raises TimedOut when it does not end, Unavailable when it cannot start.
+    Raises TimedOut when it, or a process that it left with its output open, does not end: all of the session is killed.
+    Raises Unavailable when it cannot start.
     """
     _reap()
     try:
-        child = subprocess.Popen(
-            list(command),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"} if environment is None else environment,
-        )
+        with os.fdopen(os.memfd_create("stdin"), "w+b", buffering=0) as given:
+            given.write(stdin)
+            given.seek(0)
+            child = subprocess.Popen(
+                list(command),
+                stdin=given,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"} if environment is None else environment,
+            )
     except OSError as exc:
         raise Unavailable("cannot-start", "the program cannot be started", where=command[0], got=exc.strerror) from exc
     try:
-        output, error = child.communicate(stdin, timeout=deadline_s)
+        output, error = _communicate(child, deadline_s)
     except subprocess.TimeoutExpired:
-        child.kill()
         _abandon(child)
         raise TimedOut(
             "deadline", "the operation does not return; the device may be wedged", where=where, got=f"{deadline_s:g} s"
         ) from None
-    return child.returncode, output[:_MAX_OUTPUT], error[:_MAX_OUTPUT]
+    except BaseException:
+        _abandon(child)
+        raise
+    return child.returncode, output, error
+
+
+def _communicate(child: subprocess.Popen[bytes], deadline_s: float) -> tuple[bytes, bytes]:
+    """Both outputs until they are closed and the child has ended; what is beyond the bound is read and dropped."""
+    assert child.stdout is not None
+    assert child.stderr is not None
+    until = time.monotonic() + deadline_s
+    kept = {child.stdout: bytearray(), child.stderr: bytearray()}
+    with child.stdout, child.stderr, selectors.DefaultSelector() as selector:
+        for pipe, buffer in kept.items():
+            selector.register(pipe, selectors.EVENT_READ, buffer)
+        while selector.get_map():
+            left = until - time.monotonic()
+            if left <= 0:
+                raise subprocess.TimeoutExpired(child.args, deadline_s)
+            for key, _ in selector.select(left):
+                chunk = os.read(key.fd, _CHUNK)
+                if chunk:
+                    key.data.extend(chunk[: _MAX_OUTPUT - len(key.data)])
+                else:
+                    selector.unregister(key.fileobj)
+        child.wait(max(0.0, until - time.monotonic()))
+    output, error = (bytes(buffer) for buffer in kept.values())
+    return output, error
 
 
 def modprobe(module: str, *, deadline_s: float) -> None:
@@ -97,10 +132,12 @@ def modprobe(module: str, *, deadline_s: float) -> None:
 
 
 def _abandon(child: subprocess.Popen[bytes]) -> None:
-    """Keep a child that may sit in the kernel for ever, without its pipes, so that it is reaped if it ever ends."""
-    for pipe in (child.stdin, child.stdout, child.stderr):
-        if pipe is not None:
-            pipe.close()
+    """Kill its session, and keep a child that may sit in the kernel for ever so that it is reaped if it ever ends.
+
+    It has not been waited for, so its number is still that of its session.
+    """
+    with suppress(OSError):
+        os.killpg(child.pid, signal.SIGKILL)
     _abandoned.append(child)
 
 

@@ -2,6 +2,10 @@
 
 Holding a device here keeps every VM and every other VFIO user out. The kernel resets a function when it is opened and
 when its last file is closed; registers are reached through the region API, which works under kernel lockdown.
+
+Opening a device that answers takes milliseconds; whether it answers is asked before, in a child with a deadline. One
+that dies in between keeps this process until the kernel gives up: 60 s for each reset method that it tries
+(PCIE_RESET_READY_POLL_MS), 70 to 208 s measured. Nothing has been written by then, and the caller's lock is held.
 """
 
 import errno
@@ -130,6 +134,13 @@ class VfioSession:
             raise device_dead(str(function))
 
     def _open_cdev(self, function: PciFunction) -> int:
+        if function.vfio_cdev is None:
+            raise Unavailable(
+                "no-cdev",
+                "the device has no VFIO character device",
+                where=str(function),
+                hint="it is not bound, or the kernel lacks CONFIG_VFIO_DEVICE_CDEV: `kata-gpu doctor` IOM-07",
+            )
         if self._shared < 0:
             self._shared = self._open("/dev/iommu", str(function))
         fd = self._open(f"/dev/vfio/devices/{function.vfio_cdev}", str(function))

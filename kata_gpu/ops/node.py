@@ -2,9 +2,9 @@
 
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from kata_gpu.core.cdi import FILES
 from kata_gpu.core.gpu import CcMode, GpuDevice
@@ -16,8 +16,9 @@ from kata_gpu.host.binding import read_override
 from kata_gpu.host.cc.backend import CcBackend
 from kata_gpu.host.cc.registers import VfioBackend
 from kata_gpu.host.durable import DurableDir
-from kata_gpu.host.guard import Guard
+from kata_gpu.host.guard import Allocated, Guard
 from kata_gpu.host.journal import Journal
+from kata_gpu.host.pods import process_ids
 from kata_gpu.host.variants import best_driver
 from kata_gpu.ops.observe import observe, text
 from kata_gpu.ports import Host
@@ -29,14 +30,13 @@ def _silent(_line: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """Everything that a use case may touch. `backend` None: our own, over VFIO."""
+    """Everything that a use case may touch. `backend` None: our own, over VFIO. `allocated` None: no kubelet."""
 
     host: Host
     state: DurableDir
     cdi: DurableDir
     backend: CcBackend | None = None
-    allocated: Mapping[PciAddress, str] = field(default_factory=dict)
-    pods: Mapping[str, str] = field(default_factory=dict)
+    allocated: Allocated | None = None
     progress: Callable[[str], None] = _silent
 
     @property
@@ -47,7 +47,7 @@ class Node:
     @property
     def guard(self) -> Guard:
         """The in-use guard of this host."""
-        return Guard(self.host, own_pid=os.getpid(), allocated=self.allocated, pods=self.pods)
+        return Guard(self.host, own_pid=os.getpid(), allocated=self.allocated)
 
     def cc_backend(self, inventory: Inventory) -> CcBackend:
         """The backend that the shell chose, or ours."""
@@ -127,8 +127,11 @@ def _read_override(
 
 
 def _waiting(host: Host) -> bool:
-    """Whether a task sits in an unbind that waits for VFIO users."""
-    pids = (name for name in host.listdir("/proc") if name.isdecimal())
+    """Whether a task sits in an unbind that waits for VFIO users; so it is where nobody can tell."""
+    try:
+        pids = list(process_ids(host))
+    except OSError:
+        return True
     return any(text(host, f"/proc/{pid}/wchan") == "vfio_unregister_group_dev" for pid in pids)
 
 

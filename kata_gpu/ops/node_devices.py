@@ -26,10 +26,13 @@ ALL_ONES = 0xFFFF  # what reading a device that fell off the bus gives
 class HostDevices:
     """One per process. `quiet` keeps two looks at the host apart: kubelet's calls and the agent's passes are threads,
     and opening a device to read its mode must not meet another look half-way. Binding, which may be slow, is outside.
+
+    Kubelet's allocations are no evidence here: it is for them that devices are bound, and after them that they are
+    reset. The claims of the checkpoint keep a device to one pod; open files tell of everybody else.
     """
 
     def __init__(self, node: Node) -> None:
-        self._node = node
+        self._node = replace(node, allocated=None)
         self.quiet = threading.RLock()
         self._running: dict[str, Future[None]] = {}
         self._lock = threading.Lock()

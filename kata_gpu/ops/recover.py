@@ -2,6 +2,7 @@
 
 from kata_gpu.core.actions import Bind, Binding, Publish, Switch
 from kata_gpu.core.pci import VFIO_PCI, PciAddress
+from kata_gpu.errors import KataGpuError
 from kata_gpu.host.binding import converge_binding, read_binding
 from kata_gpu.host.journal import Transaction
 from kata_gpu.ops.apply import UNDONE, find_function, run_action, undo
@@ -40,20 +41,36 @@ def _after_reboot(node: Node, transaction: Transaction) -> None:
 
 
 def _restore_modes(node: Node, transaction: Transaction, index: int, action: Switch) -> None:
+    """Bring the modes back on VFIO. Where each function was is on disk before it is moved: this may be killed too."""
     inventory = observe(node.host)
     devices = [inventory.device(change.address) for change in action.changes]
     functions = [f for d in devices for f in reversed(d.unit)]
     node.guard.require_free(functions)
-    before = {f.address: read_binding(node.host, f.address) for f in functions}
-    wanted = Binding(driver=VFIO_PCI, override=VFIO_PCI)
+    lent = dict(node.journal.origins(inventory.boot_id))
+    for function in functions:
+        if not function.on_vfio:
+            lent.setdefault(function.address, read_binding(node.host, function.address))
+    node.journal.set_origins(inventory.boot_id, lent)
+    error = None
     try:
         for function in functions:
-            if not function.on_vfio:
-                _move(node, function.address, wanted)
+            if function.address in lent:
+                _move(node, function.address, Binding(driver=VFIO_PCI, override=VFIO_PCI))
         run_action(node, transaction, index, undo=True)
-    finally:
-        for function in functions:
-            _move(node, function.address, before[function.address])
+    except KataGpuError as exc:
+        error = exc
+    for function in functions:
+        if (before := lent.get(function.address)) is None:
+            continue
+        try:
+            _move(node, function.address, before)
+        except KataGpuError as exc:
+            error = error or exc
+            continue
+        del lent[function.address]
+        node.journal.set_origins(inventory.boot_id, lent)
+    if error is not None:
+        raise error
 
 
 def _move(node: Node, address: PciAddress, wanted: Binding) -> None:

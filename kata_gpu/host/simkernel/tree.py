@@ -92,6 +92,7 @@ def build(machine: Machine) -> Dir:
         place(root, path, Device("plain") if kind == "char-device" else Socket())
     place(root, "/proc/sys/kernel/random/boot_id", text(machine.boot_id))
     place(root, "/proc/sys/kernel/osrelease", text(machine.kernel.release))
+    place(root, "/proc/self/ns/pid", Link("pid:[4026531836]"))
     modes = ("none", "integrity", "confidentiality")
     place(
         root,

@@ -74,6 +74,10 @@ class World:
         """Active mode register of every chip."""
         return {f.address: f.chip.active for f in self.machine.functions.values() if f.chip is not None}
 
+    def bindings(self) -> dict[str, tuple[str | None, str | None]]:
+        """Driver and override of every function."""
+        return {f.address: (f.driver, f.override) for f in self.machine.functions.values()}
+
     def snapshot(self) -> dict[str, object]:
         """What must be as before or as after: drivers, overrides, active modes, and what CDI names lead to."""
         by_node = {f"/dev/vfio/devices/vfio{f.cdev}": f.address for f in self.machine.functions.values()}
@@ -85,7 +89,7 @@ class World:
             nodes = device_nodes(parse_spec(self.node.cdi.get(name) or b"", where=name))
             cdi[name] = {device: sorted(by_node[p] for p in paths) for device, paths in nodes.items()}
         return {
-            "bindings": {f.address: (f.driver, f.override) for f in self.machine.functions.values()},
+            "bindings": self.bindings(),
             "modes": self.modes(),
             "cdi": cdi,
         }

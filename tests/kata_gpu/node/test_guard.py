@@ -1,16 +1,23 @@
 """The in-use guard: every kind of holder is seen and named, and nothing is written while there is one."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from kata_gpu.core.gpu import CcMode
+from kata_gpu.core.pci import PciAddress
 from kata_gpu.errors import InUse, Unavailable
 from kata_gpu.host.guard import Guard
+from kata_gpu.host.owners import find_owners
 from kata_gpu.host.simkernel.machine import Machine, Process
 from kata_gpu.host.simkernel.presets import hgx_h100, mixed
+from kata_gpu.host.vfio_device import VfioSession
 from kata_gpu.ops import setup
 from kata_gpu.ops.gc import collect
+from kata_gpu.ops.node import observe_node
+from kata_gpu.ops.node_devices import HostDevices
 from kata_gpu.ops.observe import observe
 from kata_gpu.ops.status import status
 from tests.kata_gpu.node.conftest import OFF, ON, World
@@ -89,17 +96,51 @@ def test_a_held_device_that_needs_no_change_is_no_obstacle(world: World) -> None
 
 def test_kubelet_allocation_counts(world: World) -> None:
     gpu = observe(world.kernel).gpus[0].function
-    guard = Guard(world.kernel, own_pid=1, allocated={gpu.address: "team-a/train-0"})
+    guard = Guard(world.kernel, own_pid=1, allocated=lambda: {gpu.address: "team-a/train-0"})
     with pytest.raises(InUse, match="kubelet's allocation of pod team-a/train-0"):
         guard.require_free([gpu])
 
 
-def test_pod_names_replace_uids(world: World) -> None:
+def test_an_allocation_after_the_start_of_a_command_counts(world: World) -> None:
+    """Between kubelet's allocation and QEMU's open no file is open: kubelet is asked at the very moment."""
+    gpu = observe(world.kernel).gpus[0].function.address
+    given: dict[PciAddress, str] = {}
+    node = replace(world.node, allocated=lambda: dict(given))
+    given[gpu] = "team-a/train-0"
+    before, log = world.snapshot(), len(world.kernel.log)
+    acts: tuple[Callable[[], object], ...] = (
+        lambda: setup.release(node, [gpu]),
+        lambda: setup.reset(node),
+        lambda: setup.setup(node, OFF),
+    )
+    for act in acts:
+        with pytest.raises(InUse, match="kubelet's allocation of pod team-a/train-0"):
+            act()
+    assert world.snapshot() == before
+    assert len(world.kernel.log) == log
+    given.clear()
+    setup.release(node, [gpu])
+    assert world.machine.functions[GPU].driver is None
+
+
+def test_the_claim_path_serves_what_kubelet_allocated(make_world: Make) -> None:
+    """A claim's device is bound for its pod, and looked at and reset after it, while kubelet lists the pod."""
+    world = make_world(hgx_h100(gpus=1, switches=0))
+    gpu = observe(world.kernel).gpus[0].function.address
+    devices = HostDevices(replace(world.node, allocated=lambda: {gpu: "team-a/train-0"}))
+    devices.bind(str(gpu), deadline_s=10)
+    assert world.machine.functions[GPU].driver == "vfio-pci"
+    assert devices.holders(devices.observe(), [str(gpu)]) == {}
+
+
+@pytest.mark.parametrize("logs", ["/var/log/pods", "/proc/1/root/var/log/pods"])
+def test_pod_names_replace_uids(world: World, logs: str) -> None:
     _hold(world, "group", bound=True)
+    with world.kernel.edit() as machine:
+        machine.files[f"{logs}/team-a_train-0_{POD}/main/0.log"] = ""
     gpu = observe(world.kernel).gpus[0].function
-    guard = Guard(world.kernel, own_pid=1, pods={POD: "team-a/train-0"})
     with pytest.raises(InUse, match="of pod team-a/train-0 by /dev/vfio/"):
-        guard.require_free([gpu])
+        Guard(world.kernel, own_pid=1).require_free([gpu])
 
 
 def test_a_command_line_cannot_play_with_the_terminal(world: World) -> None:
@@ -154,22 +195,65 @@ def test_looking_opens_nothing(world: World) -> None:
         guard.require_free(d.function for d in observe(world.kernel).devices)
 
 
-def test_guard_that_cannot_see_refuses(world: World) -> None:
-    """Without permission to look into other processes nothing may be changed."""
+class Blind:
+    """The simulated kernel, with one kind of look failing."""
 
-    class Blind:
-        def __getattr__(self, name: str) -> object:
-            return getattr(world.kernel, name)
+    def __init__(self, world: World, look: str, answer: Callable[[str], Any]) -> None:
+        self._kernel, self._look, self._answer = world.kernel, look, answer
 
-        def listdir(self, path: str) -> list[str]:
-            if path.startswith("/proc/"):
-                raise PermissionError(13, "EACCES", path)
-            return world.kernel.listdir(path)
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._kernel, name)
+        if name != self._look:
+            return real
 
+        def look(path: str, **kwargs: Any) -> Any:
+            answer = self._answer(path)
+            if isinstance(answer, Exception):
+                raise answer
+            return real(path, **kwargs) if answer is None else answer
+
+        return look
+
+
+def _denied(fragment: str) -> Callable[[str], PermissionError | None]:
+    return lambda path: PermissionError(13, "Permission denied", path) if fragment in path else None
+
+
+@pytest.mark.parametrize(
+    ("look", "answer", "code"),
+    [
+        pytest.param("listdir", _denied("/proc/4242/fd"), "guard-permission", id="descriptors-listed"),
+        pytest.param("readlink", _denied("/proc/4242/fd/"), "guard-permission", id="descriptors-followed"),
+        pytest.param("read", _denied("/proc/4242/maps"), "guard-permission", id="mappings"),
+        pytest.param(
+            "read", lambda p: b"x" * (1 << 26) if p.endswith("/maps") else None, "guard-maps", id="mappings-cut"
+        ),
+        pytest.param("listdir", _denied("/proc"), "guard-proc", id="processes"),
+        pytest.param(
+            "readlink", lambda p: "pid:[4026532281]" if p == "/proc/self/ns/pid" else None, "guard-pid-namespace",
+            id="container",
+        ),
+        pytest.param("readlink", _denied("/proc/self/ns/pid"), "guard-pid-namespace", id="namespace-unreadable"),
+    ],
+)  # fmt: skip
+def test_guard_that_cannot_see_refuses(world: World, look: str, answer: Callable[[str], Any], code: str) -> None:
+    """A holder that may be there and is not seen: nothing may be changed. The cdev is only open, so no probe tells."""
+    _hold(world, "cdev", bound=False)
+    gpu = observe(world.kernel).gpus[0].function
+    blind: Any = Blind(world, look, answer)
+    with pytest.raises(Unavailable) as error:
+        Guard(blind, own_pid=1).require_free([gpu])
+    assert error.value.code == code
+
+
+@pytest.mark.parametrize("path", ["/proc/4242/fd", "/proc/4242/fd/", "/proc/4242/maps"])
+def test_a_process_that_ends_meanwhile_holds_nothing(world: World, path: str) -> None:
     with world.kernel.edit() as machine:
-        machine.processes[9] = Process(pid=9, comm="x", cmdline=["x"])
-    with pytest.raises(Unavailable, match="cannot see who uses the devices"):
-        Guard(Blind(), own_pid=1).require_free([observe(world.kernel).gpus[0].function])  # type: ignore[arg-type]
+        machine.processes[4242] = Process(pid=4242, comm="x", cmdline=["x"], files=["/dev/null"])
+    gpu = observe(world.kernel).gpus[0].function
+    for look in ("listdir", "readlink", "read"):
+        gone: Any = Blind(world, look, lambda p: ProcessLookupError(3, "No such process", p) if path in p else None)
+        Guard(gone, own_pid=1).require_free([gpu])
 
 
 def test_frozen_entries_of_running_pods(world: World) -> None:
@@ -197,21 +281,83 @@ def test_orphans_are_named(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cmdline", "owner"),
+    ("cmdline", "pod", "owner"),
     [
-        (["python3", "/usr/bin/k8s-cc-manager"], "NVIDIA cc-manager"),
-        (["vfio-manage", "bind", "--all"], "NVIDIA vfio-manager"),
-        (["/usr/bin/nvidia-sandbox-device-plugin"], "NVIDIA sandbox device plugin"),
-        (["gpu-kubelet-plugin"], "NVIDIA DRA driver (passthrough)"),
+        pytest.param(["python3", "/usr/bin/k8s-cc-manager"], "", "NVIDIA cc-manager", id="cc-manager"),
+        pytest.param(
+            ["/usr/bin/python3.12", "main.py"], "nvidia-cc-manager-x7k2p", "NVIDIA cc-manager", id="cc-manager-pod"
+        ),
+        pytest.param(["vfio-manage", "bind", "--all"], "", "NVIDIA vfio-manager", id="vfio-manager"),
+        pytest.param(
+            ["sleep", "infinity"], "nvidia-vfio-manager-2b9fw", "NVIDIA vfio-manager", id="vfio-manager-asleep"
+        ),
+        pytest.param(["/usr/bin/nvidia-sandbox-device-plugin"], "", "NVIDIA sandbox device plugin", id="device-plugin"),
+        pytest.param(
+            ["plugin"], "kata-device-plugin-9xk2c", "NVIDIA sandbox device plugin", id="kata-device-plugin-pod"
+        ),
+        pytest.param(["gpu-kubelet-plugin"], "", "NVIDIA DRA driver (passthrough)", id="dra"),
     ],
-    ids=["cc-manager", "vfio-manager", "sandbox-device-plugin", "dra"],
 )
-def test_other_managers_are_refused_by_name(world: World, cmdline: list[str], owner: str) -> None:
+def test_other_managers_are_refused_by_name(world: World, cmdline: list[str], pod: str, owner: str) -> None:
     with world.kernel.edit() as machine:
-        machine.processes[500] = Process(pid=500, comm="x", cmdline=cmdline)
+        machine.processes[500] = Process(pid=500, comm="x", cmdline=cmdline, cgroup=CGROUP if pod else "/")
+        if pod:
+            machine.files[f"/var/log/pods/gpu-operator_{pod}_{POD}/c/0.log"] = ""
     with pytest.raises(InUse) as error:
         setup.setup(world.node, OFF)
     assert error.value.what == f"{owner} manages the devices of this node"
+    assert pod in error.value.got
     assert status(world.node).reason.startswith(owner)
     assert world.modes()[GPU] == 1
     assert CcMode.ON in {d.cc_mode for d in status(world.node).inventory.devices}
+
+
+@pytest.mark.parametrize(
+    ("cmdline", "cgroup"),
+    [
+        pytest.param(["vim", "cc-manager"], "/", id="editor"),
+        pytest.param(["grep", "vfio-manage"], "/", id="grep"),
+        pytest.param(["python3", "main.py"], "/", id="some-python"),
+        pytest.param(["sleep", "9"], "/kubepods/pod00000000-0000-4000-8000-000000000000/x", id="another-pod"),
+    ],
+)
+def test_who_is_no_manager(world: World, cmdline: list[str], cgroup: str) -> None:
+    """A name among arguments is not a program, and the logs of a pod that has ended are not a manager."""
+    with world.kernel.edit() as machine:
+        machine.processes[500] = Process(pid=500, comm="x", cmdline=cmdline, cgroup=cgroup)
+        machine.files[f"/var/log/pods/gpu-operator_nvidia-vfio-manager-2b9fw_{POD}/c/0.log"] = ""
+    assert find_owners(world.kernel) == {}
+
+
+def test_reset_leaves_what_somebody_else_bound(make_world: Make) -> None:
+    """vfio-pci.ids= or driverctl bound it: it is not ours to take from there."""
+    machine = hgx_h100(gpus=2, switches=0)
+    theirs = machine.functions["0000:3d:00.0"]
+    theirs.driver, theirs.override, theirs.cdev = "vfio-pci", "vfio-pci", 0
+    world = make_world(machine)
+    gpu = observe(world.kernel).gpus[0].function.address
+    setup.bind(world.node, [gpu])
+    outcome = setup.reset(world.node)
+    assert {str(a) for a in outcome.plan.touched} == {str(gpu)}
+    assert outcome.plan.notes == ("0000:3d:00.0: on vfio-pci and not by us, left alone (`kata-gpu release` takes it)",)
+    assert (theirs.driver, theirs.override) == ("vfio-pci", "vfio-pci")
+    assert world.machine.functions[GPU].driver is None
+
+
+def test_a_cdev_that_is_not_there_is_said(world: World) -> None:
+    gpu = replace(observe(world.kernel).gpus[0].function, vfio_cdev=None)
+    with VfioSession(world.kernel, iommufd=True) as session, pytest.raises(Unavailable) as error:
+        session.open([gpu])
+    assert error.value.code == "no-cdev"
+
+
+def test_a_wedge_is_not_over_where_nobody_can_tell(world: World) -> None:
+    """Processes cannot be listed: the device stays wedged, and planning refuses it."""
+    boot = observe(world.kernel).boot_id
+    gpu = observe(world.kernel).gpus[0].function.address
+    world.node.journal.set_wedged(boot, {gpu: "an unbind never returned"})
+    with world.kernel.edit() as machine:
+        machine.functions[GPU].driver = None
+    blind: Any = Blind(world, "listdir", lambda p: OSError(5, "I/O error", p) if p == "/proc" else None)
+    assert gpu in observe_node(replace(world.node, host=blind)).wedged
+    assert gpu not in observe_node(world.node).wedged

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -187,3 +188,27 @@ def test_state_file_is_shared_between_processes(tmp_path: Path) -> None:
     ghost.open("/dev/vfio/1")
     fresh = SimKernel(path=tmp_path / "sim")
     assert fresh.machine.handles == []
+
+
+def test_a_deadline_ends_the_whole_session(tmp_path: Path) -> None:
+    """A program's own children go with it, whether they keep its output open or the program itself does not end."""
+    pid = tmp_path / "pid"
+    with pytest.raises(TimedOut):
+        isolate.run(["sh", "-c", f"sleep 60 & echo $! > {pid}; exit 0"], deadline_s=1.0, where="leaves a child")
+    until = time.monotonic() + 5
+    while Path(f"/proc/{int(pid.read_text())}/fd/0").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not Path(f"/proc/{int(pid.read_text())}/fd/0").exists()
+    assert isolate.abandoned() == 0
+
+
+def test_output_is_bounded_while_it_is_read() -> None:
+    """A program that says too much costs no memory and still ends."""
+    code, output, error = isolate.run(
+        ["sh", "-c", "head -c 5000000 /dev/zero; echo bad >&2; exit 3"], deadline_s=30, where="loud"
+    )
+    assert (code, len(output), error) == (3, 1 << 20, b"bad\n")
+
+
+def test_standard_input_arrives() -> None:
+    assert isolate.run(["cat"], stdin=b"x" * 200_000, deadline_s=10, where="cat") == (0, b"x" * 200_000, b"")

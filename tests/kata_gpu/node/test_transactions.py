@@ -117,6 +117,63 @@ def test_reboot_in_the_middle(make_world: Make) -> None:
         assert not any(f.driver == "vfio-pci" for f in rebooted.machine.functions.values())
 
 
+def _rebooted_in_the_middle(make_world: Make) -> tuple[World, dict[str, int]]:
+    """All modes are switched, the journal is open, and the machine starts again; with the modes that were before."""
+    whole, act = _start(make_world, "cold-to-ppcie")
+    act(whole)
+    world, act = _start(make_world, "cold-to-ppcie")
+    modes = world.modes()
+    world.machine.crash_after = whole.machine.writes - 3
+    with pytest.raises(Crashed):
+        act(world)
+    assert world.modes() != modes
+    return world.restarted(world.kernel.crash().reboot()), modes
+
+
+def test_kill_during_recovery_after_a_reboot(make_world: Make, tmp_path: Path) -> None:
+    """Recovery lends itself the devices; killed at any step, the next one still knows where they were."""
+    start, modes = _rebooted_in_the_middle(make_world)
+    bindings = start.bindings()
+    steps = start.clone(tmp_path / "whole")
+    began = steps.machine.writes
+    recover(steps.node)
+    total = steps.machine.writes - began
+    assert total > 20
+    for k in range(total):
+        world = start.clone(tmp_path / f"step-{k}")
+        world.machine.crash_after = world.machine.writes + k
+        with pytest.raises(Crashed):
+            recover(world.node)
+        world = world.restarted(world.kernel.crash())
+        recover(world.node)
+        assert world.modes() == modes
+        assert world.bindings() == bindings, f"after step {k}"
+        assert world.node.journal.open_transaction() is None
+
+
+def test_a_failed_recovery_tells_its_first_error_and_gives_everything_back(make_world: Make) -> None:
+    """One device refuses its mode and another one does not let go: the third is back, and the first reason is told."""
+    world, modes = _rebooted_in_the_middle(make_world)
+    bindings = world.bindings()
+    first, stuck, third = (f for f in world.machine.functions.values() if f.chip is not None)
+    assert first.chip is not None
+    first.chip.faults["fsp"] = 0x55
+    stuck.faults["unbind"] = "hang"
+    with pytest.raises(KataGpuError) as error:
+        recover(world.node)
+    assert error.value.code == "fsp-refused"
+    assert (first.driver, third.driver) == (None, None)
+    assert world.node.journal.open_transaction() is not None
+    assert list(map(str, world.node.journal.origins(world.machine.boot_id))) == [stuck.address]
+    assert stuck.override == "vfio-pci"
+    stuck.faults.clear()
+    stuck.pending = ""
+    first.chip.faults.clear()
+    recover(world.node)
+    assert world.bindings() == bindings
+    assert world.modes() == modes
+
+
 @pytest.mark.parametrize("name", PLANS)
 def test_second_run_writes_nothing(make_world: Make, name: str) -> None:
     world, act = _start(make_world, name)
