@@ -59,14 +59,18 @@ class Database:
     @classmethod
     def open(cls, where: str) -> "Database":
         """A directory (SQLite inside it) or a `postgresql://` URL, migrated to the newest schema."""
-        if where.startswith(("postgresql://", "postgresql+psycopg://")):
-            database = cls("postgresql+psycopg://" + where.split("://", 1)[1])
-        elif "://" in where:
-            raise Misconfigured("store-url", "unknown store", expected="a directory or postgresql://", got=where[:40])
-        else:
-            database = cls(f"sqlite:///{Path(where).absolute() / _FILE}")
+        database = cls.connect(where)
         database.migrate()
         return database
+
+    @classmethod
+    def connect(cls, where: str) -> "Database":
+        """Likewise, as it is: `restore` fills it."""
+        if where.startswith(("postgresql://", "postgresql+psycopg://")):
+            return cls("postgresql+psycopg://" + where.split("://", 1)[1])
+        if "://" in where:
+            raise Misconfigured("store-url", "unknown store", expected="a directory or postgresql://", got=where[:40])
+        return cls(f"sqlite:///{Path(where).absolute() / _FILE}")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

@@ -50,7 +50,7 @@ class FileRootKey:
     """32 bytes in a file that only its owner can read, and that is no symlink."""
 
     def __init__(self, key: Secret, random: RandomBytes) -> None:
-        self._aead, self._random = AESGCM(key.expose()), random
+        self.key, self._aead, self._random = key, AESGCM(key.expose()), random
         # A name that tells keys apart and says nothing about them.
         self.name = "file:" + AESGCM(key.expose()).encrypt(bytes(IV_BYTES), b"", b"kata-gpu-kbs/root-name").hex()[:16]
 
@@ -151,6 +151,11 @@ class Vault:
     def _take(self, ring: RootRing) -> None:
         self._ring = ring
         self._roots = {key.name: key for key in reversed(ring.all())}
+
+    @property
+    def ring(self) -> RootRing:
+        """The root keys in use."""
+        return self._ring
 
     @property
     def root_names(self) -> tuple[str, ...]:

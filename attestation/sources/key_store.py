@@ -148,6 +148,14 @@ class KeyStore:
                 done += 1
         return done
 
+    def open_all(self) -> int:
+        """Open every version once; returns how many. Whatever a single release would raise, this raises."""
+        count = 0
+        for path, version, _root in self._sealed():
+            self._vault.open(self._envelope(ResourcePath.parse(path), version), path=path, version=version)
+            count += 1
+        return count
+
     @property
     def root_names(self) -> tuple[str, ...]:
         """Root keys that are configured, those that wrap first."""
