@@ -15,6 +15,7 @@ from attestation.errors import Malformed, Misconfigured
 from attestation.values import Architecture, BindingProfile, Digest, GpuMode, Level, Tee
 
 MAX_POLICY_BYTES = 64 * 1024  # admin uploads; keybroker.md 5.1 gives the same bound for Rego
+MAX_EPOCH = 2**53  # every JSON and TOML reader has these integers
 MAX_DEVICES = 64  # as in the binding profiles
 TCB_PARTS = ("bootloader", "tee", "snp", "microcode", "fmc")  # SNP components, tee.md 1.4
 
@@ -72,6 +73,7 @@ class KeyConditions:
     gpus: GpuConditions | None = None
     switches: SwitchConditions | None = None
     limits: ReleaseLimits = field(default_factory=ReleaseLimits)
+    epoch: int = 0  # grows from one document to the next; an older one is not stored again
     binding_profile: BindingProfile | None = None  # None takes whichever the session agreed on
     digest: Digest = field(default=Digest("sha256", bytes(32)))
 
@@ -144,6 +146,7 @@ def parse_conditions(text: str, *, where: str = "policy") -> KeyConditions:
         gpus=_gpus(top.optional_table("gpus")),
         switches=_switches(top.optional_table("switches")),
         limits=_limits(top.optional_table("release")),
+        epoch=_int(top.optional("epoch") or 0, "epoch", MAX_EPOCH),
         binding_profile=_binding_profile(top.optional("binding_profile")),
         digest=Digest("sha256", hashlib.sha256(raw).digest()),
     )

@@ -120,10 +120,13 @@ def _verify(asked: _Asked, verifier: "LocalVerifier", wanted: "DeviceRequirement
 
 
 def _claims(platform: "BoundPlatform") -> JsonObject:
+    from attestation.appraise.facts import PlatformFacts
+
     return {
         str(platform.cpu.tee): platform.cpu.claims,
         "binding": platform.binding,
         "init_data_claims": platform.init_data_claims,
+        "facts": PlatformFacts.of(platform).to_json(),  # what `policy test` judges
     }
 
 

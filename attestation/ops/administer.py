@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
-from attestation.appraise.policy import MAX_POLICY_BYTES
+from attestation.appraise.policy import MAX_POLICY_BYTES, KeyConditions
 from attestation.broker.admin import render_admin_token, verify_admin_token
 from attestation.broker.keys import MODEL_KEY_BYTES, TEST_LABEL, KeyKind, KeyRecord, parse_bundle
 from attestation.broker.roles import Principal, Role, Verb
@@ -71,7 +71,7 @@ def put_key(
     """
     who.require(Verb.WRITE_KEY, path.repository)
     if policy is not None:
-        conditions_of(policy)
+        _refuse_older_key_policy(world, path, policy)
     if secret is None:
         secret = Secret(world.random(MODEL_KEY_BYTES))
     if kind is KeyKind.BUNDLE:
@@ -103,6 +103,7 @@ def set_key_policy(world: World, who: Principal, path: ResourcePath, text: str, 
     """Replace a key's own release policy."""
     who.require(Verb.WRITE_POLICY, path.repository)
     conditions = conditions_of(text)
+    _refuse_older_key_policy(world, path, text)
     if not world.keys.set_policy(path, text):
         raise Denied("resource-not-found", "no such resource", where=str(path))
     body: dict[str, JsonValue] = {"policy": str(conditions.digest), "waivers": list(conditions.waivers)}
@@ -110,12 +111,26 @@ def set_key_policy(world: World, who: Principal, path: ResourcePath, text: str, 
 
 
 def set_release_policy(
-    world: World, who: Principal, name: str, text: str, *, expected: int | None = None, now: datetime
+    world: World,
+    who: Principal,
+    name: str,
+    text: str,
+    *,
+    expected: int | None = None,
+    allow_rollback: bool = False,
+    now: datetime,
 ) -> int:
-    """A release policy for a repository, or `default` for all of them."""
+    """A release policy for a repository, or `default` for all of them. Older ones do not come back unnoticed."""
     repository = None if name == DEFAULT_POLICY else name
     who.require(Verb.WRITE_POLICY if repository else Verb.WRITE_GLOBAL, repository)
     conditions = conditions_of(text)
+    earlier = world.policies.history(PolicyKind.RELEASE, name)
+    if earlier:
+        if text != earlier[-1].text:
+            _refuse_older_epoch(conditions, max(conditions_of(policy.text).epoch for policy in earlier), name)
+            if not allow_rollback and any(policy.text == text for policy in earlier):
+                raise Denied("policy-rollback", "this is an earlier version", where=name, expected="--allow-rollback")
+        expected = earlier[-1].version if expected is None else expected  # nobody writes between check and store
     version = world.policies.put(PolicyKind.RELEASE, name, text, author=who.name, expected=expected, now=now)
     _record(world, who, "policy-set", name, {"version": version, "policy": str(conditions.digest)}, now)
     return version
@@ -168,6 +183,19 @@ def list_keys(world: World, who: Principal, repository: str | None = None) -> tu
     who.require(Verb.READ, repository or (who.repositories[0] if who.repositories else None))
     records = world.keys.list(repository)
     return tuple(r for r in records if not who.repositories or r.path.repository in who.repositories)
+
+
+def _refuse_older_key_policy(world: World, path: ResourcePath, text: str) -> None:
+    conditions, record = conditions_of(text), world.keys.get(path)
+    if record is not None and record.policy and record.policy != text:
+        _refuse_older_epoch(conditions, conditions_of(record.policy).epoch, str(path))
+
+
+def _refuse_older_epoch(conditions: KeyConditions, newest: int, where: str) -> None:
+    if newest and conditions.epoch <= newest:
+        raise Denied(
+            "policy-rollback", "an older policy", where=where, expected=f"epoch above {newest}", got=conditions.epoch
+        )
 
 
 def _existing(world: World, path: ResourcePath) -> KeyRecord:

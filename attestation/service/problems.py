@@ -37,6 +37,7 @@ _BY_CODE = {
     "repository-not-allowed": Row(403, "AdminAuthAccess"),
     "admins-denied": Row(403, "AdminAuthAccess"),
     "policy-version": Row(409, "HTTPFailed"),
+    "policy-rollback": Row(409, "HTTPFailed"),
     "rego-syntax": Row(400, "ParsePolicyError"),
     "reference-value": Row(400, "RvpsError"),
     "secret-size": Row(413, "HTTPFailed"),

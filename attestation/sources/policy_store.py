@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import Row, func, insert, select
 
 from attestation.errors import Denied
 from attestation.sources.db import Database
@@ -74,14 +74,14 @@ class PolicyStore:
             row = connection.execute(query).one_or_none()
         if row is None:
             return None
-        return StoredPolicy(
-            kind=kind,
-            name=name,
-            version=row.version,
-            text=row.text,
-            author=row.author,
-            created=moment(row.created),
-        )
+        return _stored(row)
+
+    def history(self, kind: PolicyKind, name: str) -> tuple[StoredPolicy, ...]:
+        """Every version, oldest first."""
+        mine = (policies.c.kind == str(kind)) & (policies.c.name == name)
+        with self._db.read() as connection:
+            rows = connection.execute(select(policies).where(mine).order_by(policies.c.version)).all()
+        return tuple(_stored(row) for row in rows)
 
     def names(self, kind: PolicyKind) -> tuple[str, ...]:
         """Names that have a policy of this kind."""
@@ -91,3 +91,14 @@ class PolicyStore:
         query = select(policies.c.name).where(policies.c.kind == str(kind)).distinct().order_by(policies.c.name)
         with self._db.read() as connection:
             return tuple(connection.execute(query).scalars())
+
+
+def _stored(row: Row[tuple[object, ...]]) -> StoredPolicy:
+    return StoredPolicy(
+        kind=PolicyKind(row.kind),
+        name=row.name,
+        version=row.version,
+        text=row.text,
+        author=row.author,
+        created=moment(row.created),
+    )

@@ -140,9 +140,9 @@ def test_policy_test_explain_and_diff(kbs: Cli, policy: str, tmp_path: Path) -> 
     assert "gpu-count-wrong" not in kbs("policy", "explain", str(PATH), bad["jti"], "--at", AT, code=1).split("\n")[0]
     new = tmp_path / "new.toml"
     new.write_text(GPU_POLICY.replace("count = 1", "count = 8"))
-    changes = kbs.json("policy", "diff", str(PATH), str(new), "--at", AT, code=1)
-    assert (len(changes["lose"]), changes["gain"], changes["same"]) == (1, [], 1)
-    assert kbs.json("policy", "diff", str(PATH), policy, "--at", AT)["same"] == 2
+    (changes,) = kbs.json("policy", "diff", str(PATH), str(new), "--at", AT, code=1)["keys"]
+    assert (changes["path"], len(changes["lose"]), changes["gain"], changes["same"]) == (str(PATH), 1, [], 1)
+    assert kbs.json("policy", "diff", str(PATH), policy, "--at", AT)["keys"][0]["same"] == 2
 
 
 def test_policy_versions_refuse_lost_updates(kbs: Cli, policy: str) -> None:
