@@ -4,6 +4,7 @@ apiVersion: config.kata-gpu.dev/v1alpha1
 kind: NodePolicy
 bind: gpus+nvswitches        # or gpus
 backend: auto                # vfio, gpu-admin-tools
+drain: never                 # or evict: the agent asks pods that hold a device which must change to go
 devices:                     # first match wins; devices that match nothing are left alone
   - select: all              # or a PCI address, or a device id like 10de:2330
     mode: on                 # off, on, devtools, ppcie
@@ -38,6 +39,13 @@ class Backend(StrEnum):
     ADMIN_TOOLS = "gpu-admin-tools"
 
 
+class Drain(StrEnum):
+    """What the agent does with pods that hold a device whose mode must change. There is no force: a VM is never cut."""
+
+    NEVER = "never"
+    EVICT = "evict"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """Desired mode of the devices that `select` matches: `all`, an address, or (vendor, device)."""
@@ -59,6 +67,7 @@ class NodePolicy:
     rules: tuple[Rule, ...]
     bind: BindScope = BindScope.ALL
     backend: Backend = Backend.AUTO
+    drain: Drain = Drain.NEVER
 
     @classmethod
     def everything(cls, mode: CcMode) -> "NodePolicy":
@@ -85,7 +94,7 @@ class NodePolicy:
 
 def parse_policy(document: Any, *, where: str) -> NodePolicy:
     """From the YAML document. Raises Malformed naming the field, what is expected and what is there."""
-    top = _mapping(document, where, {"apiVersion", "kind", "bind", "backend", "devices"})
+    top = _mapping(document, where, {"apiVersion", "kind", "bind", "backend", "drain", "devices"})
     for key, value in (("apiVersion", API_VERSION), ("kind", KIND)):
         if top.get(key) != value:
             raise Malformed("node-policy", f"wrong {key}", where=f"{where}: {key}", expected=value, got=top.get(key))
@@ -96,6 +105,7 @@ def parse_policy(document: Any, *, where: str) -> NodePolicy:
         rules=tuple(_rule(rule, f"{where}: devices[{i}]") for i, rule in enumerate(rules)),
         bind=_member(BindScope, top.get("bind", BindScope.ALL), f"{where}: bind"),
         backend=_member(Backend, top.get("backend", Backend.AUTO), f"{where}: backend"),
+        drain=_member(Drain, top.get("drain", Drain.NEVER), f"{where}: drain"),
     )
 
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from kata_gpu.core.api_errors import Conflict, NotFound, TooMany
 from kata_gpu.core.checkpoint import ClaimEntry
-from kata_gpu.core.node_policy import NodePolicy
+from kata_gpu.core.node_policy import Drain, NodePolicy
 from kata_gpu.core.plan import plan_setup
 from kata_gpu.errors import KataGpuError
 from kata_gpu.ops.node import Node, observe_node
@@ -45,7 +45,10 @@ class ModeState:
 
 
 class ModeChanger:
-    """One per agent. `drain`: evict pods that hold a device which must change; otherwise wait for them."""
+    """One per agent. `drain`, or a policy with `drain: evict`: evict pods that hold a device which must change.
+
+    Otherwise wait for them.
+    """
 
     def __init__(
         self,
@@ -90,7 +93,7 @@ class ModeChanger:
         holders = self._reserve(changing, now)
         if holders:
             self._cordon()
-            blocked = self._evict(holders) if self._drain else "waiting for pods to end"
+            blocked = self._evict(holders) if self._drain or policy.drain is Drain.EVICT else "waiting for pods to end"
             names = ", ".join(sorted(str(h.ref) for h in holders))
             return ModeState(phase=Phase.WAITING, changing=changing, reason=f"{blocked}: {names}")
         try:

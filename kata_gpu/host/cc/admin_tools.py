@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from kata_gpu.core.gpu import CcMode, GpuDevice, Kind
 from kata_gpu.core.pci import PciAddress
-from kata_gpu.errors import Misconfigured, Unavailable
+from kata_gpu.errors import LockedOutOfBand, Misconfigured, Unavailable
 from kata_gpu.host import isolate
 from kata_gpu.host.vfio_device import VfioSession
 from kata_gpu.ports import Host
@@ -26,6 +26,7 @@ RESET_S = 30.0
 MAX_FILES, MAX_TREE_BYTES = 500, 16 << 20  # v2025.10.20 has 56 files and 0.5 MB
 _HEX = re.compile(r"[0-9a-f]{64}")
 _CC = re.compile(r"\bCC mode is (on|off|devtools|invalid\S*)")
+_LOCKED = re.compile(r"\b(enable\S*-allow-inband-control) = 0\b")
 _PPCIE = re.compile(r"\bPPCIe mode is (on|off)\b")
 
 
@@ -128,7 +129,27 @@ class _ToolSession:
         return None if answer.startswith("invalid") else CcMode(answer)
 
     def require_permitted(self, address: PciAddress, mode: CcMode) -> None:
-        """The tool cannot say before it tries; a refusal then fails the switch, and all is undone."""
+        """A setting that the platform owner took away from this host is read as 0 before anything is tried.
+
+        A version of the tool that cannot tell fails at its first write instead, and all is undone.
+        """
+        device = self._devices[address]
+        options = [] if device.kind is Kind.NVSWITCH else ["--query-cc-settings"]
+        options += ["--query-ppcie-settings"] if device.kind is Kind.NVSWITCH or mode is CcMode.PPCIE else []
+        for option in options:
+            try:
+                locked = _LOCKED.search(self._run(address, option))
+            except Unavailable:
+                continue
+            if locked is not None:
+                raise LockedOutOfBand(
+                    "mode-locked-out-of-band",
+                    "the platform owner locked the CC mode of this device",
+                    where=str(device.function),
+                    expected=f"{locked.group(1)} = 1",
+                    got="0",
+                    hint="change the mode through the BMC (Redfish); repeating this command cannot help",
+                )
 
     def stage(self, address: PciAddress, mode: CcMode) -> bool:
         device = self._devices[address]

@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from kata_gpu.core.claim import DRIVER
 from kata_gpu.core.claim_cdi import file_name
 from kata_gpu.core.gpu import CcMode
 from kata_gpu.core.inventory import Inventory
-from kata_gpu.core.node_policy import NodePolicy
+from kata_gpu.core.node_policy import Drain, NodePolicy
 from kata_gpu.core.slices import TAINT
 from kata_gpu.dra.watch import SliceWatch
 from kata_gpu.errors import Unavailable
@@ -351,12 +351,15 @@ class Modes:
         return str(ref.uid)
 
 
-def modes(world: World, tmp_path: Path, *, drain: bool) -> Modes:
+TO_ON = NodePolicy.everything(CcMode.ON)
+
+
+def modes(world: World, tmp_path: Path, *, drain: bool, policy: NodePolicy = TO_ON) -> Modes:
     kernel = SimKernel(hgx_h100(gpus=2, switches=0))
     node = HostNode(host=kernel, state=DurableDir(tmp_path / "state"), cdi=DurableDir(tmp_path / "static-cdi"))
     setup.setup(node, NodePolicy.everything(CcMode.OFF))
     changer = ModeChanger(node, world.store, world.kube, name=NODE, drain=drain)
-    loop = Loop(world, modes=changer, policy=NodePolicy.everything(CcMode.ON), devices=HostDevices(node))
+    loop = Loop(world, modes=changer, policy=policy, devices=HostDevices(node))
     return Modes(loop, kernel, node)
 
 
@@ -391,8 +394,10 @@ def test_a_busy_node_waits_cordoned_and_tainted(world: World, tmp_path: Path) ->
     assert CORDONED_BY not in world.api.store.get(NODES, "", NODE)["metadata"].get("annotations", {})
 
 
-def test_drain_respects_disruption_budgets(world: World, tmp_path: Path) -> None:
-    sim = modes(world, tmp_path, drain=True)
+@pytest.mark.parametrize("by", ["flag", "policy"])
+def test_drain_respects_disruption_budgets(world: World, tmp_path: Path, by: str) -> None:
+    policy = replace(TO_ON, drain=Drain.EVICT if by == "policy" else Drain.NEVER)
+    sim = modes(world, tmp_path, drain=by == "flag", policy=policy)
     sim.pod(labels={"app": "llm"})
     budget = {
         "metadata": {"name": "llm"},

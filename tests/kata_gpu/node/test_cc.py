@@ -12,7 +12,7 @@ from kata_gpu.core.cc import Knob
 from kata_gpu.core.gpu import CcMode, model_of
 from kata_gpu.core.node_policy import NodePolicy
 from kata_gpu.core.pci import PciAddress
-from kata_gpu.errors import InUse, Malformed, Misconfigured, RolledBack, Unavailable
+from kata_gpu.errors import InUse, LockedOutOfBand, Malformed, Misconfigured, RolledBack, Unavailable
 from kata_gpu.host.cc.admin_tools import ENTRY, AdminToolsBackend, read_tool, tool_digest
 from kata_gpu.host.cc.registers import VfioBackend
 from kata_gpu.host.durable import DurableDir
@@ -221,6 +221,9 @@ with kernel.edit() as machine:
 mode = {{0: "off", 1: "on", 3: "devtools"}}.get(chip.active & 3, "invalid-devtools-only-fix-by-setting-cc-mode")
 if name == "--query-cc-mode":
     print(f"2026-11-21,00:00:00.000 INFO     GPU {{address}} H100 0x2330 BAR0 0x0 CC mode is {{mode}}", file=sys.stderr)
+if name in ("--query-cc-settings", "--query-ppcie-settings"):
+    allowed = int(not chip.faults.get("locked"))
+    print(f"INFO     GPU {{address}} H100 settings:\\nINFO       enable = 0\\nINFO       enable-allow-inband-control = {{allowed}}")
 if name == "--query-ppcie-mode":
     on = chip.active & 1 if chip.family == "ls10" else chip.active & 0x20
     print(f"INFO {{address}} PPCIe mode is {{'on' if on else 'off'}}", file=sys.stderr)
@@ -265,6 +268,22 @@ def test_admin_tools_refuse_while_anything_is_held(tmp_path: Path) -> None:
     with pytest.raises(InUse):
         setup.set_mode(node, [PciAddress.parse(GPU)], CcMode.ON)
     assert not log.exists()
+
+
+@pytest.mark.parametrize(("address", "policy"), [(GPU, ON), ("0000:05:00.0", PPCIE)], ids=["gpu-cc", "switch-ppcie"])
+def test_admin_tools_report_an_out_of_band_lock(tmp_path: Path, address: str, policy: NodePolicy) -> None:
+    """Exit 7 and not a loop: the tool is asked for the permission before it is told to write."""
+    node, kernel, _ = _tool_node(tmp_path)
+    with kernel.edit() as machine:
+        chip = machine.functions[address].chip
+        assert chip is not None
+        chip.faults["locked"] = True
+    with pytest.raises(LockedOutOfBand) as error:
+        setup.setup(node, policy)
+    assert error.value.exit_code == 7
+    assert error.value.where.startswith(address)
+    assert {f.chip.active for f in kernel.machine.functions.values() if f.chip} == {0}
+    assert all(f.driver is None for f in kernel.machine.functions.values() if f.chip)
 
 
 def test_admin_tools_must_be_what_was_pinned(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from kata_gpu.core.actions import Bind, Binding, Publish, Switch, parse_action, 
 from kata_gpu.core.gpu import CcMode
 from kata_gpu.core.inventory import Inventory
 from kata_gpu.core.labels import render_labels
-from kata_gpu.core.node_policy import Backend, BindScope, NodePolicy, Rule, parse_policy
+from kata_gpu.core.node_policy import Backend, BindScope, Drain, NodePolicy, Rule, parse_policy
 from kata_gpu.core.pci import PciAddress
 from kata_gpu.core.plan import Observed, plan_bind, plan_mode, plan_release, plan_setup
 from kata_gpu.errors import KataGpuError, Malformed, Misconfigured, RebootNeeded
@@ -25,6 +25,7 @@ apiVersion: config.kata-gpu.dev/v1alpha1
 kind: NodePolicy
 bind: gpus
 backend: vfio
+drain: evict
 devices:
   - {select: "0000:17:00.0", mode: devtools}
   - {select: "10de:2236", mode: off}
@@ -50,6 +51,7 @@ def test_policy_is_read_exactly() -> None:
         ),
         bind=BindScope.GPUS,
         backend=Backend.VFIO,
+        drain=Drain.EVICT,
     )
 
 
@@ -60,6 +62,7 @@ def test_policy_is_read_exactly() -> None:
         ("NodePolicy", "Policy", "kind"),
         ("bind: gpus", "bind: everything", "bind"),
         ("backend: vfio", "backend: magic", "backend"),
+        ("drain: evict", "drain: force", "drain"),
         ("mode: devtools", "mode: true", "devices[0].mode"),
         ('"0000:17:00.0"', '"17:00.0"', "devices[0].select"),
         ('"10de:2236"', '"10de:xyz"', "devices[1].select"),
