@@ -250,7 +250,7 @@ def refusals(work: Path, log: Path) -> None:
         new = [line for line in log.read_text()[len(before) :].splitlines() if says in line]
         if not new:
             raise Failed(f"the broker's log does not name the finding {says!r}:\n{log.read_text()[len(before) :]}")
-        print(f"     {_paint('33', 'broker.log: ' + new[0][:220])}")
+        print(f"     {_paint('33', 'broker.log: ' + new[0][:280])}")
     run("kata-gpu-kbs", "audit", "verify", "--store", "store", lines=2, cwd=work)
     note("every decision is in the hash-chained, signed log")
 

@@ -14,7 +14,8 @@ from attestation.appraise.native import tee_claim
 from attestation.appraise.policy import GpuConditions, KeyConditions, SwitchConditions
 from attestation.appraise.rules import References, Unchecked, check_rule
 from attestation.findings import Finding, Result, Verdict, failed, passed
-from attestation.values import BindingProfile, DeviceKind, Tee
+from attestation.values import BindingProfile, DeviceKind, GpuMode, Level, Tee
+from attestation.verify.topology import PPCIE_GPUS, PPCIE_SWITCHES
 
 _MILAN = "milan"
 
@@ -148,6 +149,8 @@ def _check_gpus(
     gpus = facts.of_kind(DeviceKind.GPU)
     yield _check_number("gpu-count", len(gpus), want.count, at_least=want.at_least)
     yield check_distinct("gpu-distinct", gpus)
+    if any(gpu.mode is GpuMode.PPCIE for gpu in gpus):
+        yield check_board(facts)
     for index, gpu in enumerate(gpus):
         name = f"gpu{index}"
         if gpu.level.at_least(want.level):
@@ -206,6 +209,22 @@ def _check_switches(
                 now=now,
                 base=16,
             )
+
+
+def check_board(facts: PlatformFacts) -> Finding:
+    """Links between GPUs in Protected PCIe are not encrypted: the whole board attests, or no GPU of it counts.
+
+    That the devices are wired to each other as one board was verified with the evidence (`verify.topology`).
+    """
+    gpus = sum(gpu.mode is GpuMode.PPCIE for gpu in facts.of_kind(DeviceKind.GPU))
+    switches = facts.of_kind(DeviceKind.NVSWITCH)
+    expected = f"{PPCIE_GPUS} GPUs and {PPCIE_SWITCHES} trusted switches"
+    if (gpus, len(switches)) != (PPCIE_GPUS, PPCIE_SWITCHES):
+        got = f"{gpus} GPUs and {len(switches)} switches"
+        return failed("ppcie-board", "ppcie-incomplete", expected=expected, got=got)
+    if doubtful := next((switch for switch in switches if switch.level is not Level.TRUSTED), None):
+        return doubtful.untrusted("ppcie-board", f"switch {doubtful.chip_id}")
+    return passed("ppcie-board", expected)
 
 
 def check_distinct(check: str, devices: Sequence[DeviceFacts]) -> Finding:

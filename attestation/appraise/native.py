@@ -20,7 +20,8 @@ from attestation.appraise.ear import (
 from attestation.appraise.facts import CpuFacts, DeviceFacts, PlatformFacts
 from attestation.appraise.rules import References, check_reference
 from attestation.findings import Finding, Result, failed, passed
-from attestation.values import GpuMode, JsonValue, Level, Tee
+from attestation.values import DeviceKind, GpuMode, JsonValue, Level, Tee
+from attestation.verify.device_claims import SWITCH_LOCKED
 
 POLICY_ID = "native-1"
 # Reference value names of upstream's default policy, so that one set of values serves both engines.
@@ -55,24 +56,32 @@ def appraise_device(submod: str, device: DeviceFacts, *, cpu_status: Status) -> 
             "cpu-affirmed", "cpu-not-affirmed", expected="an affirmed CPU TEE", got=cpu_status, subject=submod
         )
         return Appraisal(submod=submod, vector=TrustVector({"hardware": 0}), policy_id=POLICY_ID, findings=(finding,))
-    known = device.level is Level.TRUSTED
-    confidential = device.mode in (GpuMode.ON, GpuMode.PPCIE)
+    known, mode = device.level is Level.TRUSTED, _device_mode(submod, device)
     findings = (
         passed("firmware-known", device.level, expected="trusted", subject=submod)
         if known
         else device.untrusted("firmware-known", submod),
-        passed("confidential-mode", device.mode, expected="on|ppcie", subject=submod)
-        if confidential
-        else failed("confidential-mode", "mode-not-proven", expected="on|ppcie", got=device.mode, subject=submod),
+        mode,
     )
     vector = TrustVector(
         {
             "hardware": GENUINE_HARDWARE,
             "executables": APPROVED_BOOT if known else UNRECOGNISED_RUNTIME,
-            "configuration": APPROVED_CONFIG if confidential else NO_CONFIG,
+            "configuration": APPROVED_CONFIG if mode.result is Result.PASS else NO_CONFIG,
         }
     )
     return Appraisal(submod=submod, vector=vector, policy_id=POLICY_ID, findings=findings)
+
+
+def _device_mode(submod: str, device: DeviceFacts) -> Finding:
+    """A GPU is in a confidential mode; a switch has none, but is locked: its routing cannot be changed any more."""
+    if device.kind is DeviceKind.NVSWITCH:
+        if device.claims.get(SWITCH_LOCKED) is True:
+            return passed("switch-lock", "locked", subject=submod)
+        return failed("switch-lock", "switch-unlocked", expected="locked", got="not locked", subject=submod)
+    if device.mode in (GpuMode.ON, GpuMode.PPCIE):
+        return passed("confidential-mode", device.mode, expected="on|ppcie", subject=submod)
+    return failed("confidential-mode", "mode-not-proven", expected="on|ppcie", got=device.mode, subject=submod)
 
 
 def appraise_platform(facts: PlatformFacts, *, references: References, now: datetime) -> tuple[Appraisal, ...]:

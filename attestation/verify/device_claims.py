@@ -15,6 +15,7 @@ from attestation.verify.identity import DeviceCertificate, FwidMatch
 from attestation.verify.revocation import Revocation, RevocationStatus
 from attestation.verify.rim import RimNeed
 
+SWITCH_LOCKED = "cgpu-switch-locked"
 _FWID = {FwidMatch.MATCH: True, FwidMatch.MISMATCH: False, FwidMatch.ABSENT: None}
 
 
@@ -85,7 +86,7 @@ def device_claims(
             "x-nvidia-switch-bios-version": facts.bios,
             "x-nvidia-switch-pdi": facts.pdi.hex(),
             "x-nvidia-switch-gpu-pdis": [pdi.hex() for pdi in facts.gpu_pdis],
-            "cgpu-switch-locked": facts.locked,
+            SWITCH_LOCKED: facts.locked,
         }
     else:
         claims |= {

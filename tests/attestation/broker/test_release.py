@@ -166,6 +166,30 @@ def test_nothing_to_unknown_gpu_firmware(kbs: Broker) -> None:
     assert "NV_GPU_" in finding["hint"]  # the reference document that it was compared with
 
 
+PPCIE_POLICY = GPU_POLICY.replace('mode = ["on"]', 'mode = ["ppcie"]')
+
+
+def test_a_protected_pcie_board_gets_the_key(kbs: Broker) -> None:
+    """8 GPUs in Protected PCIe and 4 locked switches; the key asks for the mode, and names the switches or not."""
+    from tests.attestation.tee.world import FORGE
+
+    def make(who: Guest) -> Any:
+        return who.evidence(FORGE.board(nonce=who.device_nonce().raw))
+
+    for switches in ("", "[switches]\ncount = 4\n"):
+        kbs.put(policy=PPCIE_POLICY.replace("count = 1", "count = 8") + switches)
+        assert kbs.handshake(guest(), evidence=make).get() == b"k" * 32
+
+
+def test_nothing_to_a_part_of_a_protected_pcie_board(kbs: Broker) -> None:
+    """A single GPU is consistent by itself, but its links to the others are not encrypted."""
+    who = guest(mode=GpuMode.PPCIE)
+    kbs.put(policy=PPCIE_POLICY)
+    release_denied(kbs, who, "ppcie-incomplete")
+    kbs.put(policy=PPCIE_POLICY.replace('["ppcie"]', '["on", "ppcie"]'))
+    release_denied(kbs, who, "ppcie-incomplete")
+
+
 def test_nothing_on_an_expired_reference_value(kbs: Broker) -> None:
     """Expiry is enforced on the day."""
     kbs.references({"snp_launch_measurement": [MEASUREMENT.hex()]}, lifetime=timedelta(days=1))
