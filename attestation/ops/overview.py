@@ -16,7 +16,7 @@ from attestation.sources.activity import decisions_by_hour, hours_before
 from attestation.sources.audit import Entry
 
 HOURS = 24
-ROWS = 25  # of each table
+ROWS = 15  # of each table
 SOON = timedelta(days=14)
 _TAIL = 1000
 _DENIALS = frozenset({"attest-refused", "release-denied"})

@@ -13,6 +13,7 @@ from attestation.values import JsonValue
 
 _ID_CHARS = 16  # of a chip or token id: enough to find it again, short enough to read
 _TEXT_CHARS = 200
+_VALUE_CHARS = 40
 _CHART_HEIGHT, _BAR, _GAP = 96, 22, 8
 _STATUS = {Status.AFFIRMING: "good", Status.WARNING: "warn", Status.CONTRAINDICATED: "bad", Status.NONE: "warn"}
 
@@ -186,7 +187,7 @@ def _finding(finding: JsonValue) -> Element:
 def _expected(of: dict[str, JsonValue]) -> Node:
     if not of.get("expected") and not of.get("got"):
         return ""
-    return el("small", f"expected {_short(of.get('expected')) or '-'}, got {_short(of.get('got')) or '-'}")
+    return el("small", f"expected {_brief(of.get('expected'))}, got {_brief(of.get('got'))}")
 
 
 def _keys(keys: Iterable[KeyRow]) -> Element:
@@ -257,6 +258,12 @@ def _list(value: JsonValue) -> list[JsonValue]:
 def _short(value: object) -> str:
     text = "" if value is None else str(value)
     return text if len(text) <= _TEXT_CHARS else f"{text[:_TEXT_CHARS]}…"
+
+
+def _brief(value: object) -> str:
+    """A value to compare by eye; of digests and the like the beginning is enough, the audit log has the rest."""
+    text = _short(value) or "-"
+    return text if " " in text or len(text) <= _VALUE_CHARS else f"{text[:_VALUE_CHARS]}…"
 
 
 def _id(text: str) -> Element:

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import structlog
@@ -89,6 +90,8 @@ async def _serve(
     service: Service, world: World, how: Serving, clock: Clock, ready: Callable[[Callable[[], None]], None]
 ) -> None:
     servers = [_server(service.guest, how.guest_tls), _server(service.admin, how.admin_tls)]
+    for name, server in zip(("guests", "administrators"), servers, strict=True):
+        service.metrics.connections.labels(listener=name).set_function(partial(_connections, server))
     loop = asyncio.get_running_loop()
     drain = asyncio.Event()
     upkeep = Upkeep(service, world, guests=how.guest_tls, administrators=how.admin_tls, clock=clock)
@@ -128,6 +131,10 @@ async def _drain(told: asyncio.Event, service: Service, servers: list[_Server], 
     log.info("drain.started", inside=service.inside)
     await asyncio.sleep(how.drain_delay_s)
     _stop(servers)
+
+
+def _connections(server: _Server) -> int:
+    return len(server.server_state.connections)
 
 
 def _stop(servers: list[_Server]) -> None:
