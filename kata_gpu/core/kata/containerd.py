@@ -1,7 +1,7 @@
 """containerd's half: the runtime entry of each Kata handler and CDI (node.md 4.6), checked and rendered.
 
 Configuration version 2 (containerd 1.7) keeps everything in one plugin and a later file replaces that plugin's whole
-section; version 3 (containerd 2) has two plugins and merges them. So version 2 gets its lines in the main file, and
+section; versions 3 and 4 (containerd 2) have two plugins and merge them. So version 2 gets its lines in the main file, and
 version 3 gets a file of its own. k3s and RKE2 render the main file from a template beside it.
 """
 
@@ -26,7 +26,7 @@ _RUST_SUFFIX = "-runtime-rs"
 
 
 class Version(IntEnum):
-    """Of the configuration file, not of containerd."""
+    """Layout of the configuration file. Version 4 has the layout of version 3."""
 
     V2 = 2
     V3 = 3
@@ -40,6 +40,9 @@ class Version(IntEnum):
     def images_plugin(self) -> str:
         """Plugin that maps handlers to snapshotters."""
         return "io.containerd.cri.v1.images" if self is Version.V3 else "io.containerd.grpc.v1.cri"
+
+
+_LAYOUTS = {2: Version.V2, 3: Version.V3, 4: Version.V3}
 
 
 class Flavour(StrEnum):
@@ -140,12 +143,12 @@ class Finding:
 
 
 def version_of(main: Layer) -> Version:
-    """Version of the main file. Raises Malformed for version 1, which no supported containerd writes."""
+    """Layout of the main file. Raises Malformed for version 1, which no supported containerd writes, and for newer ones."""
     number = main.values.get("version")
-    if number not in set(Version):
+    if not isinstance(number, int) or number not in _LAYOUTS:
         raise Malformed("containerd-version", "unknown configuration version", where=main.path,
-                        expected="version = 2 or 3", got=number)  # fmt: skip
-    return Version(number)
+                        expected=f"version = {' or '.join(map(str, _LAYOUTS))}", got=number)  # fmt: skip
+    return _LAYOUTS[number]
 
 
 def merge(layers: Sequence[Layer]) -> Mapping[str, Any]:

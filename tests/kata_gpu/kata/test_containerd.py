@@ -145,7 +145,11 @@ def test_cdi(extra: dict[str, Any], findings: set[str]) -> None:
     assert wrong(Layer("main", {"version": 3, **GOOD}), over) == findings
 
 
-@pytest.mark.parametrize("version", [None, 1, 4, "3"])
+def test_version_4_has_the_layout_of_version_3() -> None:
+    assert wrong(layer(CONTAINERD_2_1.replace("version = 3", "version = 4"))) == {"handler"}
+
+
+@pytest.mark.parametrize("version", [None, 1, 5, "3"])
 def test_other_versions_are_refused(version: Any) -> None:
     with pytest.raises(Malformed):
         check([Layer("main", {"version": version})], [SNP])
