@@ -7,6 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 SAMPLES := .cache/nv-local-gpu-verifier/verifier/samples
 PEERS := .cache/nv-attestation-sdk
 PYTEST_FLAGS ?= -n 2
+FUZZ_SECONDS ?= 600
 ifdef REQUIRE_VECTORS
 PYTEST_FLAGS += --require-vectors
 endif
@@ -71,6 +72,9 @@ lab: $(VENV)/.dev ## Software GPUs on real kernels: setup, PPCIe, faults, guard,
 
 bench: $(VENV)/.dev samples ## Figures as ratios to limits and peers; exits 1 on a missed promise
 	$(BIN)/python -m tests.bench $(BENCH)
+
+fuzz: $(VENV)/.dev ## Mutate evidence of every kind for FUZZ_SECONDS (600): no crash, no hang, no acceptance
+	$(BIN)/python -m tests.attestation.gpu.fuzz $(FUZZ_SECONDS)
 
 manifests: $(VENV)/.runtime ## Render RuntimeClasses, kustomize bases and the Helm chart again
 	$(BIN)/python -m runtimeclass render runtimeclass/manifests

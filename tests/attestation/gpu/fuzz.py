@@ -15,11 +15,21 @@ from attestation.errors import AttestationError, Malformed
 from attestation.formats.certs import parse_bundle
 from attestation.formats.nv_evidence import NvEvidence, decode_report, parse_evidence
 from attestation.formats.rim import parse_rim_content, parse_signed_rim
+from attestation.formats.snp_evidence import parse_snp_evidence
 from attestation.formats.spdm import parse_report
+from attestation.formats.tdx_evidence import TdxEvidence
+from attestation.simulate.amd import SimulatedChip, simulated_amd_collateral, simulated_amd_trust
+from attestation.simulate.intel import QuoteForm, simulated_intel_collateral, simulated_intel_trust
 from attestation.values import Architecture, Nonce
+from attestation.verify.expected import CpuExpected
 from attestation.verify.nv_gpu import Collateral, NvCache, prove_device
 from attestation.verify.rim import verify_rim
-from tests.attestation.gpu.support import FORGE, FORGED, GENUINE, NONCE, recorded
+from attestation.verify.snp import verify_snp
+from attestation.verify.snp_certs import AmdCache
+from attestation.verify.snp_policy import SnpPolicy
+from attestation.verify.tdx import IntelCache, verify_tdx
+from attestation.verify.tdx_trust import TdxPolicy
+from tests.attestation.gpu.support import FORGE, FORGED, GENUINE, NONCE, NOW, recorded
 
 SLOWEST_S = 2.0  # one input, on any machine that runs tests
 _TOKENS = (
@@ -127,7 +137,43 @@ def check_text(_seed: Seed, data: bytes) -> None:
             continue
 
 
+def check_snp(_: Seed, data: bytes) -> None:
+    """A changed SNP evidence document is refused, or means the same report."""
+    try:
+        cpu = verify_snp(
+            parse_snp_evidence(data), trust=simulated_amd_trust(), collateral=simulated_amd_collateral(),
+            policy=SnpPolicy(), expected=CpuExpected.unchecked(), now=NOW, cache=_AMD,
+        )  # fmt: skip
+    except AttestationError:
+        return
+    if cpu.claims != _SNP_CLAIMS:
+        raise AssertionError("a changed SNP report was accepted")
+
+
+def check_tdx(_: Seed, data: bytes) -> None:
+    """A changed TDX quote is refused, or differs in padding and encoding only."""
+    try:
+        cpu = verify_tdx(
+            TdxEvidence(quote=data), trust=simulated_intel_trust(), collateral=simulated_intel_collateral(),
+            policy=TdxPolicy(), expected=CpuExpected.unchecked(), now=NOW, cache=_INTEL,
+        )  # fmt: skip
+    except AttestationError:
+        return
+    if cpu.claims["quote"] != _TDX_CLAIMS["quote"]:
+        raise AssertionError("a changed TDX quote was accepted")
+
+
 _CACHE = NvCache()
+_AMD, _INTEL = AmdCache(), IntelCache()
+_SNP, _TDX = SimulatedChip().evidence_json().encode(), QuoteForm().sign()
+_SNP_CLAIMS = verify_snp(
+    parse_snp_evidence(_SNP), trust=simulated_amd_trust(), collateral=simulated_amd_collateral(), policy=SnpPolicy(),
+    expected=CpuExpected.unchecked(), now=NOW,
+).claims  # fmt: skip
+_TDX_CLAIMS = verify_tdx(
+    TdxEvidence(quote=_TDX), trust=simulated_intel_trust(), collateral=simulated_intel_collateral(),
+    policy=TdxPolicy(), expected=CpuExpected.unchecked(), now=NOW,
+).claims  # fmt: skip
 _RIM = FORGE.rim(Architecture.HOPPER, driver=True)
 
 
@@ -147,6 +193,8 @@ def run(
                 (check_rim, _RIM),
                 (check_text, base.evidence.report.hex().encode()),
                 (check_text, base.evidence.chain),
+                (check_snp, _SNP),
+                (check_tdx, _TDX),
             )
         )
         data = mutate(source, rng)
