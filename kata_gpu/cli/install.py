@@ -30,13 +30,22 @@ def _options(command: click.decorators.FC) -> click.decorators.FC:
     return command
 
 
-def _prepare(kubeconfig: Path | None, server: str, namespace: str, default_tee: str, with_broker: bool) -> Any:
+def _prepare(
+    kubeconfig: Path | None, server: str, namespace: str, default_tee: str, with_broker: bool, *, add_init_data: bool,
+    with_nvidia: bool,
+) -> Any:  # fmt: skip
     from kata_gpu.core.manifests.install import wanted
     from kata_gpu.core.manifests.values import VALUES
     from kata_gpu.host.kube import KubeApi
     from runtimeclass.model import Tee
 
-    objects = wanted(VALUES | {"namespace": namespace}, default_tee=Tee(default_tee), with_broker=with_broker)
+    objects = wanted(
+        VALUES | {"namespace": namespace},
+        default_tee=Tee(default_tee),
+        with_broker=with_broker,
+        add_init_data=add_init_data,
+        with_nvidia=with_nvidia,
+    )
     return KubeApi.connect(kubeconfig=kubeconfig, server=server), objects
 
 
@@ -49,10 +58,12 @@ def _report(steps: Any, output: str, done: str) -> None:
 
 @click.command()
 @click.option("--dry-run/--apply", "dry_run", default=True, help="print the plan (default), or carry it out")
+@click.option("--add-init-data", is_flag=True, help="add init-data from a ConfigMap to pods without (Kubernetes 1.36)")
+@click.option("--with-nvidia", is_flag=True, help="class and rules for nodes where NVIDIA's DRA driver owns allocation")
 @_options
 def install(
-    dry_run: bool, kubeconfig: Path | None, server: str, namespace: str, default_tee: str, with_broker: bool,
-    output: str,
+    dry_run: bool, add_init_data: bool, with_nvidia: bool, kubeconfig: Path | None, server: str, namespace: str,
+    default_tee: str, with_broker: bool, output: str,
 ) -> int:  # fmt: skip
     """Install on a cluster: namespace, classes, admission policies, node component, and the broker on request.
 
@@ -64,7 +75,8 @@ def install(
     from kata_gpu.core.manifests.install import plan_install
     from kata_gpu.ops import install as ops
 
-    kube, objects = _prepare(kubeconfig, server, namespace, default_tee, with_broker)
+    kube, objects = _prepare(kubeconfig, server, namespace, default_tee, with_broker, add_init_data=add_init_data,
+                             with_nvidia=with_nvidia)  # fmt: skip
     if dry_run:
         steps = plan_install(objects, ops.observe(kube, objects))
         if output == "text":
@@ -94,7 +106,9 @@ def uninstall(
     from kata_gpu.core.manifests.install import plan_uninstall
     from kata_gpu.ops import install as ops
 
-    kube, objects = _prepare(kubeconfig, server, namespace, default_tee, with_broker)
+    # What was optional at installation is looked for in any case; only the broker's data needs to be asked for.
+    kube, objects = _prepare(kubeconfig, server, namespace, default_tee, with_broker, add_init_data=True,
+                             with_nvidia=True)  # fmt: skip
     if verify:
         left = plan_uninstall(objects, ops.observe(kube, objects))
         if output == "text":

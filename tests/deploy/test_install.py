@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from kata_gpu.cli.main import cli, run
+from kata_gpu.core.manifests.classes import NVIDIA
 from kata_gpu.core.manifests.install import plan_install, plan_uninstall, wanted
 from kata_gpu.core.manifests.paths import object_path
 from kata_gpu.core.manifests.values import VALUES
@@ -50,6 +51,14 @@ def test_dry_run_is_what_apply_does_and_uninstall_leaves_nothing(
     assert call(api, "uninstall", capsys=capsys) == (0, planned[::-1])
     assert call(api, "uninstall", "--verify", capsys=capsys) == (0, [])
     assert observe(kube, objects) == before
+
+
+def test_optional_objects_are_removed_without_being_asked_for(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    code, paths = call(api, "install", "--with-nvidia", "--apply", capsys=capsys)
+    plain = [object_path(o) for o in wanted(VALUES, default_tee=Tee.NONE, with_broker=True)]
+    assert (code, len(set(paths) - set(plain)), set(plain) - set(paths)) == (0, len(NVIDIA), set())
+    assert call(api, "uninstall", "--verify", capsys=capsys) == (1, paths[::-1])
+    assert call(api, "uninstall", capsys=capsys) == (0, paths[::-1])
 
 
 def test_what_somebody_changed_is_put_back_and_only_that(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:

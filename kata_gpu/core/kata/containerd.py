@@ -1,8 +1,8 @@
 """containerd's half: the runtime entry of each Kata handler and CDI (node.md 4.6), checked and rendered.
 
 Configuration version 2 (containerd 1.7) keeps everything in one plugin and a later file replaces that plugin's whole
-section; versions 3 and 4 (containerd 2) have two plugins and merge them. So version 2 gets its lines in the main file, and
-version 3 gets a file of its own. k3s and RKE2 render the main file from a template beside it.
+section; versions 3 and 4 (containerd 2) have two plugins and merge them. So version 2 gets its lines in the main file,
+and the newer ones get a file of their own. k3s and RKE2 render the main file from a template beside it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -143,7 +143,7 @@ class Finding:
 
 
 def version_of(main: Layer) -> Version:
-    """Layout of the main file. Raises Malformed for version 1, which no supported containerd writes, and for newer ones."""
+    """Layout of the main file. Raises Malformed for version 1, which no supported containerd writes, and above 4."""
     number = main.values.get("version")
     if not isinstance(number, int) or number not in _LAYOUTS:
         raise Malformed("containerd-version", "unknown configuration version", where=main.path,

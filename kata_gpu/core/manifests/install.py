@@ -39,9 +39,18 @@ class Step:
         return f"{self.verb} {self.path}"
 
 
-def wanted(values: Mapping[str, Any], *, default_tee: Tee, with_broker: bool) -> tuple[Object, ...]:
+def wanted(
+    values: Mapping[str, Any],
+    *,
+    default_tee: Tee,
+    with_broker: bool,
+    add_init_data: bool = False,
+    with_nvidia: bool = False,
+) -> tuple[Object, ...]:
     """Every object of an installation, in apply order."""
-    documents: tuple[Document, ...] = (node.NAMESPACE, *classes.documents(default_tee), *node.DOCUMENTS)
+    documents: tuple[Document, ...] = (node.NAMESPACE, *classes.documents(default_tee))
+    documents += (*(classes.MUTATION if add_init_data else ()), *(classes.NVIDIA if with_nvidia else ()))
+    documents += node.DOCUMENTS
     if with_broker:
         documents += (*broker.COMMON, broker.SQLITE_VOLUME, broker.SQLITE)
     return tuple(fill(d.obj, values) for d in documents)
