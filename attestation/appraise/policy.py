@@ -7,7 +7,7 @@ only tightens. Unknown keys are errors. `docs/policies.md` has the reference and
 import hashlib
 import tomllib
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from attestation.appraise.rules import MIN_REASON, AtLeast, Rule, Unchecked, parse_rule, version_key
@@ -16,6 +16,7 @@ from attestation.values import Architecture, BindingProfile, Digest, GpuMode, Le
 
 MAX_POLICY_BYTES = 64 * 1024  # admin uploads; keybroker.md 5.1 gives the same bound for Rego
 MAX_EPOCH = 2**53  # every JSON and TOML reader has these integers
+MAX_LEASE_S = 30 * 24 * 3600
 MAX_DEVICES = 64  # as in the binding profiles
 TCB_PARTS = ("bootloader", "tee", "snp", "microcode", "fmc")  # SNP components, tee.md 1.4
 
@@ -62,6 +63,8 @@ class ReleaseLimits:
     max_releases: int | None = None
     not_before: datetime | None = None
     not_after: datetime | None = None
+    lease: timedelta = timedelta(hours=1)  # how long a guest counts as holding the key without a new attestation
+    max_leases: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,10 +275,13 @@ def _limits(table: _Table | None) -> ReleaseLimits:
     if table is None:
         return ReleaseLimits()
     most = table.optional("max_releases")
+    most_leases, lease = table.optional("max_leases"), table.optional("lease_s")
     limits = ReleaseLimits(
         max_releases=None if most is None else _int(most, "release.max_releases", 10**9),
         not_before=_time(table.optional("not_before"), "release.not_before"),
         not_after=_time(table.optional("not_after"), "release.not_after"),
+        lease=timedelta(hours=1) if lease is None else timedelta(seconds=_int(lease, "release.lease_s", MAX_LEASE_S)),
+        max_leases=None if most_leases is None else _int(most_leases, "release.max_leases", 10**6),
     )
     table.finish()
     return limits

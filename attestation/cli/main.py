@@ -30,6 +30,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "token-key": ("attestation.cli.token_key", "token_key", "The key that signs tokens: request a certificate."),
     "audit": ("attestation.cli.audit", "audit", "Who got which key; verify and export the log."),
     "backup": ("attestation.cli.backup", "backup", "One encrypted file with everything, and back."),
+    "revoke": ("attestation.cli.revoke", "revoke", "Refuse an identity or firmware from now on."),
+    "lease": ("attestation.cli.revoke", "lease", "Who holds which key at present."),
+    "tenant": ("attestation.cli.tenant", "tenant", "Limits of a repository."),
     "serve": ("attestation.cli.serve", "serve", "Serve keys to attested guests, and the admin API."),
 }
 

@@ -78,6 +78,8 @@ def put_key(
         parse_bundle(secret)
     if world.simulated:
         labels = (*labels, TEST_LABEL)
+    if world.keys.get(path) is None:
+        world.tenants.require_room(path.repository)
     version = world.keys.put(path, secret, kind=kind, labels=labels, policy=policy, now=now)
     _record(world, who, "key-stored", str(path), {"version": version, "kind": str(kind)}, now)
     return version

@@ -17,6 +17,7 @@ from attestation.broker.session import Attested, Challenged, Submission, atteste
 from attestation.broker.token import render_token
 from attestation.errors import AttestationError, Denied, Malformed, Unavailable, Untrusted
 from attestation.findings import Finding, Result
+from attestation.ops.release import require_not_revoked
 from attestation.ops.world import World
 from attestation.sources.policy_store import PolicyKind, StoredPolicy
 from attestation.sources.sessions import InProgress, Repeated, session_key
@@ -84,7 +85,7 @@ def _verify(world: World, submission: Submission, challenged: Challenged, now: d
         raise Untrusted("nonce-mismatch", "the nonce is not this session's", where="runtime-data.nonce")
     platform = world.verifier.verify(submission, challenged, now=now)
     facts = PlatformFacts.of(platform)
-    return attested(
+    result = attested(
         facts,
         appraise(world, facts, submission, now),
         nonce=challenged.nonce,
@@ -93,6 +94,8 @@ def _verify(world: World, submission: Submission, challenged: Challenged, now: d
         random=world.random,
         now=now,
     )
+    require_not_revoked(world, result)
+    return result
 
 
 def appraise(world: World, facts: PlatformFacts, submission: Submission | None, now: datetime) -> tuple[Appraisal, ...]:
@@ -143,6 +146,7 @@ def _refuse(world: World, key: str, challenged: Challenged, exc: AttestationErro
     with world.database.write() as connection:
         world.sessions.burn(connection, key)
         world.audit.append(connection, event="attest-refused", subject=key[:16], body=body, now=now)
+    world.webhook.notify("attest-refused", key[:16], body, now)
 
 
 def _summary(result: Attested) -> dict[str, JsonValue]:

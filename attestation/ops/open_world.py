@@ -12,19 +12,22 @@ from attestation.broker.admin import AdminIssuer
 from attestation.broker.endorsement import TokenTrust
 from attestation.broker.token import TokenAuthority, TokenKey
 from attestation.errors import Misconfigured
-from attestation.ops.world import PlatformVerifier, World
+from attestation.ops.world import Notifier, PlatformVerifier, World
 from attestation.sources.attestations import AttestationStore
 from attestation.sources.audit import AuditLog
 from attestation.sources.db import Database
 from attestation.sources.envelope import FileRootKey, Vault
 from attestation.sources.key_store import KeyStore
+from attestation.sources.leases import LeaseStore
 from attestation.sources.policy_store import PolicyStore
 from attestation.sources.reference_store import ReferenceStore
 from attestation.sources.rego_worker import RegoWorker
 from attestation.sources.roots.config import load_root_keys
 from attestation.sources.sessions import SessionStore
 from attestation.sources.signing import ADMIN, TOKEN, SigningKeys
+from attestation.sources.tenants import TenantStore
 from attestation.sources.users import UserStore
+from attestation.sources.webhook import Silent
 from attestation.values import Tee
 
 ROOT_KEY_FILE = "root.key"
@@ -44,6 +47,7 @@ class WorldOptions:
     deny_all_admins: bool = False
     token_certificates: bytes = b""  # PEM chain of the token key; empty for none
     external: TokenTrust | None = None
+    webhook: Notifier | None = None
 
 
 def open_world(options: WorldOptions, verifier: PlatformVerifier, *, now: datetime) -> World:
@@ -82,6 +86,9 @@ def open_world(options: WorldOptions, verifier: PlatformVerifier, *, now: dateti
         signing=signing,
         verifier=verifier,
         rego=RegoWorker(),
+        leases=LeaseStore(database),
+        tenants=TenantStore(database),
+        webhook=options.webhook or Silent(),
         authority=authority.certified(options.token_certificates) if options.token_certificates else authority,
         admin_key=ECKey.import_key(signing.load(ADMIN, now)[0]),
         random=secrets.token_bytes,
@@ -95,6 +102,7 @@ def open_world(options: WorldOptions, verifier: PlatformVerifier, *, now: dateti
 
 def close_world(world: World) -> None:
     """Return connections and end the policy worker."""
+    world.webhook.close()
     world.rego.close()
     world.database.close()
 

@@ -7,9 +7,11 @@ from typing import Any, NoReturn
 from sqlalchemy import Connection
 
 from attestation.appraise.checks import Usage
+from attestation.appraise.policy import ReleaseLimits
 from attestation.broker.keys import KeyKind, KeyRecord, parse_bundle, render_bundle
 from attestation.broker.model_key import DERIVE_PARAMETER, derived, parse_labels
 from attestation.broker.release import Grant, decide, grant, release
+from attestation.broker.revocation import first_firmware, subjects
 from attestation.broker.session import Attested
 from attestation.broker.token import token_claims, verify_token
 from attestation.crypto.jwe import Sealed
@@ -19,7 +21,7 @@ from attestation.findings import Finding, Result, Verdict
 from attestation.ops.world import World, conditions_of
 from attestation.sources.policy_store import PolicyKind
 from attestation.sources.sessions import session_key
-from attestation.values import DeviceKind, JsonValue, ResourcePath
+from attestation.values import JsonValue, ResourcePath
 
 RESOURCE_POLICY = "resource-policy"  # upstream's one id
 DEFAULT_POLICY = "default"
@@ -50,11 +52,16 @@ def authenticate(world: World, credentials: Credentials, *, now: datetime) -> At
         raise Untrusted("token-unknown", "no attestation of this broker has this token id")
     if now >= result.expires:
         raise Untrusted("token-expired", "the attestation has expired")
-    subjects = [("token", jti), ("tee-key", thumbprint(result.tee_key)), ("chip", result.facts.cpu.chip_id)]
-    subjects += [("gpu", gpu.chip_id) for gpu in result.facts.of_kind(DeviceKind.GPU)]
-    if (revoked := world.attestations.revoked(tuple(subjects))) is not None:
-        raise Untrusted("revoked", "this identity was revoked", got=revoked)
+    require_not_revoked(world, result)
     return result
+
+
+def require_not_revoked(world: World, attested: Attested) -> None:
+    """Untrusted where the token, the TEE key, the chip, a device or some firmware of this platform was taken back."""
+    named = subjects(attested.facts, jti=attested.jti, tee_key=thumbprint(attested.tee_key))
+    revoked = world.attestations.revoked(named) or first_firmware(world.attestations.firmware(), attested.facts)
+    if revoked is not None:
+        raise Untrusted("revoked", "this identity was revoked", got=revoked)
 
 
 def release_resource(
@@ -153,6 +160,7 @@ def refuse(
     body: dict[str, JsonValue] = {"ticket": ticket, "jti": jti, "findings": findings}
     with world.database.write() as connection:
         world.audit.append(connection, event="release-denied", subject=str(path), body=body, now=now)
+    world.webhook.notify("release-denied", str(path), body, now)
     raise Denied(
         "policy-denied", f"Access denied by policy (ticket {ticket})", where=str(path), expected=first, got=codes
     )
@@ -180,7 +188,7 @@ def _account(world: World, attested: Attested, granted: Grant, records: tuple[Ke
         for record in records:
             text = policy_text(world, record.path, record)
             conditions = conditions_of(text) if text else None
-            world.keys.count_release(connection, record.path, conditions.limits.max_releases if conditions else None)
+            limits = conditions.limits if conditions else ReleaseLimits()
             body: dict[str, JsonValue] = {
                 "jti": attested.jti,
                 "version": record.current_version,
@@ -192,7 +200,16 @@ def _account(world: World, attested: Attested, granted: Grant, records: tuple[Ke
                 "collateral": facts.binding.get("collateral"),
                 "simulated": attested.simulated,
             }
+            # First: its lock orders everything below, on every replica.
             world.audit.append(connection, event="released", subject=str(record.path), body=body, now=now)
+            world.keys.count_release(connection, record.path, limits.max_releases)
+            tenant = record.path.repository
+            world.tenants.count_release(connection, tenant, now)
+            if not world.leases.used_by(connection, tenant, attested.jti):
+                world.tenants.count_attestation(connection, tenant, now)
+            world.leases.grant(
+                connection, record.path, attested, lifetime=limits.lease, most=limits.max_leases, now=now
+            )
 
     world.database.commit(write)
 

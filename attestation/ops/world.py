@@ -19,10 +19,12 @@ from attestation.sources.audit import AuditLog
 from attestation.sources.db import Database
 from attestation.sources.envelope import Vault
 from attestation.sources.key_store import KeyStore
+from attestation.sources.leases import LeaseStore
 from attestation.sources.policy_store import PolicyStore
 from attestation.sources.reference_store import ReferenceStore
 from attestation.sources.sessions import SessionStore
 from attestation.sources.signing import SigningKeys
+from attestation.sources.tenants import TenantStore
 from attestation.sources.users import UserStore
 from attestation.values import JsonValue, Tee
 from attestation.verify.verified import BoundPlatform
@@ -53,6 +55,16 @@ class RegoEngine(Protocol):
         """End the worker."""
 
 
+class Notifier(Protocol):
+    """Tells somebody outside about denials and revocations; never waits, never raises."""
+
+    def notify(self, event: str, subject: str, body: Mapping[str, JsonValue], now: datetime) -> None:
+        """Send it when possible."""
+
+    def close(self) -> None:
+        """Send what is left, within seconds."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
     """Stores, verifier, engine, keys and the few settings that decisions depend on."""
@@ -69,6 +81,9 @@ class World:
     signing: SigningKeys
     verifier: PlatformVerifier
     rego: RegoEngine
+    leases: LeaseStore
+    tenants: TenantStore
+    webhook: Notifier
     authority: TokenAuthority
     admin_key: ECKey
     random: RandomBytes

@@ -1,0 +1,89 @@
+"""Revoking and tenants' limits: authorised, audited, and told to the outside."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime
+
+from attestation.broker.revocation import MAX_REASON, FirmwareRange, Revocation, RevocationKind, normal_value
+from attestation.broker.roles import Principal, Verb
+from attestation.errors import Malformed
+from attestation.ops.world import World
+from attestation.sources.leases import Lease
+from attestation.sources.tenants import Quota
+from attestation.values import JsonValue, ResourcePath
+
+
+def revoke(
+    world: World, who: Principal, kind: RevocationKind, value: str, reason: str, *, now: datetime
+) -> tuple[Lease, ...]:
+    """Refuse an identity or firmware from now on, on every replica; returns the leases that this ended.
+
+    The broker cannot take a key back from a guest that has it: whoever runs the guests stops those of the leases.
+    """
+    who.require(Verb.WRITE_GLOBAL)
+    if not 0 < len(reason) <= MAX_REASON:
+        raise Malformed("revocation-reason", "say why", expected=f"1 to {MAX_REASON} characters")
+    value = normal_value(kind, value)
+    world.attestations.revoke(kind, value, reason, now)
+    ended = world.leases.end(now, _concerns(world, kind, value))
+    body: dict[str, JsonValue] = {"by": who.name, "kind": str(kind), "value": value, "reason": reason}
+    body["leases"] = [{"path": str(lease.path), "holder": lease.holder, "chip_id": lease.chip_id} for lease in ended]
+    world.audit.record(event="revoked", subject=f"{kind} {value}"[:390], body=body, now=now)
+    world.webhook.notify("revoked", f"{kind} {value}", body, now)
+    return ended
+
+
+def unrevoke(world: World, who: Principal, kind: RevocationKind, value: str, *, now: datetime) -> bool:
+    """Accept it again; false where it was not revoked."""
+    who.require(Verb.WRITE_GLOBAL)
+    value = normal_value(kind, value)
+    found = world.attestations.unrevoke(kind, value)
+    if found:
+        body: dict[str, JsonValue] = {"by": who.name, "kind": str(kind), "value": value}
+        world.audit.record(event="unrevoked", subject=f"{kind} {value}"[:390], body=body, now=now)
+        world.webhook.notify("unrevoked", f"{kind} {value}", body, now)
+    return found
+
+
+def list_revocations(world: World, who: Principal) -> tuple[Revocation, ...]:
+    """Everything that is revoked."""
+    who.require(Verb.READ)
+    return world.attestations.revocations()
+
+
+def list_leases(world: World, who: Principal, path: ResourcePath | None, *, now: datetime) -> tuple[Lease, ...]:
+    """Who holds keys at present, as far as the principal may see."""
+    who.require(Verb.READ, path.repository if path else (who.repositories[0] if who.repositories else None))
+    found = world.leases.live(now, path)
+    return tuple(lease for lease in found if not who.repositories or lease.path.repository in who.repositories)
+
+
+def set_quota(world: World, who: Principal, tenant: str, quota: Quota, *, now: datetime) -> None:
+    """Limits of one repository."""
+    who.require(Verb.WRITE_GLOBAL)
+    ResourcePath(tenant, "x", "x")  # the naming rule
+    world.tenants.put(tenant, quota, now)
+    world.audit.record(event="quota-set", subject=tenant, body={"by": who.name, **asdict(quota)}, now=now)
+
+
+def _concerns(world: World, kind: RevocationKind, value: str) -> Callable[[Lease], bool]:
+    if kind is RevocationKind.FIRMWARE:
+        covered = FirmwareRange.parse(value)
+
+        def runs(lease: Lease) -> bool:
+            known = world.attestations.get(lease.jti)
+            return known is not None and covered.covers(known.facts)
+
+        return runs
+
+    def named(lease: Lease) -> bool:
+        known = world.attestations.get(lease.jti)
+        serials = [device.leaf_serial for device in known.facts.devices] if known else []
+        return value in {
+            RevocationKind.TOKEN: [lease.jti],
+            RevocationKind.TEE_KEY: [lease.holder],
+            RevocationKind.CHIP: [lease.chip_id],
+            RevocationKind.GPU: [*lease.devices, *serials],
+        }.get(kind, [])
+
+    return named

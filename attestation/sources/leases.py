@@ -1,0 +1,117 @@
+"""Leases: who holds which key at present. A release starts or extends one; only a new attestation can."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+
+from attestation.broker.session import Attested
+from attestation.crypto.jwk import thumbprint
+from attestation.errors import Denied
+from attestation.sources.db import Database
+from attestation.sources.schema import leases, moment, ms
+from attestation.sources.statement import Statement
+from attestation.values import ResourcePath
+
+RETENTION = timedelta(days=1)  # an ended lease is shown for a day
+_EXTEND = Statement(
+    update(leases)
+    .where(leases.c.path == bindparam("p"), leases.c.holder == bindparam("h"))
+    .values(jti=bindparam("new_jti"), expires=bindparam("new_expires"))
+)
+_ADD = Statement(insert(leases))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """One guest's hold on one key. `holder` is the thumbprint of its TEE key."""
+
+    path: ResourcePath
+    holder: str
+    jti: str
+    chip_id: str
+    devices: tuple[str, ...]
+    granted: datetime
+    expires: datetime
+
+    def to_json(self) -> dict[str, object]:
+        """For listings and webhooks."""
+        return {
+            "path": str(self.path),
+            "holder": self.holder,
+            "jti": self.jti,
+            "chip_id": self.chip_id,
+            "devices": list(self.devices),
+            "granted": self.granted.isoformat(),
+            "expires": self.expires.isoformat(),
+        }
+
+
+class LeaseStore:
+    """Writes are part of the transaction that records the release."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def grant(
+        self,
+        connection: Connection,
+        path: ResourcePath,
+        attested: Attested,
+        *,
+        lifetime: timedelta,
+        most: int | None,
+        now: datetime,
+    ) -> None:
+        """Start or extend a lease; Denied where `most` other guests hold the key already.
+
+        The caller has appended to the audit log in this transaction: that lock orders grants of all replicas.
+        """
+        holder, expires = thumbprint(attested.tee_key), ms(now + lifetime)
+        if most is not None:
+            others = (leases.c.path == str(path)) & (leases.c.holder != holder) & (leases.c.expires > ms(now))
+            if (connection.execute(select(func.count()).where(others)).scalar() or 0) >= most:
+                raise Denied("leases-exhausted", "as many guests hold this key as may", expected=most)
+        same = {"p": str(path), "h": holder}
+        if _EXTEND.run(connection, {**same, "new_jti": attested.jti, "new_expires": expires}) == 0:
+            devices = json.dumps([device.chip_id for device in attested.facts.devices])
+            row = {"path": str(path), "holder": holder, "jti": attested.jti, "devices": devices}
+            row |= {"chip_id": attested.facts.cpu.chip_id[:160]}
+            old = (leases.c.path == str(path)) & (leases.c.expires <= ms(now - RETENTION))
+            connection.execute(delete(leases).where(old))
+            _ADD.run(connection, {**row, "granted": ms(now), "expires": expires})
+
+    def used_by(self, connection: Connection, repository: str, jti: str) -> bool:
+        """Whether this attestation has a lease on any key of the repository."""
+        mine = (leases.c.jti == jti) & leases.c.path.startswith(f"{repository}/", autoescape=True)
+        return connection.execute(select(leases.c.jti).where(mine).limit(1)).one_or_none() is not None
+
+    def live(self, now: datetime, path: ResourcePath | None = None) -> tuple[Lease, ...]:
+        """Leases that have not ended, by path and age."""
+        query = select(leases).where(leases.c.expires > ms(now)).order_by(leases.c.path, leases.c.granted)
+        if path is not None:
+            query = query.where(leases.c.path == str(path))
+        with self._db.read() as connection:
+            return tuple(_lease(row._asdict()) for row in connection.execute(query))
+
+    def end(self, now: datetime, which: Callable[[Lease], bool]) -> tuple[Lease, ...]:
+        """End live leases; returns them."""
+        ended = tuple(lease for lease in self.live(now) if which(lease))
+        with self._db.write(durable=True) as connection:
+            for lease in ended:
+                same = (leases.c.path == str(lease.path)) & (leases.c.holder == lease.holder)
+                connection.execute(update(leases).where(same).values(expires=ms(now)))
+        return ended
+
+
+def _lease(row: Mapping[str, object]) -> Lease:
+    fields = dict(row)
+    return Lease(
+        path=ResourcePath.parse(str(fields.pop("path"))),
+        devices=tuple(json.loads(str(fields.pop("devices")))),
+        granted=moment(int(str(fields.pop("granted")))),
+        expires=moment(int(str(fields.pop("expires")))),
+        **{name: str(value) for name, value in fields.items()},
+    )
