@@ -47,7 +47,7 @@ class Revocation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirmwareRange:
-    """`hopper driver ..550.54.14`, `blackwell vbios 97.00.00..97.00.5E` or `snp microcode ..71`; both ends belong to it."""
+    """`hopper driver ..550.54.14`, `blackwell vbios 97.00..97.00.5E`, `snp microcode ..71`; both ends belong to it."""
 
     platform: str
     part: str

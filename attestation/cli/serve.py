@@ -45,6 +45,7 @@ MAX_DRAIN_DELAY_S = 60.0  # balancers look every few seconds
               help="PEM certificates of attestation services whose tokens reach the resource policy.")  # fmt: skip
 @click.option("--trusted-token-jwks", multiple=True, metavar="FILE", help="JWK sets of such services.")
 @click.option("--admin-issuer", "admin_issuers", multiple=True, metavar="FILE", help="Identity provider, TOML.")
+@click.option("--webhook", metavar="FILE", help="Where denials and revocations are posted, TOML: url, secret_file.")
 @click.option("--deny-all-admins", is_flag=True, help="Refuse every admin request.")
 @click.option("--compat-deny-status", type=click.Choice(["403", "401"]), default="403", show_default=True,
               help="401 answers denials as upstream does; guests then attest again and again.")  # fmt: skip
@@ -85,6 +86,7 @@ def serve(**options: Any) -> None:
             simulated=forgeable,
             admin_issuers=tuple(_issuer(Path(path)) for path in options["admin_issuers"]),
             deny_all_admins=options["deny_all_admins"],
+            webhook=_webhook(Path(options["webhook"])) if options["webhook"] else None,
             token_certificates=read_bytes(options["token_cert"]) if options["token_cert"] else b"",
             external=_token_trust(options["trusted_token_certs"], options["trusted_token_jwks"]),
         ),
@@ -227,3 +229,22 @@ def _issuer(path: Path) -> Any:
             expected='issuer, audience, algorithm = "ed25519|es256|rs256", public_key = "FILE", [roles]',
         ) from exc
     return AdminIssuer(key=key, issuer=document.get("issuer"), audience=document.get("audience"), roles=roles)
+
+
+def _webhook(path: Path) -> Any:
+    """`url`, `secret_file` and, for a private authority, `ca_file`; files are beside the document."""
+    import tomllib
+
+    from attestation.sources.atomic import read_bounded
+    from attestation.sources.webhook import Webhook
+    from attestation.values import Secret
+
+    try:
+        document = tomllib.loads(read_bounded(path, MAX_STORE_BYTES).decode())
+        url, secret_file, ca_file = document.pop("url"), document.pop("secret_file"), document.pop("ca_file", None)
+        if document or not all(isinstance(value, str) for value in (url, secret_file, ca_file or "")):
+            raise ValueError
+    except (KeyError, ValueError) as exc:
+        raise Misconfigured("webhook", "bad webhook file", where=str(path), expected="url, secret_file") from exc
+    secret = Secret(read_bounded(path.parent / secret_file, MAX_STORE_BYTES).strip())
+    return Webhook(url, secret, ca_file=str(path.parent / ca_file) if ca_file else None)

@@ -31,7 +31,7 @@ def dump(database: Database) -> Iterator[str]:
             if table.name in LEFT_OUT:
                 continue
             for row in connection.execute(select(table)):
-                yield json.dumps([table.name, {name: _out(value) for name, value in row._mapping.items()}])
+                yield json.dumps([table.name, {name: _out(value) for name, value in row._asdict().items()}])
 
 
 def load(database: Database, lines: Iterator[str]) -> dict[str, int]:
