@@ -4,7 +4,7 @@
 measurements match. Whoever needs NVIDIA's shape adds them from `measres`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from attestation.formats.nv_report import GpuFacts, SwitchFacts
 from attestation.formats.spdm import SpdmReport
@@ -13,7 +13,7 @@ from attestation.verify.chain import VerifiedPath
 from attestation.verify.compare import Comparison
 from attestation.verify.identity import DeviceCertificate, FwidMatch
 from attestation.verify.revocation import Revocation, RevocationStatus
-from attestation.verify.rim import RimNeed
+from attestation.verify.rim import RimNeed, Slot
 
 SWITCH_LOCKED = "cgpu-switch-locked"
 _FWID = {FwidMatch.MATCH: True, FwidMatch.MISMATCH: False, FwidMatch.ABSENT: None}
@@ -28,6 +28,7 @@ def device_claims(
     revocations: Sequence[Revocation],
     fwid: FwidMatch,
     comparisons: Sequence[Comparison],
+    signers: Mapping[Slot, Sequence[Revocation]],
     needs: Sequence[RimNeed],
     nonce_given: bool,
     level: Level,
@@ -78,6 +79,7 @@ def device_claims(
             f"{name}-signature-verified": found,
             f"{name}-version-match": found,
             f"{name}-measurements-available": found,
+            f"{name}-cert-chain": _chain_claims(comparison.rim.path, signers[need.slot]) if comparison else None,
             f"cgpu-{need.slot}-rim-id": need.rim_id,
             f"cgpu-{need.slot}-rim-sha256": comparison.rim.sha256 if comparison else None,
         }

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 from attestation.findings import Finding
 from attestation.verify.cache import MAX_CHAINS, MAX_DEVICES, MAX_RIMS, BoundedCache
@@ -21,6 +22,9 @@ from attestation.verify.rim import RimCache, RimSource
 from attestation.verify.roots import NvTrust
 
 _MAX_JUDGED = 1024  # certificates of 64 devices and their documents fit
+
+
+Role = Literal["rim", "device_ca", "device_leaf"]  # fields of RevocationPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +51,18 @@ class Collateral:
     cache: NvCache | None = None
     neighbours: Sequence[bytes] = ()  # other known documents, only to explain mismatches
     # What was said about issuers at this `now`: the devices of one set share them.
-    _issuers: dict[tuple[bytes, RevocationRule], tuple[Revocation, Finding]] = field(
+    _issuers: dict[tuple[bytes, Role], tuple[Revocation, Finding]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def judge_certificate(
-        self, subject: PathCertificate, issuer: PathCertificate, rule: RevocationRule
+        self, subject: PathCertificate, issuer: PathCertificate, role: Role
     ) -> tuple[Revocation, Finding]:
-        """Revocation of one certificate from stored answers, and what `rule` says to it."""
-        key = (subject.tbs, rule)
+        """Revocation of one certificate from stored answers, and what the rule of its role says to it."""
+        key = (subject.tbs, role)
         if known := self._issuers.get(key):
             return known
+        rule: RevocationRule = getattr(self.policy.revocation, role)
         status = check_revocation(
             subject.certificate,
             issuer.certificate,

@@ -136,7 +136,8 @@ def prove_device(
         signed_digest=Digest("sha384", digest),
         claims=device_claims(
             certificate, facts, parsed, path=path, revocations=[status for status, _ in revocations], fwid=fwid,
-            comparisons=comparisons, needs=needs, nonce_given=nonce is not None, level=level,
+            comparisons=comparisons, signers={c.need.slot: _signer_statuses(c, collateral) for c in comparisons},
+            needs=needs, nonce_given=nonce is not None, level=level,
         ),
         findings=tuple(findings),
     )  # fmt: skip
@@ -246,9 +247,8 @@ def _require_nonce(nonce: Nonce | None, parsed: SpdmReport, subject: str) -> Fin
 
 def _require_unrevoked(path: VerifiedPath, collateral: Collateral) -> list[tuple[Revocation, Finding]]:
     """Every certificate below the root, under the rule of its role. Raises Untrusted for a revoked one."""
-    rules = collateral.policy.revocation
     judged = [
-        collateral.judge_certificate(subject, issuer, rules.device_ca if position else rules.device_leaf)
+        collateral.judge_certificate(subject, issuer, "device_ca" if position else "device_leaf")
         for position, (subject, issuer) in enumerate(pairwise(path.certificates))
     ]
     for status, finding in judged:
@@ -261,6 +261,12 @@ def _require_unrevoked(path: VerifiedPath, collateral: Collateral) -> list[tuple
                 got=finding.got,
             )
     return judged
+
+
+def _signer_statuses(comparison: Comparison, collateral: Collateral) -> list[Revocation]:
+    """Revocation of who signed a document; judged before, so that this asks nobody again."""
+    path = pairwise(comparison.rim.path.certificates)
+    return [collateral.judge_certificate(subject, issuer, "rim")[0] for subject, issuer in path]
 
 
 def _policy(

@@ -116,9 +116,9 @@ class Signers:
 
     def judge(self, rim: VerifiedRim) -> tuple[bool, list[Finding]]:
         """Whether policy accepts every signer of `rim`, and the findings that were not given before."""
-        rule, new, acceptable = self._collateral.policy.revocation.rim, [], True
+        new, acceptable = [], True
         for subject, issuer in pairwise(rim.path.certificates):
-            _, finding = self._collateral.judge_certificate(subject, issuer, rule)
+            _, finding = self._collateral.judge_certificate(subject, issuer, "rim")
             acceptable = acceptable and finding.result is not Result.FAIL
             if subject.tbs not in self._reported:
                 self._reported.add(subject.tbs)
