@@ -11,7 +11,9 @@ VFIO_DRIVERS = frozenset({"vfio-pci", "nvgrace-gpu-vfio-pci"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelProfile:
-    """What differs between kernels. Debian's have no IOMMUFD; only 6.1 and Ubuntu's block reads of an override."""
+    """What differs between kernels. Debian's have no IOMMUFD, ours of tests/lab does; 6.1's and Ubuntu's block reads of
+    an override.
+    """
 
     name: str
     release: str
@@ -24,6 +26,7 @@ PROFILES = {
     for p in (
         KernelProfile(name="debian-6.1", release="6.1.0-50-amd64", iommufd=False, override_read_blocks=True),
         KernelProfile(name="debian-6.12", release="6.12.95+deb12-amd64", iommufd=False, override_read_blocks=False),
+        KernelProfile(name="lab-6.12", release="6.12.107", iommufd=True, override_read_blocks=False),
         KernelProfile(name="ubuntu-6.17", release="6.17.0-5-generic", iommufd=True, override_read_blocks=True),
     )
 }

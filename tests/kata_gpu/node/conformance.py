@@ -14,8 +14,8 @@ from kata_gpu.core import vfio
 from kata_gpu.errors import TimedOut
 from kata_gpu.ports import Host
 
-ALL = frozenset({"debian-6.1", "debian-6.12", "ubuntu-6.17"})
-IOMMUFD = frozenset({"ubuntu-6.17"})
+ALL = frozenset({"debian-6.1", "debian-6.12", "lab-6.12", "ubuntu-6.17"})
+IOMMUFD = frozenset({"lab-6.12", "ubuntu-6.17"})
 READ_BLOCKS = frozenset({"debian-6.1", "ubuntu-6.17"})
 PCI = "/sys/bus/pci"
 PATIENT_S = 20.0  # a child may take seconds to start in an emulated machine on a busy host
