@@ -34,18 +34,22 @@ def nvidia_claims(
     return claims if version is ClaimsVersion.V3 else _version_2(device, claims)
 
 
-def _version_3(device: VerifiedDevice, rim_chains: Mapping[str, JsonObject]) -> dict[str, JsonValue]:
-    prefix, success = prefix_of(device.kind), device.claims.get("measres") == "success"
-    claims: dict[str, JsonValue] = dict(device.claims)
-    for slot in _SLOTS[device.kind]:
-        name = f"{prefix}-{slot}-rim"
+def nras_shaped(kind: DeviceKind, device: JsonObject) -> dict[str, JsonValue]:
+    """A device's claims with what NVIDIA's policies and upstream's default policies expect beside them."""
+    prefix, success = prefix_of(kind), device.get("measres") == "success"
+    claims: dict[str, JsonValue] = dict(device)
+    for slot in _SLOTS[kind]:
         # Our parser admits one exact document shape, which is narrower than NVIDIA's schema (3.3).
-        claims[f"{name}-schema-validated"] = claims.get(f"{name}-fetched")
-        claims[f"{name}-cert-chain"] = rim_chains.get(slot)
+        claims[f"{prefix}-{slot}-rim-schema-validated"] = claims.get(f"{prefix}-{slot}-rim-fetched")
+    return claims | {"secboot": True if success else None, "dbgstat": "disabled" if success else None}
+
+
+def _version_3(device: VerifiedDevice, rim_chains: Mapping[str, JsonObject]) -> dict[str, JsonValue]:
+    claims = nras_shaped(device.kind, device.claims)
+    for slot, chain in rim_chains.items():
+        claims[f"{prefix_of(device.kind)}-{slot}-rim-cert-chain"] = chain
     warnings = [f.code for f in device.findings if f.result is Result.WARN]
     return claims | {
-        "secboot": True if success else None,
-        "dbgstat": "disabled" if success else None,
         "x-nvidia-attestation-warning": ", ".join(dict.fromkeys(warnings)) or None,
         "claims-version": str(ClaimsVersion.V3),
     }

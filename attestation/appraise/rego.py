@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from attestation.appraise.ear import TrustVector
 from attestation.appraise.facts import CpuFacts, DeviceFacts, PlatformFacts
+from attestation.appraise.nv_claims import nras_shaped
 from attestation.errors import Malformed
 from attestation.values import DeviceKind, JsonValue
 
@@ -23,7 +24,7 @@ def policy_input(
 ) -> dict[str, JsonValue]:
     """The submodule's evidence under its TEE name, with init-data and runtime data beside it for the CPU."""
     if isinstance(part, DeviceFacts):
-        return {"nvidia": part.claims}
+        return {"nvidia": nras_shaped(part.kind, part.claims)}
     claims = part.claims.get(str(part.tee))
     document: dict[str, JsonValue] = {
         str(part.tee): claims if isinstance(claims, Mapping) else part.claims,
