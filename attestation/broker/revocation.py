@@ -119,9 +119,10 @@ def normal_value(kind: RevocationKind, value: str) -> str:
 
 def subjects(facts: PlatformFacts, *, jti: str, tee_key: str) -> tuple[tuple[str, str], ...]:
     """Every (kind, value) under which this attestation can be revoked, apart from firmware."""
-    named = [(RevocationKind.TOKEN, jti), (RevocationKind.TEE_KEY, tee_key), (RevocationKind.CHIP, facts.cpu.chip_id)]
+    chip = facts.cpu.chip_id.lower()
+    named = [(RevocationKind.TOKEN, jti), (RevocationKind.TEE_KEY, tee_key), (RevocationKind.CHIP, chip)]
     for device in facts.devices:
-        named += [(RevocationKind.GPU, device.chip_id), (RevocationKind.GPU, device.leaf_serial)]
+        named += [(RevocationKind.GPU, device.chip_id.lower()), (RevocationKind.GPU, device.leaf_serial)]
     return tuple((str(kind), value) for kind, value in named)
 
 

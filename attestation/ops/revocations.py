@@ -82,8 +82,8 @@ def _concerns(world: World, kind: RevocationKind, value: str) -> Callable[[Lease
         return value in {
             RevocationKind.TOKEN: [lease.jti],
             RevocationKind.TEE_KEY: [lease.holder],
-            RevocationKind.CHIP: [lease.chip_id],
-            RevocationKind.GPU: [*lease.devices, *serials],
+            RevocationKind.CHIP: [lease.chip_id.lower()],
+            RevocationKind.GPU: [*map(str.lower, lease.devices), *serials],
         }.get(kind, [])
 
     return named
