@@ -22,7 +22,7 @@ from attestation.formats.certs import MAX_CERTIFICATES
 from attestation.formats.der import SEQUENCE, parse_element, parse_members
 from attestation.verify.cache import BoundedCache
 from attestation.verify.roots import DEBUG_ROOTS, Anchors
-from attestation.verify.unreadable import UNREADABLE
+from attestation.verify.unreadable import UNREADABLE, negative_or_zero_serial
 
 MIN_CERTIFICATES = 2  # a root never signs evidence itself
 _TBS_FIELDS = 8  # version to extensions; unique identifiers are obsolete and never present
@@ -157,6 +157,8 @@ def _verify_issuers(
 
 def _load(der: bytes, where: str) -> PathCertificate:
     """A certificate of our profile: v3, P-384, ecdsa-with-SHA384, nothing critical that is not understood."""
+    if negative_or_zero_serial(der):
+        raise Untrusted("certificate-serial", "serial number is not positive", where=where, expected="at least 1")
     try:
         certificate = x509.load_der_x509_certificate(der)
         key = certificate.public_key()

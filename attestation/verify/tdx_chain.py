@@ -21,7 +21,7 @@ from attestation.formats.tdx_collateral import SignedStatement, TdxCollateral
 from attestation.formats.tdx_quote import TdxQuote
 from attestation.verify.cache import BoundedCache
 from attestation.verify.tdx_trust import IntelTrust
-from attestation.verify.unreadable import UNREADABLE
+from attestation.verify.unreadable import UNREADABLE, negative_or_zero_serial
 
 _SHA256 = ec.ECDSA(hashes.SHA256())
 TCB_SIGNING, PCK_LEAF = "Intel SGX TCB Signing", "Intel SGX PCK Certificate"
@@ -49,6 +49,8 @@ class X509Cache:
 
 
 def _load_certificate(der: bytes) -> x509.Certificate:
+    if negative_or_zero_serial(der):
+        raise Untrusted("tdx-certificate-serial", "serial number is not positive", where="tdx", expected="at least 1")
     try:
         certificate = x509.load_der_x509_certificate(der)
         # Decoding is lazy: touch what is used later, so that nothing raises after this function.

@@ -1,7 +1,7 @@
 """GPU verification against its own raw P-384 verifications and against the peer, in one run.
 
 *warm* is a report of a device whose product chain and reference documents were verified before; the device itself is
-new, so its own two certificates and its report are verified: three signatures. *repeat* is the same device again: two.
+new, so its own two certificates and its report are verified: three signatures. *repeat* is the same device again: one.
 *cold* starts with nothing. The artefact is forged (no complete genuine set of a GPU exists), with NVIDIA's layout.
 """
 
@@ -66,7 +66,7 @@ def figures() -> list[Figure]:
         Figure(suite=SUITE, name="verifications per second, cold", value=1 / seconds_per_call(cold), unit="/s/core"),
         Figure(suite=SUITE, name="warm / own 3 raw verifications", value=paired_ratio(fresh, raw) / 3, at_most=1.6,
                caches="product chain, documents"),
-        Figure(suite=SUITE, name="repeat / own 2 raw verifications", value=paired_ratio(repeat, raw) / 2,
+        Figure(suite=SUITE, name="repeat / own raw verification", value=paired_ratio(repeat, raw), at_most=1.6,
                caches="device chain, documents"),
         Figure(suite=SUITE, name="cold / raw verification", value=paired_ratio(cold, raw), at_most=20, caches="none"),
         *_board(cache),
@@ -98,7 +98,7 @@ def new_devices(cache: NvCache) -> Callable[[], object]:
     """Each call verifies a device whose own certificates the cache does not hold, and everything above is known."""
     devices = [FORGE.device(index=i, nonce=NONCE.raw) for i in range(DEVICES)]
     # Room for the product chain, which every device uses, and for few devices: a device is forgotten before it returns.
-    shared = NvCache(chains=BoundedCache(DEVICES // 2), rims=cache.rims)
+    shared = NvCache(devices=BoundedCache(1), chains=BoundedCache(DEVICES // 2), rims=cache.rims)
     turn = cycle(devices)
     return lambda: verify(next(turn), shared)
 

@@ -199,3 +199,17 @@ def test_nvidia_genuine(vectors: Path) -> None:
     ders = parse_bundle((vectors / "nvidia/switch/switchCertChain.txt").read_bytes())
     anchors = NvTrust.production().device_roots
     refuses_all(ders[0], lambda der: judge_nvidia(swapped(ders, 0, der), anchors))
+
+
+@pytest.mark.parametrize("serial", [b"\0", b"\x80"], ids=["zero", "negative"])
+def test_serial_number_is_positive(serial: bytes) -> None:
+    """RFC 5280 4.1.2.2; `cryptography` only warns, and evidence must not write to anybody's standard error."""
+    forge = NvidiaForge(seed="tests")
+    ders = parse_bundle(forge.device(nonce=bytes(range(1, 33))).chain)
+    tbs = parse_members(parse_element(ders[0], SEQUENCE).content)[0]
+    number = parse_members(tbs.content)[1]
+    size = len(number.content)
+    changed = ders[0].replace(number.raw, b"\x02" + bytes([size]) + serial.ljust(size, b"\0"), 1)
+    with pytest.raises(AttestationError) as caught:
+        judge_nvidia(swapped(ders, 0, changed), forge.trust.device_roots)
+    assert caught.value.code == "certificate-serial"
