@@ -1,11 +1,12 @@
 """Rules that need the cluster: classes, nodes and claims beside the pod."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kata_gpu.core.kata.initdata import ANNOTATION
-from kata_gpu.core.lint.claim import CONFIDENTIAL_CLASSES, classes
-from kata_gpu.core.lint.pod import annotations, runtime_class
+from kata_gpu.core.lint.claim import CLASSES, CONFIDENTIAL_CLASSES, classes
+from kata_gpu.core.lint.pod import CONFIDENTIAL_CLASS, GPU_CLASS, annotations, runtime_class
 from kata_gpu.core.lint.rule import Json, Scope, Violation, items, mapping
 
 _MODE_OF_CLASS = {
@@ -35,17 +36,26 @@ def appraise_cluster(pod: Json, cluster: Cluster, subject: str) -> tuple[Violati
         found.append(Violation(rule=rule, scope=Scope.CLUSTER, subject=subject, message=message, symptom=symptom))
 
     name = runtime_class(pod)
-    if not name:
-        return ()
+    claimed = _claims(pod, cluster)
+    # A RuntimeClass of another name may still stand for Kata's handler.
     handler = cluster.runtime_classes.get(name)
+    starts = name if handler is None else str(handler.get("handler", ""))
+    if not any(re.search(GPU_CLASS, n) for n in (name, starts)):
+        for kind, ref, claim in claimed:
+            if claim is not None and classes(claim) & set(CLASSES):
+                say("claim-without-class", f"{kind} {ref} asks for a GPU for a VM, the pod starts none",
+                    "the container starts under runc with a VFIO node and no GPU")  # fmt: skip
+    if not name:
+        return tuple(found)
     if handler is None:
         say("class-missing", f"RuntimeClass {name} does not exist", "the pod is rejected")
         return tuple(found)
     labels = mapping(handler, "metadata", "labels")
-    confidential = labels.get("kata-gpu.dev/confidential") == "true"
+    # Upstream's RuntimeClasses carry no label of ours: their handler tells.
+    confidential = labels.get("kata-gpu.dev/confidential") == "true" or bool(re.search(CONFIDENTIAL_CLASS, starts))
     mode = labels.get("kata-gpu.dev/cc-mode")
     wanted = set()
-    for kind, ref, claim in _claims(pod, cluster):
+    for kind, ref, claim in claimed:
         if claim is None:
             say("claim-missing", f"{kind} {ref} does not exist", "the pod stays pending")
             continue
