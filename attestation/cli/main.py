@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "explain": ("attestation.cli.explain", "explain", "A result of verify as one page: proven, not proven, to do."),
     "nras": ("attestation.cli.nras", "nras", "NVIDIA-shaped attestation service and RIM mirror."),
     "image-key": ("attestation.cli.image_key", "image_key", "Sealed secrets and image layer keys for stock guests."),
+    "migrate": ("attestation.cli.migrate", "migrate", "Configuration and resources of upstream's key broker."),
     "model": ("attestation.cli.model", "model", "Encrypt models for attested guests."),
     "simulate": ("attestation.cli.simulate", "simulate", "Forged evidence and a simulated VM, without hardware."),
     "verify": ("attestation.cli.verify", "verify", "Verify evidence offline: gpu, snp, tdx, evidence."),
