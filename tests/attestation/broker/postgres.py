@@ -7,10 +7,11 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 FOUND = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-ABSENT = "postgresql: run `make test-deps` to install it"
+ABSENT = "postgresql: not installed (make test-deps)"
 _USER = "nobody"  # the server refuses root
 
 
@@ -21,21 +22,49 @@ def _run(argv: list[str]) -> None:
         raise RuntimeError(f"{argv[0]}: {done.stdout[-500:]}{done.stderr[-500:]}")
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """One server that can be stopped and started again."""
+
+    folder: Path
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://kbs@/postgres?host={self.folder}"
+
+    def _ctl(self, *argv: str) -> None:
+        _run([str(FOUND[-1] / "pg_ctl"), "-D", str(self.folder / "data"), "-w", "-s", *argv])
+
+    def start(self) -> None:
+        options = f"-c listen_addresses='' -c unix_socket_directories={self.folder} -c fsync=off"
+        self._ctl("-l", f"{self.folder}/log", "-o", options, "start")
+
+    def stop(self, how: str = "immediate") -> None:
+        """`immediate` is a crash: the next start recovers from the log."""
+        self._ctl("-m", how, "stop")
+
+
 @contextmanager
-def postgres() -> Iterator[str]:
-    """URL of an empty database cluster."""
-    tools = FOUND[-1]
+def cluster() -> Iterator[Cluster]:
+    """A running, empty cluster."""
     folder = Path(tempfile.mkdtemp(prefix="pg"))  # short: a socket path has 107 characters
     try:
         if os.geteuid() == 0:
             os.chown(folder, pwd.getpwnam(_USER).pw_uid, -1)
         data = str(folder / "data")
-        _run([str(tools / "initdb"), "-D", data, "-U", "kbs", "-A", "trust", "-N", "--no-instructions"])
-        options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
-        _run([str(tools / "pg_ctl"), "-D", data, "-w", "-s", "-l", f"{folder}/log", "-o", options, "start"])
+        _run([str(FOUND[-1] / "initdb"), "-D", data, "-U", "kbs", "-A", "trust", "-N", "--no-instructions"])
+        made = Cluster(folder)
+        made.start()
         try:
-            yield f"postgresql://kbs@/postgres?host={folder}"
+            yield made
         finally:
-            _run([str(tools / "pg_ctl"), "-D", data, "-w", "-s", "-m", "immediate", "stop"])
+            made.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """URL of an empty database cluster."""
+    with cluster() as made:
+        yield made.url
