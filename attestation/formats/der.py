@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
+from typing import NamedTuple
 
 from attestation.errors import Malformed
 
@@ -21,8 +22,7 @@ _YEAR_DIGITS = {UTC_TIME: 2, GENERALIZED_TIME: 4}
 _COMMON_NAME = bytes.fromhex("550403")  # 2.5.4.3
 
 
-@dataclass(frozen=True, slots=True)
-class Element:
+class Element(NamedTuple):
     """One TLV: its tag, its content and all of its bytes."""
 
     tag: int

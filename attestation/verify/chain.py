@@ -17,12 +17,12 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtensionOID, NameOID, SignatureAlgorithmOID
 
-from attestation.errors import Untrusted
+from attestation.errors import Malformed, Untrusted
 from attestation.formats.certs import MAX_CERTIFICATES
-from attestation.formats.der import SEQUENCE, parse_element, parse_members
+from attestation.formats.der import SEQUENCE, Element, parse_element, parse_members, require_tag
 from attestation.verify.cache import BoundedCache
 from attestation.verify.roots import DEBUG_ROOTS, Anchors
-from attestation.verify.unreadable import UNREADABLE, negative_or_zero_serial
+from attestation.verify.unreadable import UNREADABLE
 
 MIN_CERTIFICATES = 2  # a root never signs evidence itself
 _TBS_FIELDS = 8  # version to extensions; unique identifiers are obsolete and never present
@@ -157,7 +157,9 @@ def _verify_issuers(
 
 def _load(der: bytes, where: str) -> PathCertificate:
     """A certificate of our profile: v3, P-384, ecdsa-with-SHA384, nothing critical that is not understood."""
-    if negative_or_zero_serial(der):
+    tbs, fields = _fields(der, where)
+    _version, serial, inner, issuer, _validity, subject, spki, _extensions = fields
+    if serial.content[:1] >= b"\x80" or not any(serial.content):  # RFC 5280 4.1.2.2; the library warns and goes on
         raise Untrusted("certificate-serial", "serial number is not positive", where=where, expected="at least 1")
     try:
         certificate = x509.load_der_x509_certificate(der)
@@ -166,19 +168,11 @@ def _load(der: bytes, where: str) -> PathCertificate:
         names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         extensions = {extension.oid: extension for extension in certificate.extensions}
         validity = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        tbs = certificate.tbs_certificate_bytes
     except UNREADABLE as exc:
         raise Untrusted("certificate-syntax", "not an X.509 v3 certificate", where=where, got=str(exc)[:80]) from exc
     name = str(names[0].value)[:80] if names else "(no common name)"
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise Untrusted("certificate-key", "wrong key type", where=f"{where} {name}", expected="EC P-384")
-    fields = parse_members(parse_element(tbs, SEQUENCE).content)
-    if len(fields) != _TBS_FIELDS:
-        raise Untrusted(
-            "certificate-syntax", "fields of the certificate", where=f"{where} {name}", expected=_TBS_FIELDS,
-            got=len(fields),
-        )  # fmt: skip
-    _version, _serial, inner, issuer, _validity, subject, spki, _extensions = fields
     if algorithm != SignatureAlgorithmOID.ECDSA_WITH_SHA384 or inner.raw != _ECDSA_WITH_SHA384:
         raise Untrusted(
             "certificate-algorithm",
@@ -197,7 +191,7 @@ def _load(der: bytes, where: str) -> PathCertificate:
     return PathCertificate(
         certificate=certificate,
         key=key,
-        tbs=tbs,
+        tbs=tbs.raw,
         spki=spki.raw,
         subject=subject.raw,
         issuer=issuer.raw,
@@ -206,6 +200,20 @@ def _load(der: bytes, where: str) -> PathCertificate:
         not_before=validity[0],
         not_after=validity[1],
     )
+
+
+def _fields(der: bytes, where: str) -> tuple[Element, tuple[Element, ...]]:
+    """What was signed, and its eight fields. Raises Untrusted."""
+    try:
+        tbs, _algorithm, _signature = parse_members(parse_element(der, SEQUENCE).content)
+        fields = parse_members(require_tag(tbs, SEQUENCE).content)
+    except (Malformed, ValueError) as exc:
+        raise Untrusted("certificate-syntax", "not an X.509 v3 certificate", where=where, got=str(exc)[:80]) from exc
+    if len(fields) != _TBS_FIELDS:
+        raise Untrusted(
+            "certificate-syntax", "fields of the certificate", where=where, expected=_TBS_FIELDS, got=len(fields)
+        )
+    return tbs, fields
 
 
 def _constraints(certificate: PathCertificate) -> tuple[x509.BasicConstraints | None, x509.KeyUsage | None]:
