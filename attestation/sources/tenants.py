@@ -96,8 +96,9 @@ class TenantStore:
         """Of the windows that are running."""
         running = {"releases": _window(now, HOUR_S), "attestations": _window(now, MINUTE_S)}
         with self._db.read() as connection:
-            rows = connection.execute(select(usage).where(usage.c.tenant == name)).all()
-        return {row.what: row.count for row in rows if running.get(row.what) == row.window}
+            query = select(usage.c.what, usage.c.window, usage.c.count.label("used")).where(usage.c.tenant == name)
+            rows = connection.execute(query).all()
+        return {row.what: row.used for row in rows if running.get(row.what) == row.window}
 
 
 _UNLIMITED = Quota()

@@ -146,7 +146,8 @@ def test_hsm_lost_session_is_opened_again(hsm: HsmRootKey) -> None:
 
 def test_hsm_from_many_threads(hsm: HsmRootKey) -> None:
     """One session behind one lock."""
-    wrapped, good = hsm.wrap(DATA_KEY, b"x"), []
+    wrapped = hsm.wrap(DATA_KEY, b"x")
+    good: list[bool] = []
 
     def work() -> None:
         good.extend(hsm.unwrap(wrapped, b"x") == DATA_KEY for _ in range(20))
