@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 STATE_DIR = Path("/var/lib/kata-gpu")
 CDI_DIR = Path("/var/run/cdi")
+POD_RESOURCES = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -111,14 +112,13 @@ def _allocated(host: "Host") -> "dict[PciAddress, str]":
     """What kubelet has given to pods by now; nothing where there is no kubelet."""
     from kata_gpu.ports import FileKind
 
-    path = "/var/lib/kubelet/pod-resources/kubelet.sock"
-    if not Path(path).exists() or host.kind(path) is not FileKind.SOCKET:
+    if not POD_RESOURCES.exists() or host.kind(str(POD_RESOURCES)) is not FileKind.SOCKET:
         return {}
     from kata_gpu.cli.kubelet import list_allocations
     from kata_gpu.core.allocations import allocated_devices
     from kata_gpu.ops.observe import observe
 
-    return allocated_devices(list_allocations(Path(path)), observe(host))
+    return allocated_devices(list_allocations(POD_RESOURCES), observe(host))
 
 
 def parse_addresses(texts: tuple[str, ...]) -> "list[PciAddress]":

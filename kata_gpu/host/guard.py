@@ -8,6 +8,7 @@ CAP_SYS_PTRACE not their files, and an opened cdev shows nowhere else.
 """
 
 import errno
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -17,7 +18,11 @@ from kata_gpu.host.pods import pod_names, pod_uid, process_ids
 from kata_gpu.ports import FileKind, Host, HostFiles
 
 _ANONYMOUS = "anon_inode:[vfio-device]"
-_NODES = ("/dev/vfio/", "/dev/nvidia")
+# The path of an open or mapped file, or the rest of a line of `maps`. A node in a jail has another beginning, and one
+# that has been made anew since has " (deleted)" behind it.
+_FILE = re.compile(rb"(/dev/(?:vfio/|nvidia)[^\n]*?|anon_inode:\[vfio-device\])(?: \(deleted\))?$", re.MULTILINE)
+_MARKS = (b"vfio", b"nvidia")
+_ENDED = {errno.ENOENT, errno.ESRCH}  # of a file below /proc/PID: the process has ended, or has closed it
 _MAX_COMMAND = 160
 _HOST_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of linux/proc_ns.h: a constant of the kernel's user API
 _MAX_MAPS = 1 << 26  # 262144 mappings, the most that anybody configures as vm.max_map_count, of some 200 bytes each
@@ -152,38 +157,36 @@ def _require_host_processes(host: HostFiles) -> None:
 
 def _files(host: HostFiles, pid: int) -> frozenset[str]:
     """Its VFIO and NVIDIA files; none where it has ended. Raises Unavailable where it may not be looked at."""
-    files = set()
+    files: set[bytes] = set()
+    maps = b""
     try:
         for name in host.listdir(f"/proc/{pid}/fd"):
-            target = _target(host, f"/proc/{pid}/fd/{name}")
-            if target == _ANONYMOUS or target.startswith(_NODES):
-                files.add(target)
+            files.update(_FILE.findall(_target(host, f"/proc/{pid}/fd/{name}")))
         maps = host.read(f"/proc/{pid}/maps", max_bytes=_MAX_MAPS)
-    except PermissionError as exc:
-        raise Unavailable(
-            "guard-permission",
-            "cannot see who uses the devices",
-            where=f"/proc/{pid}",
-            got=exc.strerror,
-            hint="run as root with CAP_SYS_PTRACE, in a pod with hostPID: true and privileged",
-        ) from exc
-    except OSError:
-        return frozenset(files)
-    if _ANONYMOUS.encode() in maps:
-        files.add(_ANONYMOUS)
-    elif len(maps) >= _MAX_MAPS:
+    except OSError as exc:
+        if exc.errno not in _ENDED:
+            raise Unavailable(
+                "guard-permission",
+                "cannot see who uses the devices",
+                where=f"/proc/{pid}",
+                got=exc.strerror,
+                hint="run as root with CAP_SYS_PTRACE, in a pod with hostPID: true and privileged",
+            ) from exc
+    if len(maps) >= _MAX_MAPS:
         raise Unavailable("guard-maps", "a process has too many mappings to look through", where=f"/proc/{pid}/maps")
-    return frozenset(files)
+    if any(mark in maps for mark in _MARKS):
+        files.update(_FILE.findall(maps))
+    return frozenset(file.decode("utf-8", "replace") for file in files)
 
 
-def _target(host: HostFiles, path: str) -> str:
-    """Where a descriptor leads; empty where it was closed meanwhile. Raises PermissionError."""
+def _target(host: HostFiles, path: str) -> bytes:
+    """Where a descriptor leads; empty where it was closed meanwhile. Raises OSError."""
     try:
-        return host.readlink(path)
-    except PermissionError:
-        raise
-    except OSError:
-        return ""
+        return host.readlink(path).encode("utf-8", "surrogateescape")
+    except OSError as exc:
+        if exc.errno not in _ENDED:
+            raise
+        return b""
 
 
 def _command(host: HostFiles, pid: int) -> str:

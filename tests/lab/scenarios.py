@@ -319,7 +319,7 @@ class KilledDir(DurableDir):
         super().remove(name)
 
 
-EVERY_REGISTER = 12  # of the writes to registers, of which a switch has hundreds, one in so many
+EVERY_REGISTER = 6  # of the writes to registers, of which a switch has hundreds, one in so many
 
 
 def crashes() -> None:

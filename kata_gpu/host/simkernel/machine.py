@@ -87,6 +87,7 @@ class Process:
     cgroup: str = "/"
     maps_device: bool = False
     files: list[str] = field(default_factory=list)  # other files that it has open
+    mapped: list[str] = field(default_factory=list)  # files that it has mapped and closed
     waits_for: str = ""  # address of the function whose unbind it cannot leave
 
 

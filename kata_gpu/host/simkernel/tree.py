@@ -322,7 +322,8 @@ def _process(machine: Machine, pid: int) -> Dir:
             case _:
                 target = "/dev/iommu"
         descriptors[str(handle.fd)] = Link(target)
-    line = "7f0000000000-7f0001000000 rw-s 00000000 00:0e 1 anon_inode:[vfio-device]\n" if mapped else ""
+    names = [*(["anon_inode:[vfio-device]"] if mapped else []), *process.mapped]
+    line = "".join(f"7f0000000000-7f0001000000 rw-s 00000000 00:0e 1                          {n}\n" for n in names)
     return {
         "fd": descriptors,
         "maps": Attr(show=line.encode),

@@ -9,13 +9,15 @@ from typing import Any
 import grpc
 import pytest
 
+from kata_gpu.cli import world as cli_world
 from kata_gpu.cli.kubelet import list_allocations
 from kata_gpu.core.allocations import Allocation, allocated_devices
 from kata_gpu.dra._pb import podresources_v1_pb2 as pb
 from kata_gpu.dra._pb import podresources_v1_pb2_grpc as rpc
-from kata_gpu.errors import Unavailable
+from kata_gpu.errors import InUse, Unavailable
 from kata_gpu.host.simkernel.kernel import SimKernel
 from kata_gpu.host.simkernel.presets import hgx_h100
+from kata_gpu.ops import setup
 from kata_gpu.ops.observe import observe
 
 
@@ -46,11 +48,14 @@ class Kubelet(rpc.PodResourcesListerServicer):
     """Answers `List` with one pod of each kind, or with an error."""
 
     error: grpc.StatusCode | None = None
+    empty = False
 
     def List(self, request: Any, context: Any) -> Any:
         del request
         if self.error is not None:
             context.abort(self.error, "no")
+        if self.empty:
+            return pb.ListPodResourcesResponse()
         plugin = pb.ContainerDevices(resource_name="nvidia.com/pgpu", device_ids=["1"])
         claim = pb.ClaimResource(driver_name="cgpu.kata-gpu.dev", cdi_devices=[pb.CDIDevice(name="k=u-gpu-x")])
         container = pb.ContainerResources(
@@ -85,6 +90,29 @@ def test_list_over_a_socket(kubelet: Kubelet, tmp_path: Path) -> None:
         Allocation(pod="n/p", resource="cgpu.kata-gpu.dev", device_id="k=u-gpu-x"),
     ]
     assert kubelet.error is None
+
+
+def test_commands_ask_kubelet_at_every_check(kubelet: Kubelet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wired as a command is: kubelet answers with IOMMU group 1 of a resource of ours, and the release is refused."""
+    socket, file = tmp_path / "kubelet.sock", tmp_path / "host.sim"
+    monkeypatch.setattr(cli_world, "POD_RESOURCES", socket)
+    machine = hgx_h100(gpus=1, switches=0)
+    machine.functions["0000:17:00.0"].group = 1
+    machine.nodes[str(socket)] = "socket"
+    kernel = SimKernel.create(machine, file)
+    gpu = observe(kernel).devices[0].function.address
+    node = cli_world.open_node(sim=file, state_dir=None, cdi_dir=None)
+    kubelet.empty = True
+    setup.bind(node, [gpu])
+    kubelet.empty = False
+    with pytest.raises(InUse, match="kubelet's allocation of pod n/p"):
+        setup.release(node, [gpu])
+    kubelet.error = grpc.StatusCode.INTERNAL
+    with pytest.raises(Unavailable, match="kubelet does not list pod resources"):
+        setup.release(node, [gpu])
+    kubelet.error, kubelet.empty = None, True
+    setup.release(node, [gpu])
+    assert cli_world.open_node(sim=file, state_dir=None, cdi_dir=None, guarded=False).allocated is None
 
 
 def test_an_error_is_not_nothing(kubelet: Kubelet, tmp_path: Path) -> None:

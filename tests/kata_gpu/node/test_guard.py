@@ -163,6 +163,26 @@ def test_mapping_without_descriptor_is_seen(world: World) -> None:
         Guard(world.kernel, own_pid=1).require_free([gpu])
 
 
+@pytest.mark.parametrize(
+    ("files", "mapped"),
+    [
+        pytest.param([], ["/dev/vfio/devices/vfio1"], id="cdev-mapped-and-closed"),
+        pytest.param([], ["/dev/vfio/devices/vfio1 (deleted)"], id="mapped-and-node-made-anew"),
+        pytest.param(["/srv/jail/vm0/dev/vfio/devices/vfio1"], [], id="jail"),
+        pytest.param(["/dev/vfio/devices/vfio1 (deleted)"], [], id="node-made-anew"),
+    ],
+)
+def test_names_that_a_holder_may_go_by(world: World, files: list[str], mapped: list[str]) -> None:
+    """Only its path tells of a cdev that is open: the path in another root, or of a node that is gone."""
+    with world.kernel.edit() as machine:
+        machine.processes[5555] = Process(pid=5555, comm="vmm", cmdline=["vmm"], files=files, mapped=mapped)
+    first, second = (d.function for d in observe(world.kernel).gpus)
+    assert first.vfio_cdev == "vfio1"
+    with pytest.raises(InUse, match=r"process 5555 \(vmm\) by /dev/vfio/devices/vfio1$"):
+        Guard(world.kernel, own_pid=1).require_free([first])
+    Guard(world.kernel, own_pid=1).require_free([second])
+
+
 def test_nvidia_driver_users_block_its_unbind(make_world: Make) -> None:
     """Unbinding nvidia.ko with a user never returns, and ending the user afterwards does not help."""
     machine = mixed()
@@ -225,6 +245,10 @@ def _denied(fragment: str) -> Callable[[str], PermissionError | None]:
         pytest.param("listdir", _denied("/proc/4242/fd"), "guard-permission", id="descriptors-listed"),
         pytest.param("readlink", _denied("/proc/4242/fd/"), "guard-permission", id="descriptors-followed"),
         pytest.param("read", _denied("/proc/4242/maps"), "guard-permission", id="mappings"),
+        pytest.param(
+            "read", lambda p: OSError(5, "I/O error", p) if p.endswith("/maps") else None, "guard-permission",
+            id="mappings-unreadable",
+        ),
         pytest.param(
             "read", lambda p: b"x" * (1 << 26) if p.endswith("/maps") else None, "guard-maps", id="mappings-cut"
         ),
