@@ -11,6 +11,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation.broker.admin import AdminIssuer
+from attestation.broker.endorsement import TokenTrust
 from attestation.broker.roles import Principal, Role
 from attestation.broker.session import Submission
 from attestation.cli.platform import BUILTIN, platform_verifier
@@ -140,6 +141,7 @@ def broker(
     verifier: PlatformVerifier | None = None,
     admin_issuers: tuple[AdminIssuer, ...] = (),
     deny_all_admins: bool = False,
+    external: TokenTrust | None = None,
 ) -> Iterator[Broker]:
     """`simulated=False` lets the forged vendors stand for real ones: tests of production rules need evidence."""
     made = verifier or platform_verifier(collateral=None, simulated_roots=BUILTIN, sample=sample)
@@ -150,6 +152,7 @@ def broker(
         simulated=simulated,
         admin_issuers=admin_issuers,
         deny_all_admins=deny_all_admins,
+        external=external,
     )
     world = open_world(options, made, now=NOW)
     try:
