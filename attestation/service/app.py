@@ -11,6 +11,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from attestation.errors import AttestationError, Unavailable
 from attestation.ops.readiness import probes
@@ -23,7 +24,7 @@ from attestation.service.kbs import Clock, GuestApi
 from attestation.service.metrics import Metrics
 from attestation.service.observe import Observe, find_tracer
 from attestation.service.page import OperatorPage
-from attestation.service.problems import KBS_ERRORS, problem
+from attestation.service.problems import KBS_ERRORS, RETRY_AFTER_S, kbs_problem, problem
 from attestation.service.workers import RateLimit, Workers
 
 log = structlog.get_logger()
@@ -34,7 +35,7 @@ _OPENAPI = Path(__file__).with_name("openapi.json")
 class ServiceLimits:
     """Admission. Defaults suit a node's worth of guests starting at once."""
 
-    threads: int = 8  # signature checks release the interpreter lock; more threads only wait for it
+    threads: int = 4  # signature checks and commits release the interpreter lock; more threads only wait for it
     queue: int = 64  # what waits is answered within a few hundred milliseconds, or refused at once
     rate_per_s: float = 500.0  # of one address: a rack behind one gateway
     burst: int = 2000
@@ -70,6 +71,7 @@ class Service:
         self.metrics = Metrics()
         self.metrics.inside.set_function(lambda: self._workers.inside)
         self.metrics.limit.set(self._workers.limit)
+        self._turned_away = self.metrics.requests.labels(status="503")
         self.health = Health({**probes(world), **({"collateral": collateral.require_usable} if collateral else {})})
         self._show_collateral()
         peers = RateLimit(rate=limits.rate_per_s, burst=limits.burst)
@@ -112,6 +114,17 @@ class Service:
         more = upstream_admin if compat.admin_on_guest_listener else []
         self.guest = self._app([*routes[:2], resource, *more, routes[2], *self._common()])
         self.admin = self._app([*upstream_admin, *_api(admin), *self._common(), *self._operator(), *_page(page)])
+
+    def turn_away(self, target: bytes) -> ASGIApp | None:
+        """What answers a guest's request that would not be admitted; None lets it in. Costs microseconds."""
+        if not target.startswith(_KBS) or self._workers.admits(new=target.startswith(_AUTH)):
+            return None
+        return self._busy
+
+    async def _busy(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        self._turned_away.inc()
+        await send({"type": "http.response.start", "status": 503, "headers": _BUSY_HEADERS})
+        await send({"type": "http.response.body", "body": _BUSY})
 
     def close(self) -> None:
         """Wait for running requests."""
@@ -181,6 +194,13 @@ class Service:
 
 
 _OFFICE_THREADS = 2
+_KBS, _AUTH = b"/kbs/v0/", b"/kbs/v0/auth"
+_BUSY = bytes(kbs_problem(Unavailable("overloaded", "the broker is busy; try again")).body)
+_BUSY_HEADERS = [
+    (b"content-type", b"application/json"),
+    (b"content-length", str(len(_BUSY)).encode()),
+    (b"retry-after", RETRY_AFTER_S.encode()),
+]
 _ALL = ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"]
 
 

@@ -1,8 +1,10 @@
 """HTTP/1.1 with bounds that its parser lacks: size of a head, time for a request, number of connections."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 256 * 1024  # a foreign token with verbose claims of 8 GPUs is 170 KiB (keybroker.md 0, fact 6)
@@ -11,8 +13,14 @@ MAX_CONNECTIONS = 8192  # of one listener; a rack of guests keeps one each
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Answers 431 to a head over the cap, 408 to a request that does not arrive, 503 to one connection too many."""
+    """Answers 431 to a head over the cap, 408 to a request that does not arrive, 503 to one connection too many.
 
+    `instead` may name another application for a request, by its target: what is refused under overload must cost
+    next to nothing, or refusing becomes the load.
+    """
+
+    instead: Callable[[bytes], ASGIApp | None] | None = None
+    _usual: Any = None
     _head_bytes = 0
     _in_head = True
     _deadline: asyncio.TimerHandle | None = None
@@ -46,6 +54,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head ends here; body bytes are bounded by the endpoints."""
         self._in_head = False
+        if self.instead is not None:
+            self._usual = self._usual or self.app
+            self.app = self.instead(self.url) or self._usual
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

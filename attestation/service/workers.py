@@ -1,12 +1,15 @@
 """Admission: where use cases run, and who has to come back later.
 
 A bounded pool of threads (signature checks release the interpreter lock) and a bounded queue. What does not fit is
-refused at once with `Unavailable`: a guest that waits for a minute times out anyway. New handshakes are refused before
-those that are under way, so that work already done is finished and not thrown away.
+refused at once with `Unavailable`: a guest that waits for a minute times out anyway. The queue takes a burst; where
+requests have been waiting for longer than a moment all the time it is a standing one, which helps nobody, and hardly
+anything is let into it until it is gone (CoDel, RFC 8289). New handshakes are refused before those that are under way,
+so that work already done is finished and not thrown away.
 """
 
 import asyncio
 import functools
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +20,8 @@ from attestation.errors import Denied, Unavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
+TARGET_S = 0.01  # a wait that nobody notices next to a handshake
+INTERVAL_S = 0.1  # RFC 8289 4.3: a queue that lasts longer than this is no burst
 MAX_PEERS = 10_000  # buckets kept; the oldest is forgotten
 
 
@@ -26,17 +31,24 @@ class Workers:
     def __init__(self, *, threads: int, queue: int) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="kbs")
         self.limit = threads + queue
-        self._door = threads + queue // 2
+        self._threads = threads
         self._inside = 0
+        self._late_since: float | None = None
+        self._standing = False
 
     @property
     def inside(self) -> int:
         """Calls running or waiting."""
         return self._inside
 
+    def admits(self, *, new: bool = False) -> bool:
+        """Whether a call would fit; `new` ones leave half of the queue to those under way."""
+        limit = min(self.limit, self._threads + 1) if self._standing else self.limit
+        return self._inside < (self._threads + (limit - self._threads) // 2 if new else limit)
+
     def admit(self, *, new: bool = False) -> None:
-        """Unavailable where a call would not fit; `new` ones leave half of the queue to those under way."""
-        if self._inside >= (self._door if new else self.limit):
+        """Unavailable where a call would not fit."""
+        if not self.admits(new=new):
             raise Unavailable("overloaded", "the broker is busy; try again")
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -45,10 +57,22 @@ class Workers:
         self._inside += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(
-                self._pool, functools.partial(call, *args, **kwargs)
+                self._pool, self._start, time.monotonic(), functools.partial(call, *args, **kwargs)
             )
         finally:
             self._inside -= 1
+            if not self._inside:
+                self._late_since, self._standing = None, False
+
+    def _start(self, queued: float, call: Callable[[], T]) -> T:
+        now = time.monotonic()
+        if now - queued <= TARGET_S:
+            self._late_since, self._standing = None, False
+        elif self._late_since is None:
+            self._late_since = now
+        elif now - self._late_since > INTERVAL_S:
+            self._standing = True
+        return call()
 
     def close(self) -> None:
         """Wait for what runs."""

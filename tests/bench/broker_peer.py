@@ -14,6 +14,7 @@ from attestation.ops.local_verifier import LocalVerifier
 from attestation.ops.open_world import WorldOptions, close_world, open_world
 from attestation.service.app import Service, ServiceLimits
 from attestation.service.server import Serving, listen, serve
+from attestation.values import Tee
 from attestation.verify.verified import BoundPlatform
 from tests.attestation.broker.broker import NOW
 
@@ -31,13 +32,15 @@ class Stub:
         return self._known
 
 
-def main(folder: Path, *, stub: bool) -> None:
+def main(folder: Path, *, stub: bool, sample: bool = False) -> None:
     """Serve until terminated; prints the guests' address."""
     import structlog
 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-    verifier: Any = platform_verifier(collateral=None, simulated_roots=BUILTIN)
-    world = open_world(WorldOptions(store=str(folder)), Stub(verifier) if stub else verifier, now=NOW)
+    verifier: Any = platform_verifier(collateral=None, simulated_roots=BUILTIN, sample=sample)
+    tees = frozenset({Tee.SNP, Tee.SAMPLE} if sample else {Tee.SNP})
+    options = WorldOptions(store=str(folder), tees=tees)
+    world = open_world(options, Stub(verifier) if stub else verifier, now=NOW)
     unlimited = ServiceLimits(rate_per_s=1e9, burst=10**9, chip_rate_per_s=1e9, chip_burst=10**9)
     service = Service(world, clock=lambda: NOW, limits=unlimited)
     guest, admin = listen("127.0.0.1:0"), listen("127.0.0.1:0")
@@ -52,4 +55,4 @@ def main(folder: Path, *, stub: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), stub=sys.argv[2] == "stub")
+    main(Path(sys.argv[1]), stub=sys.argv[2] == "stub", sample=sys.argv[2] == "sample")
