@@ -6,12 +6,14 @@ answers of programs are in `.probes.json`.
 
 import io
 import json
+import posixpath
 import re
+import shutil
 import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from kata_gpu.core.doctor.drivers import BINDER_PODS
 from kata_gpu.core.doctor.paths import POD_LOGS, UDEV_RULES
@@ -97,9 +99,29 @@ def unpack(archive: Path, directory: Path) -> None:
                 if count > MAX_ENTRIES or total > MAX_BYTES or not (member.isfile() or member.issym()):
                     raise Malformed("bundle-content", "not a support bundle", where=str(archive),
                                     expected=f"files and links, {MAX_BYTES} bytes", got=member.name[:100])  # fmt: skip
-                file.extract(member, directory, filter="data")
+                _place(file, member, directory, archive)
     except (tarfile.TarError, EOFError, OSError, ValueError) as exc:
         raise Malformed("bundle-archive", "cannot unpack", where=str(archive), got=str(exc)[:200]) from exc
+
+
+def _place(file: tarfile.TarFile, member: tarfile.TarInfo, directory: Path, archive: Path) -> None:
+    """One file or link below `directory`, and nothing outside it (tarfile's own filters came with Python 3.11.4)."""
+    parts = PurePosixPath(member.name).parts
+    target = posixpath.normpath(posixpath.join(posixpath.dirname(member.name), member.linkname))
+    leads_out = member.issym() and (member.linkname.startswith("/") or target.startswith(".."))
+    path = directory.joinpath(*parts)
+    below_link = any(directory.joinpath(*parts[:depth]).is_symlink() for depth in range(1, len(parts)))
+    if not parts or parts[0] == "/" or ".." in parts or leads_out or below_link:
+        raise Malformed("bundle-content", "a name that leads out of the bundle", where=str(archive),
+                        expected="relative names", got=member.name[:100])  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if member.issym():
+        path.symlink_to(member.linkname)
+        return
+    content = file.extractfile(member)
+    if content is not None:
+        with path.open("xb") as output:
+            shutil.copyfileobj(content, output)
 
 
 def _member(path: str, content: "bytes | Link", now: datetime) -> tuple[tarfile.TarInfo, io.BytesIO | None]:
