@@ -70,6 +70,9 @@ lab-short: $(VENV)/.dev ## The kernel's semantics on a stock Debian kernel in QE
 lab: $(VENV)/.dev ## Software GPUs on real kernels: setup, PPCIe, faults, guard, crashes, lockdown, nested VM
 	$(PYTEST) -m lab tests/lab
 
+soak: $(VENV)/.dev ## Long forms of the fault and load tests
+	$(PYTEST) -m soak
+
 bench: $(VENV)/.dev samples ## Figures as ratios to limits and peers; exits 1 on a missed promise
 	$(BIN)/python -m tests.bench $(BENCH)
 

@@ -25,8 +25,11 @@ def revoke() -> None:
 @click.argument("kind", type=click.Choice(KINDS))
 @click.argument("value")
 @click.option("--reason", required=True, help="For the audit log.")
+@click.option("--webhook", type=click.Path(path_type=Path), metavar="FILE", help="Tell this webhook (see `serve`).")
 @store_options
-def add(kind: str, value: str, reason: str, store: str, root_key: Path | None, output: str) -> None:
+def add(
+    kind: str, value: str, reason: str, webhook: Path | None, store: str, root_key: Path | None, output: str
+) -> None:
     """Revoke VALUE: a token id, TEE key thumbprint, CPU chip id, GPU identity or leaf serial, or a firmware range.
 
     Prints the leases that this ended: guests that have keys already, which somebody has to stop.
@@ -35,11 +38,18 @@ def add(kind: str, value: str, reason: str, store: str, root_key: Path | None, o
     Example:
       kata-gpu-kbs revoke add chip 9f2c... --reason "node decommissioned" --store /var/lib/kbs
     """
+    from dataclasses import replace
+
     from attestation.broker.revocation import RevocationKind
+    from attestation.cli.webhook_file import load_webhook
     from attestation.ops import revocations
 
-    with opened(store, root_key) as world:
+    hook = None if webhook is None else load_webhook(webhook)
+    with opened(store, root_key) as opened_world:
+        world = opened_world if hook is None else replace(opened_world, webhook=hook)
         ended = revocations.revoke(world, operator(), RevocationKind(kind), value, reason, now=moment(None))
+    if hook is not None:
+        hook.close()
     lines = [f"revoked {kind} {value}; {len(ended)} leases ended"]
     lines += [f"  {lease.path} held by chip {lease.chip_id[:16]}, token {lease.jti}" for lease in ended]
     show({"kind": kind, "value": value, "ended": [lease.to_json() for lease in ended]}, output, lines)

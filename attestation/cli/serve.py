@@ -64,6 +64,7 @@ def serve(**options: Any) -> None:
     Example:
       kata-gpu-kbs serve --store /var/lib/kbs --collateral /var/lib/collateral --listen 0.0.0.0:8080
     """
+    from attestation.cli.webhook_file import load_webhook
     from attestation.ops.open_world import WorldOptions, close_world, open_world
     from attestation.service.app import Compat, Service
     from attestation.service.hardening import forbid_dumps
@@ -86,7 +87,7 @@ def serve(**options: Any) -> None:
             simulated=forgeable,
             admin_issuers=tuple(_issuer(Path(path)) for path in options["admin_issuers"]),
             deny_all_admins=options["deny_all_admins"],
-            webhook=_webhook(Path(options["webhook"])) if options["webhook"] else None,
+            webhook=load_webhook(Path(options["webhook"])) if options["webhook"] else None,
             token_certificates=read_bytes(options["token_cert"]) if options["token_cert"] else b"",
             external=_token_trust(options["trusted_token_certs"], options["trusted_token_jwks"]),
         ),
@@ -229,22 +230,3 @@ def _issuer(path: Path) -> Any:
             expected='issuer, audience, algorithm = "ed25519|es256|rs256", public_key = "FILE", [roles]',
         ) from exc
     return AdminIssuer(key=key, issuer=document.get("issuer"), audience=document.get("audience"), roles=roles)
-
-
-def _webhook(path: Path) -> Any:
-    """`url`, `secret_file` and, for a private authority, `ca_file`; files are beside the document."""
-    import tomllib
-
-    from attestation.sources.atomic import read_bounded
-    from attestation.sources.webhook import Webhook
-    from attestation.values import Secret
-
-    try:
-        document = tomllib.loads(read_bounded(path, MAX_STORE_BYTES).decode())
-        url, secret_file, ca_file = document.pop("url"), document.pop("secret_file"), document.pop("ca_file", None)
-        if document or not all(isinstance(value, str) for value in (url, secret_file, ca_file or "")):
-            raise ValueError
-    except (KeyError, ValueError) as exc:
-        raise Misconfigured("webhook", "bad webhook file", where=str(path), expected="url, secret_file") from exc
-    secret = Secret(read_bounded(path.parent / secret_file, MAX_STORE_BYTES).strip())
-    return Webhook(url, secret, ca_file=str(path.parent / ca_file) if ca_file else None)

@@ -341,6 +341,21 @@ def test_webhook_configuration(url: str, secret: Secret, code: str) -> None:
     assert caught.value.code == code
 
 
+def test_revocations_are_posted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file that `serve` takes, given to the command; a bad one is one clear line."""
+    (tmp_path / "secret").write_bytes(SECRET.expose())
+    file = tmp_path / "hook.toml"
+    argv = ["revoke", "add", "chip", "aa", "--reason", "x", "--store", str(tmp_path / "store"), "--webhook", str(file)]
+    with receiver() as there:
+        file.write_text(f'url = "{there.url}"\nsecret_file = "secret"\n')
+        assert run(cli, argv) == 0
+        assert json.loads(there.got[0][1])["subject"] == "chip aa"
+    for text in ("", 'url = "https://x"\n', 'url = 1\nsecret_file = "secret"\n', "["):
+        file.write_text(text)
+        assert run(cli, argv) == 2
+        assert "error[webhook]" in capsys.readouterr().err
+
+
 def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Revoke, list, take back; leases; limits."""
     with ready_broker(tmp_path) as made:
