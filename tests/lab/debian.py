@@ -46,22 +46,21 @@ def _archive() -> str:
 class Apt:
     """Packages of some suites, with a state folder of its own; nothing is installed and no root is needed."""
 
-    def __init__(self, name: str, suites: tuple[str, ...] = ()) -> None:
-        """`suites` other than this machine's own, or none for those that it is configured with."""
+    def __init__(self, name: str, suites: tuple[str, ...]) -> None:
+        """Packages of `suites`, whatever this machine itself runs."""
         if platform.machine() != "x86_64":
             raise Unavailable("the lab needs an x86-64 machine")
         self.folder = CACHE / name
         state = self.folder / "apt"
+        sources = state / "sources.list"
         try:
             (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise Unavailable(f"{state} cannot be made: {exc.strerror}") from exc
-        self._options = ["-oDebug::NoLocking=1", f"-oDir::State={state}", f"-oDir::State::Lists={state / 'lists'}",
-                         f"-oDir::Cache={state}", "-oDir::State::status=/dev/null", "-oAPT::Sandbox::User="]  # fmt: skip
-        if suites:
-            sources = state / "sources.list"
             sources.write_text("".join(f"deb {_archive()} {suite} main\n" for suite in suites))
-            self._options += [f"-oDir::Etc::SourceList={sources}", "-oDir::Etc::SourceParts=/dev/null"]
+        except OSError as exc:
+            raise Unavailable(f"{state} cannot be written: {exc.strerror}") from exc
+        self._options = ["-oDebug::NoLocking=1", f"-oDir::State={state}", f"-oDir::State::Lists={state / 'lists'}",
+                         f"-oDir::Cache={state}", "-oDir::State::status=/dev/null", "-oAPT::Sandbox::User=",
+                         f"-oDir::Etc::SourceList={sources}", "-oDir::Etc::SourceParts=/dev/null"]  # fmt: skip
         if not any((state / "lists").glob("*Packages*")):
             run("apt-get", *self._options, "update", "-qq")
 
@@ -107,7 +106,8 @@ def kernel(suite: str) -> tuple[Path, Path]:
     if package is None:
         raise Unavailable(f"{KERNEL_META} names no kernel")
     root = apt.unpack(package)
-    return next(root.glob("boot/vmlinuz-*")), next(root.glob("lib/modules/*"))
+    modules = [*root.glob("lib/modules/*"), *root.glob("usr/lib/modules/*")]  # merged since trixie
+    return next(root.glob("boot/vmlinuz-*")), modules[0]
 
 
 def busybox() -> Path:
