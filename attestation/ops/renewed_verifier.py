@@ -6,8 +6,8 @@ from datetime import datetime
 from pathlib import Path
 
 from attestation.broker.session import Challenged, Submission
-from attestation.errors import Unavailable
-from attestation.formats.collateral import Kind
+from attestation.errors import Malformed, Unavailable
+from attestation.formats.collateral import Document, Kind
 from attestation.ops.local_verifier import LocalVerifier
 from attestation.sources.collateral import Collateral
 from attestation.sources.collateral_store import CollateralStore
@@ -57,11 +57,19 @@ class RenewedVerifier:
     def _use(self, collateral: Collateral) -> None:
         current = self._build(collateral)
         self.shelf = tuple(
-            ShelfLife(kind=d.kind, id=d.id, first_seen=d.first_seen, ends=expiry_of(d))
+            ShelfLife(kind=d.kind, id=d.id, first_seen=d.first_seen, ends=_end(d))
             for found in collateral.documents.values()
             for d in found[:1]  # the newest of an id is what counts
         )
         self.current = current
+
+
+def _end(document: Document) -> datetime | None:
+    """A document that cannot be read helps nobody: it counts as ended, and does not keep the broker from starting."""
+    try:
+        return expiry_of(document)
+    except Malformed:
+        return document.first_seen
 
 
 def _stamp(root: Path) -> _Stamp:
