@@ -7,7 +7,7 @@ from threading import Lock
 
 from sqlalchemy import Connection, delete, insert, select
 
-from attestation.broker.revocation import FirmwareRange, Revocation, RevocationKind
+from attestation.broker.revocation import FirmwareRange, Revocation, RevocationKind, normal_value
 from attestation.broker.session import Attested
 from attestation.sources.db import Database
 from attestation.sources.schema import attestations, moment, ms, revocations
@@ -67,6 +67,7 @@ class AttestationStore:
 
     def revoke(self, kind: str, value: str, reason: str, now: datetime) -> None:
         """Refuse a token id, TEE key thumbprint, chip or GPU from now on."""
+        value = normal_value(RevocationKind(kind), value)
         with self._db.change() as connection:
             same = (revocations.c.kind == kind) & (revocations.c.value == value)
             connection.execute(delete(revocations).where(same))

@@ -2,6 +2,7 @@
 
 import json
 from base64 import b64encode, urlsafe_b64encode
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ _LISTINGS = ("/api/v1/keys", f"/api/v1/keys/{PATH}", "/api/v1/audit", "/api/v1/a
 def test_nothing_secret_in_errors(tmp_path: Path) -> None:
     """Whatever the stores raise about a secret does not hold it, in text, arguments or causes."""
     with ready_broker(tmp_path) as made:
-        calls = [
+        calls: list[Callable[[], object]] = [
             lambda: made.put(ResourcePath.parse("default/a/big"), SECRET * 100_000),
             lambda: made.put(ResourcePath.parse("default/a/bundle"), SECRET, kind=KeyKind.BUNDLE),
             lambda: made.put(ResourcePath.parse("default/a/policy"), SECRET, policy="nonsense"),
