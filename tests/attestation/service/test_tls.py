@@ -1,5 +1,7 @@
 """TLS: versions, renewal without a dropped connection, client certificates of administrators."""
 
+import json
+import signal
 import socket
 import ssl
 import warnings
@@ -12,6 +14,7 @@ import pytest
 from attestation.errors import Misconfigured
 from attestation.service.tls import TlsFiles, TlsListener
 from tests.attestation.broker.broker import Served, broker, served
+from tests.attestation.broker.test_serve import process
 from tests.attestation.service.certificates import Pair, make, pair
 
 
@@ -187,3 +190,24 @@ def test_missing_file(files: Pair) -> None:
     with pytest.raises(Misconfigured) as caught:
         tls_of(files)
     assert caught.value.where == str(files.key)
+
+
+def test_the_command_renews_on_hangup(tmp_path: Path, files: Pair) -> None:
+    """`serve` as a process: JSON log, TLS, SIGHUP, and no connection lost."""
+    old = files.certificate.read_bytes()
+    options = ("--tls-cert", str(files.certificate), "--tls-key", str(files.key), "--log-format", "json")
+    with process(tmp_path / "store", *options) as (child, url, admin):
+        assert admin.startswith("https://")
+        with connect(url, client(trusted=old)) as before:
+            assert ask(before) == b"HTTP/1.1 200 OK"
+            files.write(make("second"))
+            child.send_signal(signal.SIGHUP)
+            assert child.stderr is not None
+            events = [json.loads(child.stderr.readline()) for _ in range(2)]
+            assert {(e["event"], e["listener"]) for e in events} == {
+                ("tls.renewed", "guests"),
+                ("tls.renewed", "administrators"),
+            }
+            with connect(url, client(trusted=files.certificate.read_bytes())) as after:
+                assert ask(after) == b"HTTP/1.1 200 OK"
+            assert ask(before) == b"HTTP/1.1 200 OK"
