@@ -38,7 +38,12 @@ def stored_verifier(
 ) -> LocalVerifier:
     """Production roots and this collateral."""
     known = PlatformCollateral(amd=stored, intel=stored, rims=stored, revocation=stored, bundle=stored.bundle)
-    return LocalVerifier(trust=_production(sample=sample), collateral=known, policy=_rules(policy, stored))
+    return LocalVerifier(
+        trust=_production(sample=sample),
+        collateral=known,
+        policy=_rules(policy, stored),
+        collateral_digest=stored.digest(),
+    )
 
 
 def _rules(policy: VerificationPolicy | None, stored: Collateral | None) -> PlatformPolicy:
