@@ -1,0 +1,95 @@
+"""Group commit: one transaction for many, each undone by its own error alone, and none when the commit fails."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection
+
+from attestation.errors import AttestationError, Denied, Unavailable
+from attestation.sources.db import Database
+from attestation.sources.group import GroupCommit
+from tests.attestation.broker.broker import NOW, Broker, broker
+
+
+class Counted:
+    """Durable transactions of a database: how many there were. The first waits until the others have queued."""
+
+    def __init__(self, database: Database, *, fail: bool = False) -> None:
+        self._database, self._fail = database, fail
+        self.opened = 0
+        self.go = threading.Event()
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        self.opened += 1
+        first = self.opened == 1
+        with self._database.write(durable=True) as connection:
+            yield connection
+            if first:
+                assert self.go.wait(20)
+            elif self._fail:
+                raise Unavailable("store", "no space")
+
+
+def _together(made: Broker, counted: Counted, refused: frozenset[int] = frozenset()) -> dict[int, str]:
+    """One leader, then ten callers that queue behind it; the code of what each of them raised."""
+    group, outcome = GroupCommit(counted.begin), {}
+
+    def call(number: int) -> None:
+        def work(connection: Connection) -> int:
+            made.world.audit.append(connection, event="test", subject=str(number), body={}, now=NOW)
+            if number in refused:
+                raise Denied("refused", "not this one")
+            return number
+
+        try:
+            outcome[number] = "" if group.run(work) == number else "another's result"
+        except AttestationError as exc:
+            outcome[number] = exc.code
+
+    threads = [threading.Thread(target=call, args=(n,)) for n in range(11)]
+    threads[0].start()
+    while not counted.opened:
+        pass
+    for thread in threads[1:]:
+        thread.start()
+    while len(group._queue) < 10:
+        pass
+    counted.go.set()
+    for thread in threads:
+        thread.join()
+    return outcome
+
+
+@pytest.fixture
+def kbs(tmp_path: Path) -> Iterator[Broker]:
+    with broker(tmp_path) as made:
+        yield made
+
+
+def test_one_transaction_for_all_who_wait(kbs: Broker) -> None:
+    """Two commits for eleven callers, and everybody gets their own result."""
+    counted = Counted(kbs.world.database)
+    assert set(_together(kbs, counted).values()) == {""}
+    assert counted.opened == 2
+    assert kbs.world.audit.verify() == 11
+
+
+def test_a_refusal_undoes_its_own_part(kbs: Broker) -> None:
+    """The others are committed, and the chain has no hole."""
+    outcome = _together(kbs, Counted(kbs.world.database), frozenset({3, 7}))
+    assert {number for number, code in outcome.items() if code == "refused"} == {3, 7}
+    assert kbs.world.audit.verify() == 9
+    assert {entry.subject for entry in kbs.world.audit.entries()} == {str(n) for n in range(11)} - {"3", "7"}
+
+
+def test_a_failed_commit_is_nobodys_success(kbs: Broker) -> None:
+    """Whoever shared it is told, and nothing of it is there."""
+    outcome = _together(kbs, Counted(kbs.world.database, fail=True), frozenset({5}))
+    assert outcome.pop(0) == ""
+    assert outcome.pop(5) == "refused"
+    assert set(outcome.values()) == {"store"}
+    assert kbs.world.audit.verify() == 1
