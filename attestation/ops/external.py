@@ -2,6 +2,8 @@
 
 from datetime import datetime
 
+from sqlalchemy import Connection
+
 from attestation.broker.external import ExternalToken, decide_external, verify_external
 from attestation.broker.jose import token_header
 from attestation.broker.keys import KeyKind
@@ -71,9 +73,17 @@ def release_external(
         "devices": [],
         "simulated": token.forgeable,
     }
-    with world.database.write(durable=True) as connection:
-        world.keys.count_release(connection, path, None)
+
+    def write(connection: Connection) -> None:
+        # First: its lock orders everything below, on every replica.
         world.audit.append(connection, event="released", subject=str(path), body=body, now=now)
+        world.keys.count_release(connection, path, None)
+        world.tenants.count_release(connection, path.repository, now)
+
+    try:
+        world.database.commit(write)
+    except Denied as exc:
+        refuse(world, token.id, path, [{"check": "release-count", "code": exc.code}], exc.code, now)
     return sealed
 
 

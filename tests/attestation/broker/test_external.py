@@ -13,6 +13,7 @@ from joserfc.jwk import RSAKey
 
 from attestation.broker.endorsement import TokenTrust, endorsed_key
 from attestation.broker.external import ExternalToken, verify_external
+from attestation.broker.revocation import RevocationKind
 from attestation.broker.token import render_token
 from attestation.crypto.jwe import unseal
 from attestation.crypto.jwk import thumbprint
@@ -20,6 +21,7 @@ from attestation.errors import AttestationError, Denied, Malformed, Misconfigure
 from attestation.ops.administer import set_rego_policy
 from attestation.ops.external import external_token, release_external
 from attestation.ops.release import RESOURCE_POLICY, Credentials, authenticate
+from attestation.ops.revocations import revoke
 from attestation.sources.policy_store import PolicyKind
 from attestation.values import ResourcePath
 from tests.attestation.broker.broker import ADMIN, GPU_POLICY, NOW, PATH, Broker, broker, ready_broker
@@ -280,7 +282,7 @@ def test_who_comes_with_a_session_or_a_token_of_ours(kbs: Broker) -> None:
 
 def test_a_revoked_tee_key_stays_out(kbs: Broker) -> None:
     """Revocation knows the key, whoever vouches for it."""
-    kbs.world.attestations.revoke("tee-key", thumbprint(tee_jwk(TEE)), "stolen", NOW)
+    revoke(kbs.world, ADMIN, RevocationKind.TEE_KEY, thumbprint(tee_jwk(TEE)), "stolen", now=NOW)
     with pytest.raises(Untrusted) as caught:
         arrive(kbs, signed(foreign_claims(TEE)))
     assert caught.value.code == "revoked"

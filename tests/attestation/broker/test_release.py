@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from joserfc import jws
 from joserfc.jwk import ECKey
 
+from attestation.broker.revocation import RevocationKind
 from attestation.broker.session import Submission
 from attestation.broker.token import TokenKey, render_token
 from attestation.crypto.jwe import unseal
@@ -21,9 +22,10 @@ from attestation.crypto.jwk import tee_key_of
 from attestation.errors import AttestationError, Denied, Misconfigured, Untrusted
 from attestation.formats.snp_tcb import Product
 from attestation.ops.release import Credentials, authenticate
+from attestation.ops.revocations import revoke
 from attestation.simulate.amd import MEASUREMENT
 from attestation.values import BindingProfile, GpuMode, ResourcePath
-from tests.attestation.broker.broker import GPU_POLICY, INIT_DATA, NOW, PATH, Broker, broker, chip, ready_broker
+from tests.attestation.broker.broker import ADMIN, GPU_POLICY, INIT_DATA, NOW, PATH, Broker, broker, chip, ready_broker
 from tests.attestation.tee.world import Guest
 
 DEBUG_POLICY_BIT = 1 << 19
@@ -312,7 +314,7 @@ def test_nothing_after_expiry_or_revocation(kbs: Broker) -> None:
     """Five minutes, or until the operator takes it back."""
     visit = kbs.handshake()
     gpu = authenticate(kbs.world, Credentials(cookie=None, bearer=visit.token), now=NOW).facts.devices[0].chip_id
-    kbs.world.attestations.revoke("gpu", gpu, "stolen", NOW)
+    revoke(kbs.world, ADMIN, RevocationKind.GPU, gpu, "stolen", now=NOW)
     with pytest.raises(Untrusted) as caught:
         visit.get()
     assert caught.value.code == "revoked"
