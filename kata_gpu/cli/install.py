@@ -11,6 +11,8 @@ from kata_gpu.errors import ExitCode
 _KUBECONFIG = click.option(
     "--kubeconfig", type=click.Path(path_type=Path), help="kubeconfig file; without it the pod's service account"
 )
+_WAIT = click.option("--wait", "wait_s", type=click.FloatRange(0, 3600), default=60, show_default=True,
+                     help="seconds for deletions to end: a namespace, a volume in use")  # fmt: skip
 _SERVER = click.option("--server", default="", hidden=True, help="plain URL of an API server, for tests")
 
 
@@ -60,10 +62,11 @@ def _report(steps: Any, output: str, done: str) -> None:
 @click.option("--dry-run/--apply", "dry_run", default=True, help="print the plan (default), or carry it out")
 @click.option("--add-init-data", is_flag=True, help="add init-data from a ConfigMap to pods without (Kubernetes 1.36)")
 @click.option("--with-nvidia", is_flag=True, help="class and rules for nodes where NVIDIA's DRA driver owns allocation")
+@_WAIT
 @_options
 def install(
-    dry_run: bool, add_init_data: bool, with_nvidia: bool, kubeconfig: Path | None, server: str, namespace: str,
-    default_tee: str, with_broker: bool, output: str,
+    dry_run: bool, add_init_data: bool, with_nvidia: bool, wait_s: float, kubeconfig: Path | None, server: str,
+    namespace: str, default_tee: str, with_broker: bool, output: str,
 ) -> int:  # fmt: skip
     """Install on a cluster: namespace, classes, admission policies, node component, and the broker on request.
 
@@ -84,15 +87,17 @@ def install(
                 click.echo(f"  {step}")
         _report(steps, output, "plan, nothing changed")
         return ExitCode.OK
-    _report(ops.install(kube, objects, say=_say), output, "installed")
+    _report(ops.install(kube, objects, say=_say, wait_s=wait_s), output, "installed")
     return ExitCode.OK
 
 
 @click.command()
 @click.option("--verify", is_flag=True, help="only look: is anything of ours left?")
+@_WAIT
 @_options
 def uninstall(
-    verify: bool, kubeconfig: Path | None, server: str, namespace: str, default_tee: str, with_broker: bool, output: str
+    verify: bool, wait_s: float, kubeconfig: Path | None, server: str, namespace: str, default_tee: str,
+    with_broker: bool, output: str,
 ) -> int:  # fmt: skip
     """Remove everything that `install` made. With --verify only look: exit code 1 where something is left.
 
@@ -116,7 +121,7 @@ def uninstall(
                 click.echo(f"  still there: {step.path}")
         _report(left, output, "not clean")
         return ExitCode.NEGATIVE if left else ExitCode.OK
-    _report(ops.uninstall(kube, objects, say=_say), output, "removed")
+    _report(ops.uninstall(kube, objects, say=_say, wait_s=wait_s), output, "removed")
     return ExitCode.OK
 
 

@@ -9,8 +9,9 @@ from kata_gpu.cli.main import cli, run
 from kata_gpu.core.manifests.classes import NVIDIA
 from kata_gpu.core.manifests.install import plan_install, plan_uninstall, wanted
 from kata_gpu.core.manifests.paths import object_path
+from kata_gpu.core.manifests.quantity import same_quantity
 from kata_gpu.core.manifests.values import VALUES
-from kata_gpu.errors import Misconfigured
+from kata_gpu.errors import ExitCode, Misconfigured
 from kata_gpu.host.kube import KubeApi
 from kata_gpu.ops.install import observe
 from runtimeclass.model import Tee
@@ -59,6 +60,40 @@ def test_optional_objects_are_removed_without_being_asked_for(api: FakeApi, caps
     assert (code, len(set(paths) - set(plain)), set(plain) - set(paths)) == (0, len(NVIDIA), set())
     assert call(api, "uninstall", "--verify", capsys=capsys) == (1, paths[::-1])
     assert call(api, "uninstall", capsys=capsys) == (0, paths[::-1])
+
+
+def test_what_is_still_going_is_waited_for_and_named(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without its controllers a cluster never ends the deletion of a namespace or of a protected volume."""
+    call(api, "install", "--apply", capsys=capsys)
+    api.store.controllers = False
+    assert run(cli, ["uninstall", "--with-broker", "--wait", "0", "--server", api.url]) == ExitCode.UNAVAILABLE
+    said = capsys.readouterr().err
+    assert "install-deleting" in said
+    assert "/api/v1/namespaces/kata-gpu (kubernetes)" in said
+    assert "persistentvolumeclaims/kata-gpu-kbs-data (kubernetes.io/pvc-protection)" in said
+    left = [f"/api/v1/namespaces/kata-gpu{p}" for p in ("/persistentvolumeclaims/kata-gpu-kbs-data", "")]
+    assert call(api, "uninstall", "--verify", capsys=capsys) == (1, left)
+    assert run(cli, ["install", "--apply", "--wait", "0", "--server", api.url]) == ExitCode.UNAVAILABLE
+    api.store.finish_deletions()
+    assert call(api, "uninstall", "--verify", capsys=capsys) == (0, [])
+    assert call(api, "install", "--apply", capsys=capsys)[0] == 0
+
+
+QUANTITIES = [
+    pytest.param("10240Mi", "10Gi", True, id="binary"),
+    pytest.param("0.5", "500m", True, id="milli"),
+    pytest.param("1e3", "1k", True, id="exponent"),
+    pytest.param("1G", "1Gi", False, id="decimal-is-not-binary"),
+    pytest.param("2", "2Ki", False, id="other"),
+    pytest.param("on", "on", False, id="no-quantity"),
+    pytest.param(1, "1", False, id="no-text"),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "same"), QUANTITIES)
+def test_quantities_are_compared_by_value(one: object, other: object, same: bool) -> None:
+    assert same_quantity(one, other) is same
+    assert same_quantity(other, one) is same
 
 
 def test_what_somebody_changed_is_put_back_and_only_that(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:

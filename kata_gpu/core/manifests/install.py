@@ -11,10 +11,12 @@ from typing import Any
 
 from kata_gpu.core.manifests import broker, classes, node
 from kata_gpu.core.manifests.paths import object_path
+from kata_gpu.core.manifests.quantity import same_quantity
 from kata_gpu.core.manifests.template import Document, fill
 from runtimeclass.model import Tee
 
 MANAGER = "kata-gpu-install"
+QUANTITIES = frozenset({"limits", "requests", "podFixed"})  # maps whose values the server writes in its own way
 Object = Mapping[str, Any]
 
 
@@ -24,11 +26,12 @@ class Verb(StrEnum):
     CREATE = "create"
     CHANGE = "change"
     DELETE = "delete"
+    WAIT = "wait for the end of"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One call to the API server. `obj` is empty for a deletion."""
+    """One call to the API server, or none where it has been made. `obj` is empty for a deletion."""
 
     verb: Verb
     path: str
@@ -62,7 +65,7 @@ def plan_install(objects: Sequence[Object], observed: Mapping[str, Object | None
     for obj in objects:
         path = object_path(obj)
         there = observed[path]
-        if there is None:
+        if there is None or is_going(there):
             steps.append(Step(verb=Verb.CREATE, path=path, obj=obj))
         elif not _covers(there, obj):
             steps.append(Step(verb=Verb.CHANGE, path=path, obj=obj))
@@ -70,13 +73,18 @@ def plan_install(objects: Sequence[Object], observed: Mapping[str, Object | None
 
 
 def plan_uninstall(objects: Sequence[Object], observed: Mapping[str, Object | None]) -> tuple[Step, ...]:
-    """Deletions of what we installed, in reverse order. Objects of the same name that are not ours stay."""
+    """Deletions of what we installed, in reverse order. Objects of the same name that are not ours stay.
+
+    What is being deleted already (a namespace until its controller has emptied it, a claimed volume until no pod uses
+    it) is only waited for: a second deletion of a namespace is a conflict.
+    """
     steps = []
     for obj in reversed(objects):
         path = object_path(obj)
         there = observed[path]
         if there is not None and is_ours(there):
-            steps.append(Step(verb=Verb.DELETE, path=path, obj={}, uid=str(there["metadata"].get("uid", ""))))
+            verb = Verb.WAIT if is_going(there) else Verb.DELETE
+            steps.append(Step(verb=verb, path=path, obj={}, uid=str(there["metadata"].get("uid", ""))))
     return tuple(steps)
 
 
@@ -85,14 +93,22 @@ def is_ours(obj: Object) -> bool:
     return any(entry.get("manager") == MANAGER for entry in obj["metadata"].get("managedFields") or [])
 
 
-def _covers(there: Any, want: Any) -> bool:
+def is_going(obj: Object) -> bool:
+    """Whether the object has been deleted, and only its finalizers keep it."""
+    return "deletionTimestamp" in obj["metadata"]
+
+
+def _covers(there: Any, want: Any, *, quantities: bool = False) -> bool:
     """Every field that we set has our value; what the server or others added does not matter."""
     if isinstance(want, Mapping):
-        return isinstance(there, Mapping) and all(k in there and _covers(there[k], v) for k, v in want.items())
+        return isinstance(there, Mapping) and all(
+            k in there and _covers(there[k], v, quantities=k in QUANTITIES or (quantities and isinstance(v, str)))
+            for k, v in want.items()
+        )
     if isinstance(want, (list, tuple)):
         return (
             isinstance(there, list)
             and len(there) == len(want)
             and all(_covers(t, w) for t, w in zip(there, want, strict=True))
         )
-    return bool(there == want)
+    return bool(there == want) or (quantities and same_quantity(there, want))

@@ -10,73 +10,21 @@ import threading
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-Object = dict[str, Any]
+from tests.kata_gpu.dra.fake_kinds import KINDS, ApiError, Kind, Object
+from tests.kata_gpu.dra.fake_rules import validate
+
 Events = list[tuple[int, str, Object]]
+__all__ = ["KINDS", "ApiError", "Kind", "Object", "Store"]
 HISTORY = 1000  # events kept for watches; older versions answer 410
 
 
-class ApiError(Exception):
-    """A Status answer."""
-
-    def __init__(self, code: int, reason: str, message: str) -> None:
-        super().__init__(f"{code} {reason}: {message}")
-        self.code = code
-        self.body = {
-            "kind": "Status",
-            "apiVersion": "v1",
-            "status": "Failure",
-            "message": message,
-            "reason": reason,
-            "code": code,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One resource."""
-
-    api: str  # "v1" or "group/version"
-    resource: str
-    kind: str
-    namespaced: bool = False
-    status: bool = False
-
-
-_ADMISSION = "admissionregistration.k8s.io/v1"
-_DRA = "resource.k8s.io/v1"
-KINDS = {
-    (k.api, k.resource): k
-    for k in (
-        Kind("v1", "namespaces", "Namespace"),
-        Kind("v1", "nodes", "Node", status=True),
-        Kind("v1", "pods", "Pod", namespaced=True, status=True),
-        Kind("v1", "events", "Event", namespaced=True),
-        Kind("v1", "serviceaccounts", "ServiceAccount", namespaced=True),
-        Kind("v1", "configmaps", "ConfigMap", namespaced=True),
-        Kind("v1", "services", "Service", namespaced=True, status=True),
-        Kind("v1", "persistentvolumeclaims", "PersistentVolumeClaim", namespaced=True, status=True),
-        Kind("apps/v1", "daemonsets", "DaemonSet", namespaced=True, status=True),
-        Kind("apps/v1", "deployments", "Deployment", namespaced=True, status=True),
-        Kind("networking.k8s.io/v1", "networkpolicies", "NetworkPolicy", namespaced=True),
-        Kind("rbac.authorization.k8s.io/v1", "clusterroles", "ClusterRole"),
-        Kind("rbac.authorization.k8s.io/v1", "clusterrolebindings", "ClusterRoleBinding"),
-        Kind("policy/v1", "poddisruptionbudgets", "PodDisruptionBudget", namespaced=True, status=True),
-        Kind(_DRA, "resourceslices", "ResourceSlice"),
-        Kind(_DRA, "deviceclasses", "DeviceClass"),
-        Kind(_DRA, "resourceclaims", "ResourceClaim", namespaced=True, status=True),
-        Kind(_DRA, "resourceclaimtemplates", "ResourceClaimTemplate", namespaced=True),
-        Kind("resource.k8s.io/v1beta2", "devicetaintrules", "DeviceTaintRule", status=True),
-        Kind(_ADMISSION, "validatingadmissionpolicies", "ValidatingAdmissionPolicy", status=True),
-        Kind(_ADMISSION, "validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding"),
-        Kind("node.k8s.io/v1", "runtimeclasses", "RuntimeClass"),
-        Kind("config.kata-gpu.dev/v1alpha1", "nodepolicies", "NodePolicy", status=True),
-    )
-}
 # Lists that server-side apply merges by key (listType=map); all others are atomic.
 MAP_LISTS: dict[str, tuple[str, ...]] = {"conditions": ("type",), "status.devices": ("driver", "pool", "device")}
+NAMESPACES = KINDS["v1", "namespaces"]
+# Kinds whose objects are kept by a controller's finalizer after their deletion.
+HELD = {KINDS["v1", "persistentvolumeclaims"]: ["kubernetes.io/pvc-protection"], NAMESPACES: ["kubernetes"]}
 Ownership = dict[str, set[tuple[str, ...]]]
 
 
@@ -91,8 +39,12 @@ class Store:
         self.events: dict[Kind, list[tuple[int, str, Object]]] = defaultdict(list)
         self.owners: dict[str, Ownership] = defaultdict(dict)
         self.drop: set[str] = set()  # feature gates that are off: "taints", "counters"
+        self.controllers = True  # a controller manager empties and finishes namespaces that are deleted
         self.requests: Counter[tuple[str, str]] = Counter()
         self.admit: Callable[[Kind, Object, str], str | None] = lambda _kind, _obj, _user: None
+        for name in ("default", "kube-node-lease", "kube-public", "kube-system"):
+            self.create(NAMESPACES, "", {"metadata": {"name": name}})
+        self.requests.clear()
 
     # reading
 
@@ -153,6 +105,7 @@ class Store:
                 raise ApiError(409, "AlreadyExists", f"{kind.resource} {name!r} already exists")
             if kind.namespaced:
                 meta["namespace"] = namespace
+            self._in_namespace(kind, namespace)
             obj |= {"apiVersion": kind.api, "kind": kind.kind}
             meta |= {"uid": str(uuid.uuid4()), "generation": 1, "creationTimestamp": "2026-11-21T00:00:00Z"}
             if kind.status and kind.api != "v1":
@@ -221,6 +174,13 @@ class Store:
         with self.lock:
             old = self._find(kind, namespace, name)
             self._precondition(old, (options or {}).get("preconditions", {}))
+            if kind in HELD and not self.controllers:
+                self._terminate(kind, namespace, old)
+                return
+            if kind is NAMESPACES:
+                for inner in KINDS.values():
+                    for space, obj in [(ns, o) for (ns, _), o in self.objects[inner].items() if ns == name]:
+                        self._remove(inner, space, obj)
             self._remove(kind, namespace, old)
 
     def delete_collection(self, kind: Kind, fields: str = "") -> int:
@@ -233,6 +193,21 @@ class Store:
             return len(gone)
 
     # inner
+
+    def _there(self, resource: str, name: str) -> Object | None:
+        return next((self.objects[k].get(("", name)) for k in KINDS.values() if k.resource == resource), None)
+
+    def _in_namespace(self, kind: Kind, namespace: str) -> None:
+        """What the admission of namespaces refuses: an absent one, and one that is going away."""
+        if not kind.namespaced:
+            return
+        space = self._there("namespaces", namespace)
+        if space is None:
+            raise ApiError(404, "NotFound", f'namespaces "{namespace}" not found')
+        if "deletionTimestamp" in space["metadata"]:
+            raise ApiError(
+                403, "Forbidden", f"unable to create in namespace {namespace} because it is being terminated"
+            )
 
     def _find(self, kind: Kind, namespace: str, name: str) -> Object:
         try:
@@ -268,8 +243,7 @@ class Store:
         return copy.deepcopy(kept)
 
     def _store(self, kind: Kind, namespace: str, obj: Object, old: Object | None, event: str, user: str) -> None:
-        if kind.resource == "resourceslices":
-            validate_slice(obj, old, self.drop)
+        validate(kind, obj, old, self.drop, self._there)
         if message := self.admit(kind, obj, user):
             raise ApiError(422, "Invalid", message)
         if old is not None:
@@ -293,6 +267,22 @@ class Store:
         last = copy.deepcopy(obj)
         last["metadata"]["resourceVersion"] = str(self.version)
         self._emit(kind, "DELETED", last)
+
+    def _terminate(self, kind: Kind, namespace: str, old: Object) -> None:
+        if kind is NAMESPACES and "deletionTimestamp" in old["metadata"]:
+            raise ApiError(409, "Conflict", "The system is ensuring all content is removed from this namespace.")
+        going = copy.deepcopy(old)
+        going["metadata"] |= {"deletionTimestamp": "2026-11-21T00:00:00Z", "finalizers": HELD[kind]}
+        self._store(kind, namespace, going, None, "MODIFIED", "")
+
+    def finish_deletions(self) -> None:
+        """What the controllers do in the end."""
+        with self.lock:
+            self.controllers = True
+            for kind in HELD:
+                for (namespace, name), obj in list(self.objects[kind].items()):
+                    if "deletionTimestamp" in obj["metadata"]:
+                        self.delete(kind, namespace, name)
 
     def _emit(self, kind: Kind, event: str, obj: Object) -> None:
         log = self.events[kind]
@@ -384,66 +374,3 @@ def remove(obj: Any, path: tuple[str, ...]) -> None:
             if obj is None:
                 return
     obj.pop(path[-1], None)
-
-
-def validate_slice(obj: Object, old: Object | None, drop: set[str]) -> None:
-    """dra.md 2.1: what the API server refuses, drops and fills in."""
-
-    def invalid(field: str, why: str) -> ApiError:
-        return ApiError(422, "Invalid", f"ResourceSlice.resource.k8s.io is invalid: {field}: {why}")
-
-    spec = obj.get("spec")
-    if not isinstance(spec, dict):
-        raise invalid("spec", "Required value")
-    devices = spec.get("devices") or []
-    if "counters" in drop:
-        spec.pop("sharedCounters", None)
-    for device in devices:
-        if "counters" in drop:
-            device.pop("consumesCounters", None)
-        if "taints" in drop:
-            device.pop("taints", None)
-    special = any(d.get("taints") or d.get("consumesCounters") for d in devices)
-    if len(devices) > (64 if special else 128):
-        raise invalid("spec.devices", f"Too many: {len(devices)}")
-    if devices and spec.get("sharedCounters"):
-        raise invalid("spec", "only one of devices and sharedCounters can be set")
-    if sum(bool(spec.get(k)) for k in ("nodeName", "nodeSelector", "allNodes", "perDeviceNodeSelection")) != 1:
-        raise invalid("spec", "exactly one of nodeName, nodeSelector, allNodes, perDeviceNodeSelection is required")
-    if spec.get("pool", {}).get("resourceSliceCount", 0) <= 0:
-        raise invalid("spec.pool.resourceSliceCount", "must be greater than zero")
-    if old is not None:
-        for field, before, after in (
-            ("driver", old["spec"]["driver"], spec.get("driver")),
-            ("nodeName", old["spec"].get("nodeName"), spec.get("nodeName")),
-            ("pool.name", old["spec"]["pool"]["name"], spec["pool"].get("name")),
-        ):
-            if before != after:
-                raise invalid(f"spec.{field}", "field is immutable")
-    names = [d.get("name") for d in devices]
-    if len(set(names)) != len(names):
-        raise invalid("spec.devices", "Duplicate value")
-    for index, device in enumerate(devices):
-        where = f"spec.devices[{index}]"
-        if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", device.get("name", "")):
-            raise invalid(f"{where}.name", "must be a DNS label")
-        attributes = device.get("attributes", {})
-        if len(attributes) + len(device.get("capacity", {})) > 32:
-            raise invalid(where, "the total number of attributes and capacities must not exceed 32")
-        for key, value in attributes.items():
-            if len(key.rsplit("/", 1)[-1]) > 32 or not re.fullmatch(r"[A-Za-z_]\w*", key.rsplit("/", 1)[-1]):
-                raise invalid(f"{where}.attributes", f"name {key!r}")
-            if len(value) != 1 or next(iter(value)) not in {"int", "bool", "string", "version"}:
-                raise invalid(f"{where}.attributes[{key}]", "exactly one value must be specified")
-            if any(isinstance(v, str) and len(v) > 64 for v in value.values()):
-                raise invalid(f"{where}.attributes[{key}]", "Too long: may not be more than 64 bytes")
-        if len(device.get("taints", [])) > 16:
-            raise invalid(f"{where}.taints", "Too many")
-        before = {d["name"]: d for d in (old or {}).get("spec", {}).get("devices") or []}.get(device["name"], {})
-        for taint in device.get("taints", []):
-            same = next((t for t in before.get("taints", []) if _taint(t) == _taint(taint)), None)
-            taint.setdefault("timeAdded", same["timeAdded"] if same else "2026-11-21T00:00:00Z")
-
-
-def _taint(taint: Object) -> tuple[Any, ...]:
-    return taint.get("key"), taint.get("value"), taint.get("effect")

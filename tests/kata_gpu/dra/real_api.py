@@ -1,7 +1,7 @@
 """A real kube-apiserver and etcd from KUBEBUILDER_ASSETS behind the face of `FakeApi`, with a proxy that can fail.
 
-The same test bodies run on both. What only a fake can do (feature gates at run time, compaction on demand) skips and
-says so.
+The same test bodies run on both. What only a fake can do (feature gates at run time) skips and says so. There is no
+controller manager: nobody finishes the deletion of a namespace, fills one with a ServiceAccount or binds a volume.
 """
 
 import json
@@ -14,23 +14,31 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from ssl import CERT_NONE, create_default_context
+from ssl import CERT_NONE, PROTOCOL_TLS_CLIENT, SSLContext
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
 from tests.kata_gpu.dra.fake_api import APPLY, MERGE, route
-from tests.kata_gpu.dra.fake_store import KINDS, ApiError, Kind, Object
+from tests.kata_gpu.dra.fake_store import HELD, KINDS, NAMESPACES, ApiError, Kind, Object
 
 ONLY_FAKE = "envtest: KUBEBUILDER_ASSETS server cannot do this at run time"
 START_S = 60.0
 GATES = "DRADeviceTaints=true,DRADeviceTaintRules=true,DRAPartitionableDevices=true,DRAAdminAccess=true"
 RUNTIME = "resource.k8s.io/v1=true,resource.k8s.io/v1beta2=true"
+# Without its cache the server answers a watch from etcd, which knows of its compaction.
+UNCACHED = "resourceslices.resource.k8s.io#0"
+POLICY, POLICY_BINDING = (
+    KINDS["admissionregistration.k8s.io/v1", f"validatingadmissionpolic{e}"] for e in ("ies", "ybindings")
+)
+OURS = quote("!kubernetes.io/bootstrapping")  # roles that the server made at its start are left alone
+ADMISSION_S = 30.0  # policies are compiled in the background
 
 
 class _Gates(set[str]):
@@ -73,10 +81,26 @@ class RealStore:
         self._api.ask("DELETE", _path(kind, namespace, name), options)
 
     def delete_collection(self, kind: Kind, fields: str = "") -> None:
-        self._api.ask("DELETE", _path(kind, "default" if kind.namespaced else "", "") + f"?fieldSelector={fields}")
+        spaces = [n["metadata"]["name"] for n in self.list(NAMESPACES)[0]] if kind.namespaced else [""]
+        for namespace in spaces:
+            path = f"{_path(kind, namespace, '')}?fieldSelector={fields}&labelSelector={OURS}&gracePeriodSeconds=0"
+            self._api.ask("DELETE", path)
 
     def compact(self) -> None:
-        pytest.skip(f"{ONLY_FAKE} (compaction)")
+        self._api.compact()
+
+    def finish_deletions(self) -> None:
+        """What the controllers do in the end; the server has none."""
+        for kind in HELD:
+            for obj in self.list(kind)[0]:
+                if "deletionTimestamp" in obj["metadata"]:
+                    self._finish(kind, obj["metadata"].get("namespace", ""), obj["metadata"]["name"])
+
+    def _finish(self, kind: Kind, namespace: str, name: str) -> None:
+        self.merge(kind, namespace, name, {"metadata": {"finalizers": None}})
+        if kind is NAMESPACES:
+            path = _path(kind, "", name)
+            self._api.ask("PUT", f"{path}/finalize", self._api.ask("GET", path) | {"spec": {"finalizers": []}})
 
     @property
     def version(self) -> int:
@@ -88,7 +112,7 @@ class RealStore:
 
     @admit.setter
     def admit(self, _value: object) -> None:
-        time.sleep(5)  # policies are compiled in the background
+        self._api.await_admission()
 
 
 class RealApi:
@@ -98,6 +122,10 @@ class RealApi:
         self._dir = Path(tempfile.mkdtemp(prefix="envtest"))
         self._token = secrets.token_hex(16)
         etcd, peer, port = (_free_port() for _ in range(3))
+        self._etcd, self._port = etcd, port
+        self._tls = SSLContext(PROTOCOL_TLS_CLIENT)
+        self._tls.check_hostname, self._tls.verify_mode = False, CERT_NONE  # our own throw-away server on loopback
+        self._watches: set[HTTPConnection] = set()
         (self._dir / "tokens.csv").write_text(f"{self._token},admin,admin,system:masters\n")
         key = self._dir / "sa.key"
         subprocess.run(["openssl", "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)
@@ -116,9 +144,9 @@ class RealApi:
                 f"--service-account-signing-key-file={key}", "--service-account-issuer=https://envtest",
                 "--service-cluster-ip-range=10.0.0.0/24", "--disable-admission-plugins=ServiceAccount",
                 f"--runtime-config={RUNTIME}", f"--feature-gates={GATES}",
+                f"--watch-cache-sizes={UNCACHED}", "--allow-privileged",
             ),
         ]  # fmt: skip
-        self._port = port
         self.store = RealStore(self)
         self.down = False
         self.latency_s = 0.0
@@ -137,44 +165,106 @@ class RealApi:
 
     def go_down(self) -> None:
         self.down = True
+        self.drop_watches()
 
     def drop_watches(self) -> None:
-        pytest.skip(f"{ONLY_FAKE} (cut watches)")
+        for connection in list(self._watches):
+            if connection.sock is not None:
+                connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def compact(self) -> None:
+        """etcd forgets every revision that a watch can resume from, and the watches are cut."""
+        connection = HTTPConnection("127.0.0.1", self._etcd, timeout=30)
+        revision = 0
+        for path, body in [("put", {"key": "YQ=="})] * 2 + [("compaction", {})]:
+            if path == "compaction":
+                body = {"revision": revision, "physical": True}
+            connection.request("POST", f"/v3/kv/{path}", json.dumps(body))
+            revision = int(json.loads(connection.getresponse().read())["header"]["revision"])
+        connection.close()
+        self.drop_watches()
+
+    def await_admission(self) -> None:
+        """Until the policies that exist, and only those, decide: one more policy that a probe can see, and its end."""
+        name = f"probe-{secrets.token_hex(4)}"
+        rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["configmaps"]}
+        policy = {"matchConstraints": {"resourceRules": [rule]},
+                  "validations": [{"expression": f"object.metadata.name != '{name}'"}]}  # fmt: skip
+        binding = {"policyName": name, "validationActions": ["Deny"]}
+        self.store.create(POLICY, "", {"metadata": {"name": name}, "spec": policy})
+        self.store.create(POLICY_BINDING, "", {"metadata": {"name": name}, "spec": binding})
+        _until(lambda: not self._admitted(name))
+        self.store.delete(POLICY_BINDING, "", name)
+        self.store.delete(POLICY, "", name)
+        _until(lambda: self._admitted(name))
+
+    def _admitted(self, name: str) -> bool:
+        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}}
+        with suppress(ApiError):
+            self.ask("POST", "/api/v1/namespaces/default/configmaps?dryRun=All", body)
+            return True
+        return False
 
     def ask(self, method: str, path: str, body: Object | None = None, kind: str = "application/json") -> Object:
         status, data = self.forward(method, path, json.dumps(body).encode() if body is not None else b"", kind)
-        answer: Object = json.loads(data)
+        try:
+            answer: Object = json.loads(data)
+        except ValueError:  # a group that is not served is answered in plain text
+            answer = {"reason": "NotFound", "message": data.decode()}
         if status >= 300:
             raise ApiError(status, str(answer.get("reason")), str(answer.get("message")))
         return answer
 
     def forward(self, method: str, path: str, body: bytes, kind: str) -> tuple[int, bytes]:
-        context = create_default_context()
-        context.check_hostname, context.verify_mode = False, CERT_NONE  # our own throw-away server on loopback
-        connection: HTTPConnection = HTTPSConnection("127.0.0.1", self._port, timeout=30, context=context)
-        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": kind, "Accept": "application/json"}
+        connection, response = self._request(method, path, body, kind)
         try:
-            connection.request(method, path, body or None, headers)
-            response = connection.getresponse()
             return response.status, response.read()
         finally:
             connection.close()
+
+    def watch(self, path: str) -> tuple[int, Iterator[bytes]]:
+        """Status, and the events chunk by chunk until the watch ends or is cut."""
+        connection, response = self._request("GET", path, b"", "")
+        return response.status, self._events(connection, response)
+
+    def _events(self, connection: HTTPConnection, response: HTTPResponse) -> Iterator[bytes]:
+        self._watches.add(connection)
+        try:
+            while data := response.read1(1 << 16):
+                yield data
+        finally:
+            self._watches.discard(connection)
+            connection.close()
+
+    def _request(self, method: str, path: str, body: bytes, kind: str) -> tuple[HTTPConnection, HTTPResponse]:
+        connection: HTTPConnection = HTTPSConnection("127.0.0.1", self._port, timeout=60, context=self._tls)
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": kind, "Accept": "application/json"}
+        connection.request(method, path, body or None, headers)
+        return connection, connection.getresponse()
 
     def reset(self) -> None:
         """As at the beginning: objects of every kind gone, faults off."""
         self.down, self.latency_s = False, 0.0
         self.failures.clear()
         self.store.requests.clear()
+        policies = self.store.list(POLICY)[0]
         for kind in KINDS.values():
-            if kind.resource != "namespaces":
-                with suppress(ApiError):
+            if kind is not NAMESPACES:
+                with suppress(ApiError):  # not every kind of the fake is served
                     self.store.delete_collection(kind)
+        for space in (n["metadata"]["name"] for n in self.store.list(NAMESPACES)[0]):
+            if space != "default" and not space.startswith("kube-"):
+                with suppress(ApiError):  # it is going already
+                    self.store.delete(NAMESPACES, "", space)
+        self.store.finish_deletions()
+        if policies:
+            self.await_admission()
 
     def stop(self) -> None:
         self._proxy.shutdown()
         self._proxy.server_close()
         for process in reversed(self._processes):
-            process.terminate()
+            process.kill()  # a server that is asked to end waits for its watches
             process.wait(30)
         self._log.close()
         shutil.rmtree(self._dir)
@@ -219,7 +309,22 @@ class _Forward(BaseHTTPRequestHandler):
                     del api.failures[index]
                     self._answer(status, json.dumps(ApiError(status, "Injected", "injected fault").body).encode())
                     return
+        if parse_qs(urlsplit(self.path).query).get("watch") == ["true"]:
+            self._watch()
+            return
         self._answer(*api.forward(self.command, self.path, body, kind))
+
+    def _watch(self) -> None:
+        status, events = self.server.api.watch(self.path)
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        with suppress(OSError, HTTPException):  # either side may hang up
+            for data in events:
+                self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+            self.wfile.write(b"0\r\n\r\n")
+        self.close_connection = True
 
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve  # noqa: N815
 
@@ -244,6 +349,14 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + ADMISSION_S
+    while not condition():
+        if time.monotonic() > until:
+            raise TimeoutError("the admission policies did not settle")
+        time.sleep(0.1)
 
 
 def assets() -> Path | None:

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from kata_gpu.core.api_errors import Gone
 from kata_gpu.core.claim import DRIVER
 from kata_gpu.core.claim_cdi import file_name
 from kata_gpu.core.gpu import CcMode
@@ -36,6 +37,7 @@ from kata_gpu.ops.deadline import Deadline
 from kata_gpu.ops.modes import CORDONED_BY, MAX_ATTEMPTS, ModeChanger, Phase
 from kata_gpu.ops.node import Node as HostNode
 from kata_gpu.ops.node_devices import HostDevices
+from kata_gpu.ops.publish import SLICES as SLICES_PATH
 from kata_gpu.ops.publish import SlicePublisher
 from kata_gpu.ops.reconcile_claims import GRACE, ClaimReconciler
 from kata_gpu.ops.report import CONDITION, NodeReporter
@@ -47,6 +49,7 @@ from tests.kata_gpu.dra.world import NODE, NODES, SLICES, World, address, gpu, k
 
 EVENTS = KINDS["v1", "events"]
 PODS = KINDS["v1", "pods"]
+POD = {"containers": [{"name": "c", "image": "i"}]}
 BUDGETS = KINDS["policy/v1", "poddisruptionbudgets"]
 
 
@@ -211,12 +214,16 @@ def test_a_lost_watch_and_410_lead_to_a_new_list(world: World, case: None) -> No
     world.api.store.create(SLICES, "", slice_of("a"))
     watch.start()
     wait(lambda: watch.known() is not None)
+    first = world.kube.list(SLICES_PATH, timeout_s=5)[1]
     assert [s["metadata"]["name"] for s in watch.known() or []] == ["a"]
     world.api.store.create(SLICES, "", slice_of("b"))
     world.api.store.create(SLICES, "", slice_of("other", node="node-z"))
     wait(lambda: len(watch.known() or []) == 2)
     for loss in (world.api.drop_watches, world.api.store.compact):
         loss()
+        if loss == world.api.store.compact:
+            with pytest.raises(Gone):
+                next(world.kube.watch(SLICES_PATH, resource_version=first, timeout_s=5))
         world.api.store.delete(SLICES, "", "b")
         wait(lambda: [s["metadata"]["name"] for s in watch.known() or []] == ["a"])
         world.api.store.create(SLICES, "", slice_of("b"))
@@ -347,7 +354,7 @@ class Modes:
         ref = world.claim(name, mode=None)
         world.preparer(devices=HostDevices(self.node)).prepare(ref, Deadline.after(40))
         pod = world.store.load().claims[0].pod
-        self.store.create(PODS, "default", {"metadata": {"name": pod, "labels": labels or {}}})
+        self.store.create(PODS, "default", {"metadata": {"name": pod, "labels": labels or {}}, "spec": POD})
         return str(ref.uid)
 
 

@@ -25,12 +25,15 @@ from kata_gpu.host.real import RealHost
 from kata_gpu.ops.owners import AllocationOwner, Mode, NvidiaAllocation, OwnAllocation, choose_mode
 from kata_gpu.ops.publish import SlicePublisher
 from tests.kata_gpu.dra.admission import policies_of
+from tests.kata_gpu.dra.fake_rules import ADMIN_ACCESS
 from tests.kata_gpu.dra.fake_store import KINDS, ApiError
 from tests.kata_gpu.dra.world import CLAIMS, NODE, SLICES, World, address, gpu, numbered
 
 RULES = KINDS["resource.k8s.io/v1beta2", "devicetaintrules"]
 TEMPLATES = KINDS["resource.k8s.io/v1", "resourceclaimtemplates"]
 PODS = KINDS["v1", "pods"]
+NAMESPACES = KINDS["v1", "namespaces"]
+CLASSES = KINDS["node.k8s.io/v1", "runtimeclasses"]
 POLICIES = KINDS["admissionregistration.k8s.io/v1", "validatingadmissionpolicies"]
 BINDINGS = KINDS["admissionregistration.k8s.io/v1", "validatingadmissionpolicybindings"]
 
@@ -136,6 +139,7 @@ def pod(*claims: str, runtime: str | None = "kata-qemu-nvidia-gpu-snp") -> dict[
     spec: dict[str, Any] = {
         "resourceClaims": [{"name": f"c{i}", "resourceClaimTemplateName": c} for i, c in enumerate(claims)]
     }
+    spec["containers"] = [{"name": "c", "image": "i"}]
     if runtime:
         spec["runtimeClassName"] = runtime
     return {"metadata": {"name": "p"}, "spec": spec}
@@ -162,7 +166,7 @@ ADMISSION = [
     pytest.param(PODS, pod("cgpu-t", runtime=None), "RuntimeClass", id="dra-099-no-runtime"),
     pytest.param(PODS, pod("cgpu-t", "cgpu-u"), "one GPU claim", id="dra-099-two-claims"),
     pytest.param(PODS, pod("nic", "disk", runtime=None), "", id="dra-099-other-pods"),
-    pytest.param(PODS, {"metadata": {"name": "p"}, "spec": {}}, "", id="dra-099-plain-pod"),
+    pytest.param(PODS, pod(runtime=None), "", id="dra-099-plain-pod"),
 ]  # fmt: skip
 
 
@@ -170,15 +174,18 @@ ADMISSION = [
 @pytest.mark.parametrize(("kind", "body", "denied"), ADMISSION)
 def test_admission(world: World, kind: Any, body: dict[str, Any], denied: str) -> None:
     store = world.api.store
+    for runtime in ("runc", "kata-qemu-nvidia-gpu-snp"):
+        store.create(CLASSES, "", {"metadata": {"name": runtime}, "handler": runtime})
+    # In other namespaces the server itself refuses adminAccess.
+    store.create(NAMESPACES, "", {"metadata": {"name": "admin", "labels": {ADMIN_ACCESS: "true"}}})
     for policy in render_admission():
         store.create(POLICIES if policy["kind"] == "ValidatingAdmissionPolicy" else BINDINGS, "", policy)
     store.admit = policies_of(store)
-    namespace = "default"
     if denied:
-        with pytest.raises(ApiError, match=denied):
-            store.create(kind, namespace, body)
+        with pytest.raises(ApiError, match=f"ValidatingAdmissionPolicy.*{denied}"):
+            store.create(kind, "admin", body)
     else:
-        assert store.create(kind, namespace, body)["metadata"]["uid"]
+        assert store.create(kind, "admin", body)["metadata"]["uid"]
 
 
 def test_their_class_forces_iommufd() -> None:
@@ -280,14 +287,11 @@ def test_owner_lists_single_devices_by_address(owner: AllocationOwner) -> None:
 
 def test_owner_tells_who_has_what(world: World, owner: AllocationOwner) -> None:
     assert owner.allocations() == {}
-    ref = world.claim(gpu(0))
     if isinstance(owner, OwnAllocation):
+        ref = world.claim(gpu(0))
         world.prepare(ref)
     else:
-        body = world.api.store.get(CLAIMS, "default", ref.name)
-        row = body["status"]["allocation"]["devices"]["results"][0]
-        row |= {"driver": NVIDIA, "pool": NODE, "device": "gpu-vfio-0"}
-        world.api.store.replace(CLAIMS, "default", ref.name, body, status=True)
+        ref = world.claim("gpu-vfio-0", mode=None, driver=NVIDIA)
     assert owner.allocations() == {address(0): f"default/{ref.name}"}
 
 

@@ -110,13 +110,9 @@ def test_api_down_is_an_error_in_time_and_prepared_claims_need_no_api(world: Wor
 @pytest.mark.envtest
 @numbered("dra-021")
 def test_results_of_other_drivers_are_left_alone(world: World, case: None) -> None:
-    ref = world.claim(gpu(0))
-    body = world.api.store.get(CLAIMS, "default", ref.name)
-    body["status"]["allocation"]["devices"]["results"].insert(
-        0, {"request": "nic", "driver": "nic.example.com", "pool": "node-a", "device": "nic0"}
-    )
-    body["status"]["allocation"]["devices"]["config"].append(config("FromClaim", driver="nic.example.com", mtu=9000))
-    world.api.store.replace(CLAIMS, "default", ref.name, body, status=True)
+    nic = {"request": "nic", "driver": "nic.example.com", "pool": "node-a", "device": "nic0"}
+    configs = [config("FromClass", requireMode="on"), config("FromClaim", driver="nic.example.com", mtu=9000)]
+    ref = world.claim(gpu(0), configs=configs, others=[nic])
     assert [d.device for d in world.prepare(ref)] == [gpu(0)]
 
 

@@ -1,6 +1,6 @@
 """One node with everything around it: API server, kubelet, GPUs, and the driver as the shell wires it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from tests.kata_gpu.dra.fake_node import GPU_BUSES, NOW, FakeNode
 from tests.kata_gpu.dra.fake_store import KINDS
 
 NODE = "node-a"
-REQUEST = {"name": "gpu", "exactly": {"deviceClassName": "confidential-gpu"}}
+REQUEST: dict[str, Any] = {"name": "gpu", "exactly": {"deviceClassName": "confidential-gpu"}}
 CLAIMS = KINDS["resource.k8s.io/v1", "resourceclaims"]
 SLICES = KINDS["resource.k8s.io/v1", "resourceslices"]
 NODES = KINDS["v1", "nodes"]
@@ -95,21 +95,24 @@ class World:
         mode: str | None = "on",
         configs: list[dict[str, Any]] | None = None,
         pods: int = 1,
+        others: Sequence[dict[str, Any]] = (),
         **result: Any,
     ) -> ClaimRef:
-        """An allocated claim in the API."""
+        """An allocated claim in the API. `others` are results of other drivers, before ours."""
         self.count += 1
         name = name or f"claim-{self.count}"
-        body = {"metadata": {"name": name}, "spec": {"devices": {"requests": [REQUEST]}}}
+        request, _, choice = str(result.get("request", "gpu")).partition("/")
+        first = {"name": request, "firstAvailable": [REQUEST["exactly"] | {"name": choice}]} if choice else REQUEST
+        requests = [first] + [REQUEST | {"name": o["request"]} for o in others]
+        body = {"metadata": {"name": name}, "spec": {"devices": {"requests": requests}}}
         made = self.api.store.create(CLAIMS, "default", body)
         if configs is None:
             configs = [config("FromClass", requireMode=mode)] if mode else []
         made["status"] = {
             "allocation": {
                 "devices": {
-                    "results": [
-                        {"request": "gpu", "driver": DRIVER, "pool": NODE, "device": d} | result for d in devices
-                    ],
+                    "results": [*others]
+                    + [{"request": "gpu", "driver": DRIVER, "pool": NODE, "device": d} | result for d in devices],
                     "config": configs,
                 }
             },
