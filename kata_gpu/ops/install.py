@@ -59,8 +59,8 @@ def _settle(kube: Kube, objects: Sequence[Object], wait_s: float) -> None:
     while going := {p: o for p, o in observe(kube, objects).items() if o and is_ours(o) and is_going(o)}:
         if time.monotonic() >= until:
             held = "; ".join(f"{p} ({', '.join(_held_by(o)) or 'grace period'})" for p, o in going.items())
-            raise Unavailable("install-deleting", "deleted, but not gone yet", expected=f"gone in {wait_s:g} s", got=held,
-                              hint="the cluster's controllers end it; look with uninstall --verify")  # fmt: skip
+            raise Unavailable("install-deleting", "deleted, but not gone yet", expected=f"gone in {wait_s:g} s",
+                              got=held, hint="the cluster's controllers end it; look with uninstall --verify")  # fmt: skip
         time.sleep(POLL_S)
 
 

@@ -38,11 +38,19 @@ def _requests(spec: Object) -> Iterable[Object]:
 
 
 def _claim_spec(namespace: str, spec: Object, there: Lookup) -> None:
+    _defaults(spec)
     labels = (there("namespaces", namespace) or {"metadata": {}})["metadata"].get("labels", {})
     if any(r.get("exactly", {}).get("adminAccess") for r in _requests(spec)) and labels.get(ADMIN_ACCESS) != "true":
         raise ApiError(
             403, "Forbidden", f"admin access to devices requires the `{ADMIN_ACCESS}: true` label on the namespace"
         )
+
+
+def _defaults(spec: Object) -> None:
+    for request in _requests(spec):
+        exactly = request.get("exactly", {})
+        if exactly and exactly.setdefault("allocationMode", "ExactCount") == "ExactCount":
+            exactly["count"] = exactly.get("count") or 1
 
 
 def _allocation(obj: Object, old: Object | None) -> None:

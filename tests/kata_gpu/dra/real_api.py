@@ -176,9 +176,8 @@ class RealApi:
         """etcd forgets every revision that a watch can resume from, and the watches are cut."""
         connection = HTTPConnection("127.0.0.1", self._etcd, timeout=30)
         revision = 0
-        for path, body in [("put", {"key": "YQ=="})] * 2 + [("compaction", {})]:
-            if path == "compaction":
-                body = {"revision": revision, "physical": True}
+        for path in ("put", "put", "compaction"):
+            body: Object = {"key": "YQ=="} if path == "put" else {"revision": revision, "physical": True}
             connection.request("POST", f"/v3/kv/{path}", json.dumps(body))
             revision = int(json.loads(connection.getresponse().read())["header"]["revision"])
         connection.close()
