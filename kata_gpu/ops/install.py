@@ -60,7 +60,7 @@ def _settle(kube: Kube, objects: Sequence[Object], wait_s: float) -> None:
         if time.monotonic() >= until:
             held = "; ".join(f"{p} ({', '.join(_held_by(o)) or 'grace period'})" for p, o in going.items())
             raise Unavailable("install-deleting", "deleted, but not gone yet", expected=f"gone in {wait_s:g} s",
-                              got=held, hint="the cluster's controllers end it; look with uninstall --verify")  # fmt: skip
+                              got=held, hint="controllers end it; look with uninstall --verify")  # fmt: skip
         time.sleep(POLL_S)
 
 
