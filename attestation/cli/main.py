@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import warnings
 
 import click
 
@@ -66,6 +67,8 @@ class LazyGroup(click.Group):
 
 def run(group: click.Group, argv: list[str] | None = None) -> int:
     """Run a command line; errors go to stderr as one clear line, never as a traceback. Returns the exit code."""
+    # What `cryptography` finds odd in hostile certificates is judged by our findings, not printed between them.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"attestation\.")
     try:
         result = group.main(args=argv, standalone_mode=False)
     except click.exceptions.Exit as exc:

@@ -16,6 +16,7 @@ UNREADABLE = (
     x509.DuplicateExtension,
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
+    UserWarning,  # an attribute of a wrong length, where warnings are errors
 )
 
 
