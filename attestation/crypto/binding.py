@@ -26,6 +26,7 @@ JWK_MEMBERS: Mapping[
 }
 MAX_DEVICES = 64  # far above the 8 GPUs and 4 switches of one chassis; bounds the count field
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+_CONTROLS = bytes(range(0x20))
 _CLASS_OCTET = {DeviceKind.GPU: b"\x01", DeviceKind.NVSWITCH: b"\x02"}
 
 
@@ -52,22 +53,37 @@ def require_jwk(jwk: Mapping[str, str]) -> dict[str, str]:
     return dict(jwk)
 
 
-def _canonical_digest(document: Mapping[str, object], hash_name: str) -> bytes:
-    """Hash of the RFC 8785 form. Keys are ASCII and values are texts, for which this *is* the canonical form: tests
-    hold it against an RFC 8785 library, which takes a millisecond for the evidence of eight GPUs.
+def _canonical_members(nonce_text: str, tee_jwk: Mapping[str, str]) -> bytes:
+    """RFC 8785 form of {"nonce", "tee-pubkey"}. Keys are ASCII and values are texts, for which the library's encoder
+    gives that very form; tests hold it, and `_canonical_text`, against an RFC 8785 library.
     """
-    if hash_name not in HASHES:
-        raise Malformed("binding-hash", "unknown hash", expected="|".join(HASHES), got=repr(hash_name[:40]))
+    return _encoded(_CANONICAL.encode({"nonce": nonce_text, "tee-pubkey": require_jwk(tee_jwk)}))
+
+
+def _canonical_text(text: str) -> bytes:
+    """RFC 8785 form of a text. Quotes and backslashes are all that has to be escaped where nothing is a control."""
+    raw = _encoded(text)
+    if len(raw.translate(None, _CONTROLS)) != len(raw):
+        return _CANONICAL.encode(text).encode()
+    return b'"%b"' % raw.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+
+
+def _encoded(text: str) -> bytes:
     try:
-        canonical = _CANONICAL.encode(document).encode()
+        return text.encode()
     except UnicodeEncodeError as exc:
         raise Malformed("binding-jcs", "runtime data is not Unicode text", got=str(exc)[:80]) from exc
+
+
+def _digest(canonical: bytes, hash_name: str) -> bytes:
+    if hash_name not in HASHES:
+        raise Malformed("binding-hash", "unknown hash", expected="|".join(HASHES), got=repr(hash_name[:40]))
     return hashlib.new(hash_name, canonical).digest()
 
 
 def trustee_device_digest(nonce_text: str, tee_jwk: Mapping[str, str], hash_name: str = DEFAULT_HASH) -> bytes:
     """H(JCS({"nonce", "tee-pubkey"})): what every additional device must answer."""
-    return _canonical_digest({"nonce": nonce_text, "tee-pubkey": require_jwk(tee_jwk)}, hash_name)
+    return _digest(_canonical_members(nonce_text, tee_jwk), hash_name)
 
 
 def trustee_device_nonce(nonce_text: str, tee_jwk: Mapping[str, str], hash_name: str = DEFAULT_HASH) -> Nonce:
@@ -79,8 +95,8 @@ def trustee_primary_digest(
     nonce_text: str, tee_jwk: Mapping[str, str], additional_evidence: str, hash_name: str = DEFAULT_HASH
 ) -> bytes:
     """H(JCS({"additional-evidence", "nonce", "tee-pubkey"})); the evidence string exactly as sent, "" when none."""
-    document = {"additional-evidence": additional_evidence, "nonce": nonce_text, "tee-pubkey": require_jwk(tee_jwk)}
-    return _canonical_digest(document, hash_name)
+    rest = _canonical_members(nonce_text, tee_jwk)[1:]  # "additional-evidence" sorts before the other members
+    return _digest(b'{"additional-evidence":%b,%b' % (_canonical_text(additional_evidence), rest), hash_name)
 
 
 def trustee_report_data(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from attestation.errors import Malformed
-from attestation.formats.spdm import SpdmReport, Tlv
+from attestation.formats.spdm import SpdmReport
 
 GPU_BLOCKS, SWITCH_BLOCKS = 64, 31
 GPU_LINKS, SWITCH_PORTS, SWITCH_GPUS, PDI_BYTES = 18, 64, 8, 8
@@ -54,7 +54,7 @@ class GpuFacts:
     protected_pcie: bool | None  # None: the firmware does not say
     feature: int | None  # FEATURE_*; None where the firmware does not say
     switch_pdis: tuple[bytes, ...]  # one per NVLink; zero = disabled
-    unknown: tuple[Tlv, ...]
+    unknown: Mapping[int, bytes]
 
     @property
     def linked_switches(self) -> tuple[bytes, ...]:
@@ -74,7 +74,7 @@ class SwitchFacts:
     locked: bool
     gpu_pdis: tuple[bytes, ...]
     ports: tuple[int, ...]
-    unknown: tuple[Tlv, ...]
+    unknown: Mapping[int, bytes]
 
 
 def parse_gpu_facts(report: SpdmReport) -> GpuFacts:
@@ -95,7 +95,7 @@ def parse_gpu_facts(report: SpdmReport) -> GpuFacts:
         protected_pcie=_switch(tlvs[_PROTECTED_PCIE], "protected-pcie") if _PROTECTED_PCIE in tlvs else None,
         feature=_feature(tlvs),
         switch_pdis=_split(tlvs.get(_SWITCH_PDI, b"")),
-        unknown=tuple(t for t in report.opaque if t.type not in _GPU_KNOWN),
+        unknown={kind: tlvs[kind] for kind in tlvs.keys() - _GPU_KNOWN},
     )
     if facts.feature is not None and (facts.feature == FEATURE_PPCIE) != bool(facts.protected_pcie):
         raise Malformed(
@@ -126,16 +126,16 @@ def parse_switch_facts(report: SpdmReport) -> SwitchFacts:
         locked=lock == 1,
         gpu_pdis=_split(table[: SWITCH_GPUS * PDI_BYTES]),
         ports=ports,
-        unknown=tuple(t for t in report.opaque if t.type not in _SWITCH_KNOWN),
+        unknown={kind: tlvs[kind] for kind in tlvs.keys() - _SWITCH_KNOWN},
     )
 
 
-def _elements(report: SpdmReport, blocks: int, sizes: Mapping[int, int]) -> dict[int, bytes]:
+def _elements(report: SpdmReport, blocks: int, sizes: Mapping[int, int]) -> Mapping[int, bytes]:
     if len(report.measurements) != blocks:
         raise Malformed(
             "block-count", "not this device's report", where="report", expected=blocks, got=len(report.measurements)
         )
-    tlvs = {t.type: t.value for t in report.opaque}
+    tlvs = report.opaque
     for kind, size in sizes.items():
         if kind in tlvs and len(tlvs[kind]) != size:
             raise Malformed(

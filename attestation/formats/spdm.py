@@ -5,8 +5,9 @@ every byte is accounted for, and what the opaque data of a device *means* is not
 """
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import lru_cache
 
 from attestation.errors import Malformed
 from attestation.formats.reader import Reader
@@ -33,32 +34,22 @@ _CONSTANTS = (
 _HEADER_TOTAL = 45
 _DMTF, _DIGEST_OF_MUTABLE_FIRMWARE = 0x01, 0x01
 _HEADER = struct.Struct("<BBHBH")
-_HEADER_BYTES = BLOCK_BYTES - DIGEST_BYTES
 _TLV = struct.Struct("<HH")
 _BLOCK_CONSTANTS = (_DMTF, BLOCK_BYTES - 4, _DIGEST_OF_MUTABLE_FIRMWARE, DIGEST_BYTES)
-_INDICES = bytes(range(1, 256))  # NumberOfBlocks is one byte
-_HEADER_TAIL = _HEADER.pack(1, *_BLOCK_CONSTANTS)[1:]
 _BLOCK_FIELDS = ("specification", "size", "value-type", "value-size")
-
-
-class Tlv(NamedTuple):
-    """One element of the opaque data, understood or not."""
-
-    type: int
-    value: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpdmReport:
     """A report of valid shape; nothing in it is proven. `signed` is the slice that `signature` (r then s) covers.
 
-    `measurements[i]` is block i+1, which reference documents call index i. `opaque` keeps every element, in order.
+    `measurements[i]` is block i+1, which reference documents call index i. `opaque` has every element by its type.
     """
 
     nonce: bytes
     measurements: tuple[bytes, ...]
     responder_nonce: bytes
-    opaque: tuple[Tlv, ...]
+    opaque: Mapping[int, bytes]
     signed: bytes
     signature: bytes
     trailing_zeros: int
@@ -95,7 +86,7 @@ def parse_report(data: bytes, *, max_trailing_zeros: int = 0) -> SpdmReport:
             expected=f"N blocks of {BLOCK_BYTES} bytes",
             got=f"{blocks} blocks in {record_bytes} bytes",
         )
-    measurements = _parse_record(reader.take(record_bytes, "response.record"))
+    measurements = _parse_record(reader.take(record_bytes, "response.record"), blocks)
     responder_nonce = reader.take(32, "response.nonce")
     opaque = _parse_opaque(reader.take(reader.u16le("response.opaque-length"), "response.opaque"))
     signed = data[: reader.position]
@@ -120,26 +111,21 @@ def parse_report(data: bytes, *, max_trailing_zeros: int = 0) -> SpdmReport:
     )
 
 
-def _parse_record(record: bytes) -> tuple[bytes, ...]:
-    """1.2: blocks 1..N in ascending order, each one SHA-384 digest, without slack.
-
-    Headers are compared column by column: seven comparisons instead of one for each block.
-    """
-    total = len(record) // BLOCK_BYTES
-    if record[::BLOCK_BYTES] != _INDICES[:total] or any(
-        record[column::BLOCK_BYTES] != bytes((want,)) * total for column, want in enumerate(_HEADER_TAIL, 1)
-    ):
-        raise _bad_record(record, total)
-    return tuple([record[start : start + DIGEST_BYTES] for start in range(_HEADER_BYTES, len(record), BLOCK_BYTES)])
+@lru_cache(maxsize=256)  # NumberOfBlocks is one byte
+def _record_layout(blocks: int) -> tuple[struct.Struct, tuple[bytes, ...]]:
+    """Header and digest of every block in turn, and the headers that there must be."""
+    headers = tuple(_HEADER.pack(index, *_BLOCK_CONSTANTS) for index in range(1, blocks + 1))
+    return struct.Struct(f"{_HEADER.size}s{DIGEST_BYTES}s" * blocks), headers
 
 
-def _bad_record(record: bytes, total: int) -> Malformed:
-    """The first block that is wrong, and how."""
-    headers = (record[start : start + _HEADER_BYTES] for start in range(0, len(record), BLOCK_BYTES))
-    number, header = next(
-        (number, header) for number, header in enumerate(headers, 1) if header != bytes((number,)) + _HEADER_TAIL
-    )
-    return _bad_block(header, number, total=total)
+def _parse_record(record: bytes, blocks: int) -> tuple[bytes, ...]:
+    """1.2: blocks 1..N in ascending order, each one SHA-384 digest, without slack."""
+    layout, headers = _record_layout(blocks)
+    fields = layout.unpack(record)
+    if fields[::2] != headers:
+        number = next(i for i in range(blocks) if fields[2 * i] != headers[i])
+        raise _bad_block(fields[2 * number], number + 1, total=blocks)
+    return fields[1::2]
 
 
 def _bad_block(header: bytes, expected: int, *, total: int) -> Malformed:
@@ -162,25 +148,24 @@ def _misplaced(index: int, expected: int, *, total: int) -> Malformed:
     return Malformed(code, what, where="report.block", expected=expected, got=index)
 
 
-def _parse_opaque(data: bytes) -> tuple[Tlv, ...]:
+def _parse_opaque(data: bytes) -> Mapping[int, bytes]:
     """1.3: type and size are little-endian u16; every byte belongs to an element; no type occurs twice."""
-    found: dict[int, Tlv] = {}
-    position = 0
-    while position < len(data):
-        if len(data) - position < _TLV.size:
-            raise _short_tlv("header", _TLV.size, len(data) - position)
-        kind, size = _TLV.unpack_from(data, position)
-        position += _TLV.size
-        value = data[position : position + size]
-        if len(value) != size:
-            raise _short_tlv(f"element[{kind}]", size, len(value))
+    found: dict[int, bytes] = {}
+    end = 0
+    while end < len(data):
+        if len(data) - end < _TLV.size:
+            raise _short_tlv("header", _TLV.size, len(data) - end)
+        kind, size = _TLV.unpack_from(data, end)
+        start = end + _TLV.size
+        end = start + size
+        if end > len(data):
+            raise _short_tlv(f"element[{kind}]", size, len(data) - start)
         if kind in found:
             raise Malformed("tlv-duplicate", "element occurs twice", where="report.opaque", got=f"type {kind}")
-        if len(found) == MAX_TLVS:
-            raise Malformed("tlv-count", "too many elements", where="report.opaque", expected=f"at most {MAX_TLVS}")
-        found[kind] = Tlv(kind, value)
-        position += size
-    return tuple(found.values())
+        found[kind] = data[start:end]
+    if len(found) > MAX_TLVS:
+        raise Malformed("tlv-count", "too many elements", where="report.opaque", expected=f"at most {MAX_TLVS}")
+    return found
 
 
 def _short_tlv(what: str, want: int, got: int) -> Malformed:

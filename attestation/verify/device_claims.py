@@ -68,7 +68,7 @@ def device_claims(
         "cgpu-chip-id": certificate.identity.chip_id,
         "cgpu-fwid": str(fwid),
         "cgpu-trailing-zeros": report.trailing_zeros,
-        "cgpu-unknown-opaque": {str(t.type): t.value.hex() for t in facts.unknown},
+        "cgpu-unknown-opaque": {str(kind): value.hex() for kind, value in facts.unknown.items()},
     }
     for need in needs:
         comparison = by_slot.get(need.slot)

@@ -277,7 +277,7 @@ def _policy(
         findings.append(judge("driver-version", policy.driver, facts.driver, subject=subject))
         findings.append(judge("vbios-version", policy.vbios, facts.vbios, subject=subject))
     if facts.unknown:
-        types = tuple(sorted(t.type for t in facts.unknown))
+        types = tuple(sorted(facts.unknown))
         finding = judge("opaque-unknown", policy.unknown_opaque, types, subject=subject)
         findings.append(remark(finding) if finding.result is Result.SKIPPED else finding)
     return findings
