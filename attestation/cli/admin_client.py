@@ -1,8 +1,9 @@
-"""The broker's admin API as a client: keys and their release policies."""
+"""The broker's admin API as a client: keys with their labels and release policies."""
 
+import json
 from typing import NoReturn
-from urllib.parse import urlencode
 
+from attestation.crypto.b64 import b64
 from attestation.errors import AttestationError, Denied, Misconfigured, Unavailable
 from attestation.formats.json_strict import require_object
 from attestation.guest.http import PinnedHttp, Reply
@@ -18,31 +19,23 @@ class AdminClient:
         if not token.isascii() or not token.isprintable() or not token:
             raise Misconfigured("admin-token", "not a token", expected="one line of text")
         self._http = PinnedHttp(url, certificate=certificate)
-        self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/octet-stream"}
+        self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
 
-    def put_key(self, path: ResourcePath, secret: Secret, labels: tuple[str, ...] = ()) -> None:
-        """Store a secret under a name; an existing one gets a new version. Every label must be on it afterwards."""
-        query = f"?{urlencode([('label', label) for label in labels])}" if labels else ""
-        self._call("POST", f"/kbs/v0/resource/{path}{query}", secret.expose())
-        if labels:
-            got = require_object(self._call("GET", f"/api/v1/keys/{path}", None).json(), "key").get("labels")
-            if not isinstance(got, list) or not set(labels) <= set(got):
-                self.delete_key(path)
-                raise Misconfigured(
-                    "key-labels",
-                    "the broker does not give the key these labels (use `kata-gpu-kbs key add --label`)",
-                    where=str(path),
-                    expected=", ".join(labels),
-                    got=got,
-                )
+    def keep_key(
+        self, path: ResourcePath, secret: Secret, *, labels: tuple[str, ...] = (), policy: bytes | None = None
+    ) -> int:
+        """Have these bytes under this name, with these labels and this policy (TOML), in one request: the version.
 
-    def put_policy(self, path: ResourcePath, toml: bytes) -> None:
-        """Set the release policy of an existing key."""
-        self._call("PUT", f"/api/v1/policies/{path}", toml)
-
-    def delete_key(self, path: ResourcePath) -> None:
-        """Delete a key with all its versions."""
-        self._call("DELETE", f"/kbs/v0/resource/{path}", None)
+        Whatever the broker refuses changes nothing there. A key that exists is never replaced and never deleted.
+        """
+        document = {"secret": b64(secret.expose()), "labels": labels}
+        if policy is not None:
+            document["policy"] = policy.decode("utf-8", "replace")
+        reply = self._call("PUT", f"/api/v1/keys/{path}", json.dumps(document).encode("ascii"))
+        version = require_object(reply.json(), "key").get("version")
+        if type(version) is not int:
+            raise Unavailable("admin-answer", "not an answer of this broker's API", where=reply.where, got=version)
+        return version
 
     def _call(self, method: str, path: str, data: bytes | None) -> Reply:
         reply = self._http.call(method, path, data=data, headers=self._headers)
@@ -62,7 +55,8 @@ def _refuse(reply: Reply) -> NoReturn:
 
 def _detail(reply: Reply) -> str:
     try:
-        text = require_object(reply.json(), reply.where).get("detail")
+        problem = require_object(reply.json(), reply.where)  # RFC 9457
     except AttestationError:
         return ""
-    return " ".join(text.split())[:_MAX_DETAIL_CHARS] if isinstance(text, str) else ""
+    said = [text for name in ("title", "instance") if isinstance(text := problem.get(name), str)]
+    return " ".join(" ".join(said).split())[:_MAX_DETAIL_CHARS]

@@ -41,7 +41,7 @@ def add(
 ) -> None:
     """Store FILE (`-` for standard input) under PATH, or make a 32-byte model key where no FILE is given.
 
-    An existing key gets a new version, which is what guests receive from then on.
+    An existing key gets a new version, which is what guests receive from then on; it keeps its labels.
 
     \b
     Example:

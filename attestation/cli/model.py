@@ -35,11 +35,12 @@ def model() -> None:
     "--key", metavar="KBS-URI", help="Store the key in the broker under this name, e.g. kbs:///models/llama/key."
 )
 @click.option("--policy", type=_FILE, help="Release policy (TOML) to store with the key.")
-@click.option("--label", "labels", multiple=True, help="Label that the key must get, e.g. test.")
+@click.option("--label", "labels", multiple=True, help="Label that the key must have, e.g. test.")
 @click.option("--broker", help="URL of the broker's admin listener.")
 @click.option("--broker-cert", type=_FILE, help="PEM to pin for it (https).")
 @click.option("--admin-token-file", type=_FILE, help="Admin token.")
-@click.option("--threads", type=click.IntRange(1, 16), default=lambda: min(4, len(os.sched_getaffinity(0))))
+@click.option("--threads", type=click.IntRange(1, 16), default=lambda: min(4, len(os.sched_getaffinity(0))),
+              help="Threads that encrypt. [default: processors at hand, at most 4]")  # fmt: skip
 @click.option(
     "--chunk-log2",
     type=click.IntRange(MIN_CHUNK_LOG2, MAX_CHUNK_LOG2),
@@ -48,7 +49,9 @@ def model() -> None:
     help="Chunk size as a power of two.",
 )
 @click.option("--sha256", is_flag=True, help="Add the SHA-256 of every plaintext file to the manifest (slower).")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 def encrypt(
     source: Path,
     out: Path,
@@ -65,6 +68,9 @@ def encrypt(
     output: str,
 ) -> None:
     """Encrypt SOURCE (a folder or a file) into the folder OUT, and store the key with its release policy.
+
+    Key, labels and policy are stored in one request before the model is encrypted. A name that is taken must hold the
+    same key, the one of --key-file, so that models which it encrypted before can still be opened.
 
     An interrupted run goes on where it stopped when it is started again with the same --key-file; what changed in
     between is encrypted anew. Without --key-file the key is in memory and in the broker only.
@@ -166,7 +172,7 @@ def _store(
     broker_cert: Path | None,
     token_file: Path | None,
 ) -> None:
-    """Key, then policy; a policy that the broker refuses takes the key back, so that none is there without it."""
+    """Key, labels and policy in one request: the broker has all of them or is as it was before."""
     from attestation.cli.admin_client import AdminClient
 
     if broker is None or token_file is None:
@@ -174,14 +180,7 @@ def _store(
     pem = _read(broker_cert, _MAX_POLICY_BYTES).decode("ascii", "replace") if broker_cert else None
     token = _read(token_file, _MAX_TOKEN_BYTES).decode("ascii", "replace").strip()
     client = AdminClient(broker, certificate=pem, token=token)
-    text = _read(policy, _MAX_POLICY_BYTES) if policy else None
-    client.put_key(path, secret, labels)
-    if text is not None:
-        try:
-            client.put_policy(path, text)
-        except BaseException:
-            client.delete_key(path)
-            raise
+    client.keep_key(path, secret, labels=labels, policy=_read(policy, _MAX_POLICY_BYTES) if policy else None)
 
 
 def _read(path: Path, limit: int) -> bytes:

@@ -63,26 +63,58 @@ def put_key(
     kind: KeyKind = KeyKind.RESOURCE,
     labels: Sequence[str] = (),
     policy: str | None = None,
+    expected: int | None = None,
     now: datetime,
 ) -> int:
-    """Store bytes, or make a model key where `secret` is None. Returns the version.
+    """Store bytes, or make a model key where `secret` is None; with labels and policy, or nothing. Returns the version.
 
-    A broker that accepts forgeable evidence labels whatever it stores `test`.
+    A key keeps the labels that it was made with: others are Denied. A broker that accepts forgeable evidence labels
+    whatever it stores `test`.
     """
     who.require(Verb.WRITE_KEY, path.repository)
+    record = world.keys.get(path)
     if policy is not None:
+        who.require(Verb.WRITE_POLICY, path.repository)
         _refuse_older_key_policy(world, path, policy)
+    if record is not None:
+        _require_labels(record, labels)
     if secret is None:
         secret = Secret(world.random(MODEL_KEY_BYTES))
     if kind is KeyKind.BUNDLE:
         parse_bundle(secret)
     if world.simulated:
         labels = (*labels, TEST_LABEL)
-    if world.keys.get(path) is None:
+    if record is None:
         world.tenants.require_room(path.repository)
-    version = world.keys.put(path, secret, kind=kind, labels=labels, policy=policy, now=now)
+    version = world.keys.put(path, secret, kind=kind, labels=labels, policy=policy, expected=expected, now=now)
     _record(world, who, "key-stored", str(path), {"version": version, "kind": str(kind)}, now)
     return version
+
+
+def keep_key(
+    world: World,
+    who: Principal,
+    path: ResourcePath,
+    secret: Secret,
+    *,
+    labels: Sequence[str] = (),
+    policy: str | None = None,
+    now: datetime,
+) -> int:
+    """Have exactly these bytes under this name, with these labels and this policy; or change nothing. The version.
+
+    A name that is taken is Denied other bytes: what the present ones encrypted could no longer be opened.
+    """
+    record = world.keys.get(path)
+    if record is None:
+        return put_key(world, who, path, secret, labels=labels, policy=policy, expected=0, now=now)
+    who.require(Verb.WRITE_KEY, path.repository)
+    if world.keys.secret(path, record.current_version) != secret:
+        raise Denied("key-differs", "another key has this name (use that key's file, or another name)", where=str(path))
+    _require_labels(record, labels)
+    if policy is not None:
+        set_key_policy(world, who, path, policy, now=now)
+    return record.current_version
 
 
 def rotate_key(world: World, who: Principal, path: ResourcePath, *, now: datetime) -> int:
@@ -185,6 +217,17 @@ def list_keys(world: World, who: Principal, repository: str | None = None) -> tu
     who.require(Verb.READ, repository or (who.repositories[0] if who.repositories else None))
     records = world.keys.list(repository)
     return tuple(r for r in records if not who.repositories or r.path.repository in who.repositories)
+
+
+def _require_labels(record: KeyRecord, labels: Sequence[str]) -> None:
+    if not set(labels) <= set(record.labels):
+        raise Denied(
+            "key-labels",
+            "a key keeps the labels that it was made with",
+            where=str(record.path),
+            expected=",".join(labels),
+            got=",".join(record.labels) or "none",
+        )
 
 
 def _refuse_older_key_policy(world: World, path: ResourcePath, text: str) -> None:

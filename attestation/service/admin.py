@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from attestation.broker.keys import KeyKind
 from attestation.broker.roles import Principal, Verb
-from attestation.crypto.b64 import b64, parse_b64url
+from attestation.crypto.b64 import b64, parse_b64, parse_b64url
 from attestation.errors import AttestationError, Denied, Malformed
 from attestation.ops import administer, model_keys
 from attestation.ops.references import register_message
@@ -20,7 +20,7 @@ from attestation.service.kbs import Clock
 from attestation.service.metrics import Metrics
 from attestation.service.problems import kbs_problem, problem
 from attestation.service.request import bearer_token, kbs_path, peer, read_body
-from attestation.service.wire import MAX_ADMIN_BODY_BYTES, PolicyUpload, parse_body
+from attestation.service.wire import MAX_ADMIN_BODY_BYTES, KeyUpload, PolicyUpload, parse_body
 from attestation.service.workers import RateLimit, Workers
 from attestation.sources.policy_store import PolicyKind
 from attestation.values import JsonValue, ResourcePath, Secret
@@ -137,6 +137,17 @@ def make_model_key(api: AdminApi, request: Request, who: Principal, _body: bytes
     """`POST /api/v1/keys/<path>`: a new model key, or a new version of one. Its bytes never leave the broker here."""
     path = _resource_path(request)
     version = administer.put_key(api.world, who, path, None, kind=KeyKind.MODEL_KEY, now=api.clock())
+    return JSONResponse({"path": str(path), "version": version})
+
+
+def keep_key(api: AdminApi, request: Request, who: Principal, body: bytes) -> Response:
+    """`PUT /api/v1/keys/<path>`: secret, labels and release policy, all of them or nothing; never other bytes."""
+    path, upload = _resource_path(request), parse_body(KeyUpload, body)
+    secret = Secret(parse_b64(upload.secret, where="secret"))
+    version = administer.keep_key(
+        api.world, who, path, secret, labels=upload.labels, policy=upload.policy, now=api.clock()
+    )
+    api.metrics.resource_writes.inc()
     return JSONResponse({"path": str(path), "version": version})
 
 

@@ -222,6 +222,7 @@ def _api(api: AdminApi) -> list[BaseRoute]:
         ("/api/v1/keys", "GET", handlers.list_keys),
         ("/api/v1/keys/{resource:path}", "GET", handlers.get_key),
         ("/api/v1/keys/{resource:path}", "POST", handlers.make_model_key),
+        ("/api/v1/keys/{resource:path}", "PUT", handlers.keep_key),
         ("/api/v1/wrap/{resource:path}", "POST", handlers.wrap_key),
         ("/api/v1/unwrap/{resource:path}", "POST", handlers.unwrap_key),
         ("/api/v1/policies/{resource:path}", "PUT", handlers.put_key_policy),

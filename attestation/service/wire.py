@@ -9,6 +9,7 @@ from attestation.crypto.jwk import parse_tee_key
 from attestation.errors import Malformed, Untrusted
 
 MAX_NONCE_CHARS = 1024  # ours are 44; whatever is longer is compared and refused
+MAX_LABELS = 16
 MAX_BODY_BYTES = 2 * 1024 * 1024  # upstream's default payload limit
 MAX_ADMIN_BODY_BYTES = 4 * 1024 * 1024  # a secret of 2 MiB, or a policy in base64
 
@@ -71,6 +72,16 @@ class PolicyUpload(_Wire):
 
     policy: str
     policy_id: str = "default_cpu"
+
+
+class KeyUpload(_Wire):
+    """`PUT /api/v1/keys/...`: base64 of the secret, labels that the key must have, its release policy as TOML."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    secret: str
+    labels: Annotated[tuple[str, ...], Field(max_length=MAX_LABELS)] = ()
+    policy: str | None = None
 
 
 M = TypeVar("M", bound=_Wire)

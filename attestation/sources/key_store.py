@@ -41,13 +41,19 @@ class KeyStore:
         now: datetime,
         labels: Sequence[str] = (),
         policy: str | None = None,
+        expected: int | None = None,
     ) -> int:
-        """Store a new key, or a new version of a known one (labels stay; the policy stays unless given)."""
+        """Store a new key, or a new version of a known one (labels stay; the policy stays unless given).
+
+        `expected` is the version that the caller saw, 0 for no key: another one is Denied.
+        """
         if len(secret) > MAX_SECRET_BYTES:
             raise Malformed("secret-size", "secret is too long", expected=MAX_SECRET_BYTES, got=len(secret))
         with self._db.change() as connection:
             row = connection.execute(select(keys).where(keys.c.path == str(path)).with_for_update()).one_or_none()
             version = 1 if row is None else row.current + 1
+            if expected is not None and expected != version - 1:
+                raise Denied("key-version", "somebody else stored this key", expected=expected, got=version - 1)
             if row is None:
                 connection.execute(
                     insert(keys),

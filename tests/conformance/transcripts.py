@@ -18,9 +18,9 @@ PLACEHOLDERS = {
     "nonce": "nonce", "token": "token", "x": "x", "y": "y", "report_data": "report data", "protected": "header",
     "encrypted_key": "wrapped key", "iv": "iv", "ciphertext": "ciphertext", "tag": "tag", "kid": "kid",
     "attestation_report": "SNP report", "cert_chain": "VCEK", "additional_evidence": "GPU evidence, a JSON string",
-    "policy": "base64url of the policy", "payload": "base64 of the values", "digest": "digest", "previous": "digest",
+    "policy": "policy: base64url under /kbs/v0, else TOML", "payload": "base64 of the values", "digest": "digest", "previous": "digest",
     "signature": "signature", "jti": "token id", "chip_id": "chip id", "measurement": "measurement",
-    "init_data": "init-data digest", "annotation": "annotation",
+    "init_data": "init-data digest", "secret": "base64 of the secret", "annotation": "annotation",
 }  # fmt: skip
 _TICKET = re.compile(r"ticket [0-9a-f]{16}")
 _ANNOTATION = re.compile(r"[A-Za-z0-9+/]{200,}={0,2}")
@@ -78,6 +78,7 @@ def administration(kbs: Target) -> list[Wire]:
     call("POST", "/kbs/v0/resource/default/model/kek", b"<32 bytes>", octets)
     call("PUT", "/api/v1/policies/default/model/kek", GPU_POLICY.encode(), "application/toml")
     call("POST", "/api/v1/keys/default/model/made-here")
+    call("PUT", "/api/v1/keys/default/model/owned", {"secret": "c2VjcmV0", "labels": ["test"], "policy": GPU_POLICY})
     wrapped = call("POST", "/api/v1/wrap/default/model/made-here", b"<data key>", octets).json()["annotation"]
     call("POST", "/api/v1/unwrap/default/model/made-here", wrapped.encode(), octets)
     call("GET", "/api/v1/keys?repository=default")

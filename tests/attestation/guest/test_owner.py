@@ -1,52 +1,40 @@
-"""The owner's command line: keys made, stored with their policy, models encrypted, and everything taken back on failure."""
+"""The owner's command line against a real broker: key, labels and policy stored together, models encrypted under them;
+a refusal changes nothing, and a key that was there before is never replaced or deleted."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from attestation.broker.keys import KeyRecord
+from attestation.cli.admin_client import AdminClient
 from attestation.cli.main import cli, run
-from attestation.errors import ExitCode
+from attestation.errors import Denied, ExitCode, Misconfigured
 from attestation.values import ResourcePath, Secret
+from tests.attestation.broker.broker import GPU_POLICY
 from tests.attestation.guest.decoder import decode_model
-from tests.attestation.guest.fake_kbs import FakeKbs, problem, reply, serving
+from tests.attestation.guest.fake_kbs import FakeKbs, problem, serving
+from tests.conformance.target import Target, admin_token, local_target
 
 KEY = "kbs:///models/llama/key"
-RESOURCE, POLICY = "/kbs/v0/resource/models/llama/key", "/api/v1/policies/models/llama/key"
+PATH = ResourcePath.parse(KEY)
+EARLIER = b"earlier models need it".ljust(32)
+OWN_POLICY = GPU_POLICY.replace("count = 1", "count = 8")
 
 
-class FakeAdmin(FakeKbs):
-    """The admin listener: remembers keys and policies."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.keys: dict[str, bytes] = {}
-        self.policies: dict[str, bytes] = {}
-
-    def answer(self, method: str, path: str, cookie: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        self.calls.append((method, path))
-        for prefix, answers in self.script.items():
-            if path.startswith(prefix) and answers:
-                return answers.pop(0)
-        name = path.partition("?")[0]
-        if method == "POST":
-            self.keys[name] = body
-        elif method == "PUT":
-            self.policies[name] = body
-        elif method == "DELETE":
-            del self.keys[name]
-        else:
-            return reply(200, {"labels": ["test"]})
-        return 200, {}, b""
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    with local_target(tmp_path_factory.mktemp("broker")) as kbs:
+        yield kbs
 
 
 @pytest.fixture
-def admin() -> Iterator[FakeAdmin]:
-    kbs = FakeAdmin()
-    with serving(kbs):
-        yield kbs
+def kbs(broker: Target) -> Target:
+    """The broker without our key."""
+    assert broker.local
+    broker.local.broker.world.keys.delete(PATH)
+    return broker
 
 
 @pytest.fixture
@@ -58,11 +46,11 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(tmp_path: Path, admin: FakeAdmin) -> list[str]:
+def store(tmp_path: Path, kbs: Target) -> list[str]:
     """Options that name the broker."""
-    (tmp_path / "token").write_text("admin.token\n")
-    (tmp_path / "policy.toml").write_text("version = 1\n")
-    return ["--key", KEY, "--broker", admin.url, "--admin-token-file", str(tmp_path / "token"),
+    (tmp_path / "token").write_text(f"{kbs.token}\n")
+    (tmp_path / "policy.toml").write_text(GPU_POLICY)
+    return ["--key", KEY, "--broker", kbs.admin_url, "--admin-token-file", str(tmp_path / "token"),
             "--policy", str(tmp_path / "policy.toml")]  # fmt: skip
 
 
@@ -70,35 +58,152 @@ def encrypt(*arguments: object) -> int:
     return run(cli, ["model", "encrypt", *map(str, arguments)])
 
 
+def stored(kbs: Target) -> tuple[KeyRecord, bytes]:
+    """What the broker has under the name: record with policy, labels and version, and the secret."""
+    assert kbs.local
+    keys = kbs.local.broker.world.keys
+    record = keys.get(PATH)
+    assert record is not None
+    return record, keys.secret(PATH, record.current_version).expose()
+
+
+def is_stored(kbs: Target) -> bool:
+    assert kbs.local
+    return kbs.local.broker.world.keys.get(PATH) is not None
+
+
 def test_key_policy_and_model_in_one_step(
-    model: Path, tmp_path: Path, admin: FakeAdmin, store: list[str], capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, kbs: Target, store: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The broker's key opens what was written; no key lies on the disk."""
     assert encrypt(model, tmp_path / "out", *store, "--label", "test", "--output", "json") == ExitCode.OK
-    key = admin.keys[RESOURCE]
+    record, key = stored(kbs)
     assert decode_model(tmp_path / "out", key) == {"weights.bin": b"weights" * 1000}
-    assert admin.policies == {POLICY: b"version = 1\n"}
+    assert (record.policy, record.labels, record.current_version) == (GPU_POLICY, ("test",), 1)
     assert json.loads(capsys.readouterr().out)["key"] == "models/llama/key"
-    assert admin.calls[0] == ("POST", f"{RESOURCE}?label=test")
-    assert all(key not in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
+    assert all(key not in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and "broker" not in p.parts)
+
+
+REFUSALS = [
+    pytest.param("token", "no token", (), ExitCode.NEGATIVE, "admin-denied", id="token-refused"),
+    pytest.param("policy.toml", "version = 0\n", (), ExitCode.USAGE, "admin-refused", id="policy-refused"),
+    pytest.param("policy.toml", GPU_POLICY, ("--label", "other"), ExitCode.USAGE, "admin-refused", id="label-refused"),
+]
+
+
+@pytest.mark.parametrize(("file", "content", "more", "code", "says"), REFUSALS)
+def test_a_refusal_leaves_a_key_as_it_was(
+    model: Path,
+    tmp_path: Path,
+    kbs: Target,
+    store: list[str],
+    file: str,
+    content: str,
+    more: tuple[str, ...],
+    code: ExitCode,
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Bytes, versions, labels and policy of a key that other models need; and no model without its key."""
+    assert kbs.local
+    kbs.local.broker.put(PATH, EARLIER, policy=OWN_POLICY)
+    before = stored(kbs)
+    (tmp_path / file).write_text(content)
+    (tmp_path / "key").write_bytes(EARLIER)
+    assert encrypt(model, tmp_path / "out", *store, "--key-file", tmp_path / "key", *more) == code
+    assert capsys.readouterr().err.startswith(f"error[{says}]")
+    assert stored(kbs) == before
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("file", "content", "more", "code", "says"), REFUSALS[:2])
+def test_a_refusal_leaves_no_new_key(
+    model: Path,
+    tmp_path: Path,
+    kbs: Target,
+    store: list[str],
+    file: str,
+    content: str,
+    more: tuple[str, ...],
+    code: ExitCode,
+    says: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No key without its policy."""
+    (tmp_path / file).write_text(content)
+    assert encrypt(model, tmp_path / "out", *store, *more) == code
+    assert capsys.readouterr().err.startswith(f"error[{says}]")
+    assert not is_stored(kbs)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_key_is_not_replaced(
+    model: Path, tmp_path: Path, kbs: Target, store: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guests get the newest version: a fresh key under a name in use would close every earlier model."""
+    assert kbs.local
+    kbs.local.broker.put(PATH, EARLIER)
+    assert encrypt(model, tmp_path / "out", *store) == ExitCode.USAGE
+    assert "another key has this name" in capsys.readouterr().err
+    assert stored(kbs)[1] == EARLIER
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_model_under_the_same_key(model: Path, tmp_path: Path, kbs: Target, store: list[str]) -> None:
+    """The key file's bytes are in the broker already: no new version, the new policy holds."""
+    assert kbs.local
+    kbs.local.broker.put(PATH, EARLIER, policy=OWN_POLICY)
+    (tmp_path / "key").write_bytes(EARLIER)
+    assert encrypt(model, tmp_path / "out", *store, "--key-file", tmp_path / "key") == ExitCode.OK
+    record, key = stored(kbs)
+    assert (record.current_version, record.policy, key) == (1, GPU_POLICY, EARLIER)
+    assert decode_model(tmp_path / "out", EARLIER) == {"weights.bin": b"weights" * 1000}
+
+
+def test_two_at_once(kbs: Target) -> None:
+    """Of two owners who both saw a free name, one is told; nobody's key becomes an older version unnoticed."""
+    assert kbs.local
+    kbs.local.broker.put(PATH, EARLIER, expected=0)
+    with pytest.raises(Denied, match="somebody else stored this key"):
+        kbs.local.broker.put(PATH, b"late", expected=0)
+    record, key = stored(kbs)
+    assert (record.current_version, key) == (1, EARLIER)
+
+
+def test_labels_are_not_ignored(kbs: Target) -> None:
+    """A key keeps the labels that it was made with; asking for others stores no version."""
+    assert kbs.local
+    kbs.local.broker.put(PATH, EARLIER, labels=("team-a",))
+    with pytest.raises(Denied, match="a key keeps the labels"):
+        kbs.local.broker.put(PATH, b"new", labels=("team-b",))
+    assert kbs.local.broker.put(PATH, b"new", labels=("team-a",)) == 2
+
+
+def test_readers_store_nothing(kbs: Target) -> None:
+    """An auditor's token."""
+    client = AdminClient(kbs.admin_url, certificate=None, token=admin_token(kbs.now(), role="reader"))
+    with pytest.raises(Denied):
+        client.keep_key(PATH, Secret(EARLIER))
+    assert not is_stored(kbs)
 
 
 @pytest.mark.parametrize(
-    ("script", "code", "left"),
+    ("answer", "code"),
     [
-        pytest.param({RESOURCE: [problem(401, "who?")]}, ExitCode.NEGATIVE, 0, id="token-refused"),
-        pytest.param({POLICY: [problem(400, "bad policy")]}, ExitCode.USAGE, 0, id="policy-refused"),
-        pytest.param({POLICY: [problem(500, "")]}, ExitCode.UNAVAILABLE, 0, id="policy-failed"),
-        pytest.param({"/api/v1/keys": [reply(200, {"labels": []})]}, ExitCode.USAGE, 0, id="label-ignored"),
+        pytest.param(problem(500, ""), ExitCode.UNAVAILABLE, id="failed"),
+        pytest.param((200, {}, b"{}"), ExitCode.UNAVAILABLE, id="no-broker-of-ours"),
+        pytest.param((200, {}, b"<html>"), ExitCode.USAGE, id="no-broker"),
     ],
 )
-def test_a_refusal_takes_the_key_back(
-    model: Path, tmp_path: Path, admin: FakeAdmin, store: list[str], script: Any, code: ExitCode, left: int
+def test_a_broker_that_fails(
+    model: Path, tmp_path: Path, store: list[str], answer: tuple[int, dict[str, str], bytes], code: ExitCode
 ) -> None:
-    """No key without its policy, no model without its key."""
-    admin.script.update(script)
-    assert encrypt(model, tmp_path / "out", *store, "--label", "test") == code
-    assert len(admin.keys) == left
+    """One request, and nothing is encrypted."""
+    broken = FakeKbs(script={"/api/v1/keys": [answer]})
+    with serving(broken):
+        store[store.index("--broker") + 1] = broken.url
+        assert encrypt(model, tmp_path / "out", *store) == code
+    assert broken.calls == [("PUT", "/api/v1/keys/models/llama/key")]
     assert not (tmp_path / "out").exists()
 
 
@@ -141,19 +246,5 @@ def test_command_lines_that_make_no_sense(
 @pytest.mark.parametrize("token", ["", "two\nlines", "not ascii \u00e9"])
 def test_tokens_that_are_none(token: str) -> None:
     """A token is one line of text."""
-    from attestation.cli.admin_client import AdminClient
-    from attestation.errors import Misconfigured
-
     with pytest.raises(Misconfigured):
         AdminClient("http://127.0.0.1:1", certificate=None, token=token)
-
-
-def test_admin_client_sends_the_token(admin: FakeAdmin) -> None:
-    """And nothing else of ours."""
-    from attestation.cli.admin_client import AdminClient
-
-    client = AdminClient(admin.url, certificate=None, token="t.o.k")
-    client.put_key(ResourcePath.parse(KEY), Secret(b"x"))
-    assert admin.keys == {RESOURCE: b"x"}
-    client.delete_key(ResourcePath.parse(KEY))
-    assert admin.keys == {}
