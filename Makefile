@@ -12,7 +12,7 @@ ifdef REQUIRE_VECTORS
 PYTEST_FLAGS += --require-vectors
 endif
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint types layers bench fuzz soak e2e lab lab-short samples peers test-deps lock proto manifests images sbom docs clean dev
+.PHONY: help demo test check lint types layers bench fuzz soak e2e lab lab-short samples peers test-deps lock proto manifests images release sbom docs clean dev
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,10 +23,11 @@ demo: $(VENV)/.runtime samples ## The whole path, from a simulated host to a dec
 test: $(VENV)/.dev samples peers ## Every test that this machine can run; says what it left out
 	$(PYTEST) $(PYTEST_FLAGS)
 
-check: lint types layers ## Exactly what CI runs: static checks, tests without an unlisted skip, demo, real kernel
+check: lint types layers ## Exactly what CI runs: static checks, tests without an unlisted skip, demo, real kernel, release
 	$(MAKE) test PYTEST_FLAGS="$(PYTEST_FLAGS) --allowed-skips tests/allowed-skips.txt"
 	$(MAKE) demo
 	$(MAKE) lab-short
+	$(MAKE) release
 
 lint: $(VENV)/.dev ## Style and static checks
 	$(BIN)/ruff check .
@@ -85,6 +86,12 @@ manifests: $(VENV)/.runtime ## Render RuntimeClasses, kustomize bases and the He
 
 images: $(VENV)/.runtime ## Build the three container images where podman, buildah or docker answers
 	@$(BIN)/python -m deploy.build_images
+
+release: $(VENV)/.dev sbom ## Wheel and sdist built twice and equal, installed in an empty environment, SHA256SUMS, in out/release
+	@$(BIN)/python -m deploy.release out/release
+
+docs: $(VENV)/.runtime ## Render the command reference in docs/cli again
+	@$(BIN)/python -m deploy.cli_reference docs/cli
 
 sbom: $(VENV)/.dev ## Bills of materials of the locked requirements, CycloneDX, in out/
 	@mkdir -p out

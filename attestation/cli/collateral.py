@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path)
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _STORE = click.option("--store", type=_PATH, required=True, help="The collateral store, a directory.")
-_OUTPUT = click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+_OUTPUT = click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 _MIN_PREFIX = 8  # hex digits of a digest on the command line
 _MAX_TOKEN_BYTES = 4096
 
@@ -53,7 +55,13 @@ def collateral() -> None:
 @click.option("--snp-report", "snp_reports", type=_FILE, multiple=True, help="SNP report: its chip's VCEK and chain.")
 @click.option("--amd", "amd", multiple=True, type=click.Choice(["Milan", "Genoa", "Turin"]), help="AMD chain and CRL.")
 @click.option("--tdx", "tdx", multiple=True, metavar="FMSPC", help="Intel TDX collateral of a platform family.")
-@click.option("--pck-ca", type=click.Choice(["platform", "processor"]), default="platform", show_default=True)
+@click.option(
+    "--pck-ca",
+    type=click.Choice(["platform", "processor"]),
+    default="platform",
+    show_default=True,
+    help="Intel's authority that issued the PCK certificates.",
+)
 @click.option("--nras-keys", is_flag=True, help="NVIDIA's key set, to verify NRAS tokens offline.")
 @click.option("--rim-service", metavar="URL", help="Another RIM service, e.g. a mirror (https).")
 @click.option("--service-key-file", type=_FILE, help="NVIDIA service key, sent to NVIDIA's RIM and OCSP services.")
@@ -222,7 +230,12 @@ def build(store: Path, key: Path, issued_at: str | None, out: Path, output: str)
 @click.option("--kds", type=_PATH, multiple=True, help="Offline copy of AMD's KDS in trustee's layout.")
 @click.option("--tdx", type=_FILE, multiple=True, help="Intel collateral: dcap-qvl or PcsClientTool JSON.")
 @click.option("--jwks", type=_FILE, help="Key set of a token issuer, with --issuer-host.")
-@click.option("--issuer-host", default="nras.attestation.nvidia.com", show_default=True)
+@click.option(
+    "--issuer-host",
+    default="nras.attestation.nvidia.com",
+    show_default=True,
+    help="Host in the issuer that tokens name.",
+)
 @click.argument("bundle", type=_FILE, required=False)
 @_OUTPUT
 def import_(**options: Any) -> None:

@@ -23,8 +23,16 @@ _SHARED = (
     click.option("--collateral", type=FILE, help="Collateral store (a directory)."),
     policy_option,
     click.option("--at", metavar="RFC3339", help="Verify as of this time instead of now."),
-    click.option("--require", type=click.Choice(["authentic", "trusted"]), default="trusted", show_default=True),
-    click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True),
+    click.option(
+        "--require",
+        type=click.Choice(["authentic", "trusted"]),
+        default="trusted",
+        show_default=True,
+        help="Level that counts as success: signatures alone, or policy met too.",
+    ),
+    click.option(
+        "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+    ),
     click.option(
         "--unsafe-trust-simulated-roots",
         "simulated",

@@ -68,7 +68,9 @@ def seal(resource: str, key_file: Path, kid: str) -> None:
 @click.argument("path", metavar="KBS-URI")
 @click.option("--kek-file", type=_FILE, required=True, help="The 32 bytes that the broker holds under this name.")
 @click.option("--options-file", type=_FILE, help="ocicrypt's private options of the layer; default stdin.")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 def wrap(path: str, kek_file: Path, options_file: Path | None, output: str) -> None:
     """Print the annotation of an encrypted layer: its key under a key of the broker.
 

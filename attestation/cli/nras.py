@@ -59,7 +59,7 @@ def keygen(key: Path, certificate: Path, name: str) -> None:
 @click.option("--rim-revocation", type=click.Choice(["good", "good-or-unknown"]), default="good", show_default=True,
               help="What must be known about signers of reference documents.")  # fmt: skip
 @click.option("--signer-expiry", type=click.Choice(["strict", "valid-at-first-seen"]), default="strict",
-              show_default=True)  # fmt: skip
+              show_default=True, help="What an expired signer of a reference document means.")  # fmt: skip
 @click.option("--verification-time", metavar="RFC3339", help="Judge evidence as of this time instead of now.")
 @click.option("--unsafe-trust-simulated-roots", "simulated_roots", type=_PATH, metavar="DIR",
               help="Trust the test PKI in DIR instead of NVIDIA's. Proves nothing about hardware.")  # fmt: skip

@@ -42,10 +42,18 @@ def _vm_options(command: Any) -> Any:
         click.option("--fault", "faults", type=_FAULTS, multiple=True, help="What is wrong with this VM."),
         click.option("--init-data", type=_FILE, help="Init-data that the VM was launched with."),
         click.option("--chip", default="chip-0", show_default=True, help="Seed of the simulated CPU."),
-        click.option("--tee", type=click.Choice(["snp", "tdx", "sample"]), default="snp", show_default=True),
-        click.option("--arch", type=click.Choice(["hopper", "blackwell"]), default="hopper", show_default=True),
+        click.option(
+            "--tee", type=click.Choice(["snp", "tdx", "sample"]), default="snp", show_default=True, help="CPU TEE."
+        ),
+        click.option(
+            "--arch",
+            type=click.Choice(["hopper", "blackwell"]),
+            default="hopper",
+            show_default=True,
+            help="Architecture of the GPUs.",
+        ),
         click.option("--switches", type=click.IntRange(0, 4), default=0, show_default=True, help="NVSwitches (PPCIE)."),
-        click.option("--gpus", type=click.IntRange(0, 8), default=1, show_default=True),
+        click.option("--gpus", type=click.IntRange(0, 8), default=1, show_default=True, help="GPUs in the evidence."),
     ):
         command = option(command)
     return command
@@ -58,7 +66,9 @@ def _vm_options(command: Any) -> Any:
 @click.option("--binding-profile", type=_PROFILES, help="Offer only this one.")
 @click.option("--model", type=_FOLDER, help="Encrypted model to decrypt.")
 @click.option("--target", type=_FOLDER, help="Memory folder for the plaintext.")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 @_vm_options
 def vm(
     key: str,
@@ -134,7 +144,13 @@ def _decrypt(folder: Path, target: Path | None, secret: Any, say: "_Said") -> di
 
 @simulate.command()
 @click.option("--nonce", required=True, metavar="BASE64", help="Challenge of a broker: base64 of 32 bytes.")
-@click.option("--binding-profile", type=_PROFILES, default="cgpu-v1", show_default=True)
+@click.option(
+    "--binding-profile",
+    type=_PROFILES,
+    default="cgpu-v1",
+    show_default=True,
+    help="How the nonce binds CPU, GPUs and key.",
+)
 @_vm_options
 def evidence(nonce: str, binding_profile: str, **options: Any) -> None:
     """Print the body of `POST /kbs/v0/attest` that a simulated VM would send for a nonce.

@@ -43,7 +43,7 @@ class _Asked:
 
 @click.command("evidence")
 @click.option("--body", type=FILE, required=True, help="JSON body of POST /kbs/v0/attest.")
-@click.option("--tee", type=click.Choice([t.value for t in Tee]), default="snp", show_default=True)
+@click.option("--tee", type=click.Choice([t.value for t in Tee]), default="snp", show_default=True, help="CPU TEE.")
 @click.option("--nonce", metavar="BASE64", required=True, help="The nonce that the session issued.")
 @click.option("--profile", type=click.Choice([p.value for p in BindingProfile]), show_default=True,
               default=BindingProfile.TRUSTEE_RCAR.value, help="Binding that the session agreed on.")  # fmt: skip
@@ -52,8 +52,16 @@ class _Asked:
 @click.option("--collateral", type=FILE, help="Collateral store (a directory).")
 @policy_option
 @click.option("--at", metavar="RFC3339", help="Verify as of this time instead of now.")
-@click.option("--require", type=click.Choice(["authentic", "trusted"]), default="trusted", show_default=True)
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--require",
+    type=click.Choice(["authentic", "trusted"]),
+    default="trusted",
+    show_default=True,
+    help="Level that counts as success: signatures alone, or policy met too.",
+)
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 @click.option("--unsafe-trust-simulated-roots", "simulated", metavar="builtin|DIR",
               help="Trust test PKIs instead of the vendors'. Proves nothing about hardware.")  # fmt: skip
 @click.option("--unsafe-allow-sample-tee", "sample", is_flag=True, help="Accept CPU evidence that anybody can make.")

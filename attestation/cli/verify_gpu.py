@@ -70,8 +70,16 @@ class _Asked:
 @click.option("--collateral", type=_FILE, help="Collateral store: reference documents and revocation answers.")
 @policy_option
 @click.option("--at", metavar="RFC3339", help="Verify as of this time instead of now.")
-@click.option("--require", type=click.Choice(["authentic", "trusted"]), default="trusted", show_default=True)
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--require",
+    type=click.Choice(["authentic", "trusted"]),
+    default="trusted",
+    show_default=True,
+    help="Level that counts as success: signatures alone, or policy met too.",
+)
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 @click.option("--trailing-zeros", type=click.IntRange(0, 64), default=0, show_default=True,
               help="Zero bytes to tolerate after the signature.")  # fmt: skip
 @click.option("--signer-expiry", type=click.Choice(["strict", "grace", "valid-at-first-seen"]), default="strict",

@@ -25,7 +25,9 @@ _ISSUER = "https://nras.attestation.nvidia.com"
 @click.option("--issuer", default=_ISSUER, show_default=True, help="The only issuer to accept.")
 @click.option("--audience", help="Demand this `aud`. Without it, tokens that name one are refused.")
 @click.option("--at", metavar="RFC3339", help="Verify as of this time instead of now.")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 def nras(
     token: Path,
     nonce: str,

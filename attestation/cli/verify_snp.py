@@ -71,7 +71,13 @@ class _Asked:
 @click.option("--vmpl", "vmpls", type=click.IntRange(0, 3), multiple=True, help="Accept this VMPL. [default: 0]")
 @click.option("--min-tcb", metavar="PRODUCT:NAME=N,...", multiple=True,
               help="Floor of the reported and committed TCB, such as genoa:bootloader=10,snp=23.")  # fmt: skip
-@click.option("--crl", type=click.Choice(["require", "if-present", "off"]), default=_DEFAULT_CRL, show_default=True)
+@click.option(
+    "--crl",
+    type=click.Choice(["require", "if-present", "off"]),
+    default=_DEFAULT_CRL,
+    show_default=True,
+    help="Revocation list of the vendor: demanded, used where present, or ignored.",
+)
 @click.option("--allow-provisional-firmware", "provisional", is_flag=True, help="Accept firmware not yet committed.")
 @click.option("--allow-masked-chip", "masked", is_flag=True, help="Accept reports that hide the chip id.")
 def snp(**options: object) -> int:

@@ -21,12 +21,7 @@ KUBELET_ROOT = Path("/var/lib/kubelet")
 
 @click.group()
 def agent() -> None:
-    """Run the node agent.
-
-    \b
-    Example:
-      kata-gpu agent run --node-name "$NODE_NAME" --instance "$POD_UID" --policy /etc/kata-gpu/node-policy.yaml
-    """
+    """Run the node agent."""
 
 
 @agent.command()
@@ -38,8 +33,14 @@ def agent() -> None:
 @click.option("--kubeconfig", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
               help="Without it the pod's service account is used.")  # fmt: skip
 @click.option("--server", default="", metavar="URL", help="API server without credentials, for tests.")
-@click.option("--kubelet-root", type=click.Path(path_type=Path), default=KUBELET_ROOT, show_default=True)
-@click.option("--cdi-dir", type=click.Path(path_type=Path), default=CDI_DIR, show_default=True)
+@click.option(
+    "--kubelet-root",
+    type=click.Path(path_type=Path),
+    default=KUBELET_ROOT,
+    show_default=True,
+    help="Kubelet's folder: sockets, checkpoints, registration.",
+)
+@click.option("--cdi-dir", type=click.Path(path_type=Path), default=CDI_DIR, show_default=True, help="CDI directory.")
 @click.option("--state-dir", type=click.Path(path_type=Path), help="State of the node's verbs.")
 @click.option("--bridge", type=click.Path(path_type=Path), metavar="SOCKET",
               help="PodResources bridge that pods depend on: while it is down, devices are tainted.")  # fmt: skip
@@ -64,7 +65,12 @@ def run(
     listen: str,
     sim: Path | None,
 ) -> None:
-    """Serve kubelet, publish ResourceSlices, keep modes and labels; until told to stop."""
+    """Serve kubelet, publish ResourceSlices, keep modes and labels; until told to stop.
+
+    \b
+    Example:
+      kata-gpu agent run --node-name "$NODE_NAME" --instance "$POD_UID" --policy /etc/kata-gpu/node-policy.yaml
+    """
     from kata_gpu.cli.agent_log import configure_log
     from kata_gpu.cli.world import open_node
     from kata_gpu.dra.runner import AgentProcess, AgentSettings

@@ -14,23 +14,29 @@ HEAL_S = 5.0  # between looks at the socket file
 
 @click.group()
 def bridge() -> None:
-    """Hand DRA devices to unmodified Kata.
-
-    \b
-    Example:
-      kata-gpu bridge run --socket /run/kata-gpu/kata-pod-resources.sock
-    """
+    """Hand DRA devices to unmodified Kata."""
 
 
 @bridge.command()
 @click.option("--socket", "path", type=click.Path(path_type=Path), default=Path(BRIDGE_SOCKET), show_default=True,
               help="Socket that Kata's pod_resource_api_sock names.")  # fmt: skip
-@click.option("--kubelet-root", type=click.Path(path_type=Path), default=KUBELET_ROOT, show_default=True)
+@click.option(
+    "--kubelet-root",
+    type=click.Path(path_type=Path),
+    default=KUBELET_ROOT,
+    show_default=True,
+    help="Kubelet's folder: sockets, checkpoints, registration.",
+)
 @click.option("--allow", multiple=True, help="Driver whose devices are handed on; repeat for several.")
 @click.option("--kata-config", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True,
               help="Kata configuration to check for support of its own.")  # fmt: skip
 def run(path: Path, kubelet_root: Path, allow: tuple[str, ...], kata_config: tuple[Path, ...]) -> None:
-    """Serve until told to stop. The socket file stays behind: without it Kata starts VMs without their GPU."""
+    """Serve until told to stop. The socket file stays behind: without it Kata starts VMs without their GPU.
+
+    \b
+    Example:
+      kata-gpu bridge run --socket /run/kata-gpu/kata-pod-resources.sock
+    """
     from kata_gpu.cli.agent_log import configure_log
     from kata_gpu.core.claim import DRIVER
     from kata_gpu.core.podresources import refuse_native_support

@@ -15,7 +15,9 @@ from kata_gpu.errors import ExitCode
 @click.option(
     "--host-root", type=click.Path(path_type=Path), metavar="PATH", help="A mounted root instead of this host."
 )
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 def bundle(file: Path, profile: str | None, host_root: Path | None, output: str) -> int:
     """Write what doctor reads into one archive: redacted, bounded, and enough to get the same report offline.
 

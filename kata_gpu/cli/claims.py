@@ -11,7 +11,13 @@ HEADER = ("CLAIM", "UID", "STATE", "POD", "DEVICES", "SINCE")
 
 
 @click.command()
-@click.option("--kubelet-root", type=click.Path(path_type=Path), default=KUBELET_ROOT, show_default=True)
+@click.option(
+    "--kubelet-root",
+    type=click.Path(path_type=Path),
+    default=KUBELET_ROOT,
+    show_default=True,
+    help="Kubelet's folder: sockets, checkpoints, registration.",
+)
 @output_option
 def claims(kubelet_root: Path, output: str) -> None:
     """List the claims that this node has promised devices to. Needs no API server.

@@ -24,7 +24,13 @@ def _metadata_options(command: click.decorators.FC) -> click.decorators.FC:
               help="Without it the pod's service account.")  # fmt: skip
 @click.option("--server", default="", hidden=True, help="plain URL of an API server, for tests")
 @_metadata_options
-@click.option("--output", type=click.Choice(["text", "yaml", "json"]), default="text", show_default=True)
+@click.option(
+    "--output",
+    type=click.Choice(["text", "yaml", "json"]),
+    default="text",
+    show_default=True,
+    help="Form of the result.",
+)
 def conformance(kubeconfig: Path | None, server: str, output: str, **metadata: str) -> int:
     """Judge a cluster by the accelerator requirements of the Kubernetes AI Conformance programme.
 

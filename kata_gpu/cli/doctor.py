@@ -45,7 +45,9 @@ def paint(status: Status, text: str) -> str:
 @click.option("--strict", is_flag=True, help="Warnings, and fatal checks that cannot tell, are negative too.")
 @click.option("--verbose", "-v", is_flag=True, help="Show every check.")
 @click.option("--list", "list_ids", is_flag=True, help="Print the check ids and titles.")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 def doctor(
     profile: str | None,
     host_root: Path | None,

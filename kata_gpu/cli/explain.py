@@ -16,7 +16,9 @@ _READ_LINE = 1 << 16
 
 @click.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path, allow_dash=True))
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 @click.option("--list", "list_causes", is_flag=True, help="Print the causes that are known.")
 def explain(file: Path | None, output: str, list_causes: bool) -> int:
     """Explain log lines of Kata, QEMU, kernel, containerd and kubelet: cause, fix, and what looks bad and is not.

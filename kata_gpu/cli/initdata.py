@@ -20,7 +20,9 @@ from kata_gpu.core.kata.initdata import (
 from kata_gpu.errors import ExitCode, Misconfigured, Unavailable
 
 _TEE_ALGORITHM = {"snp": Algorithm.SHA256, "tdx": Algorithm.SHA384}  # fill the field exactly: no cut, no padding
-_output = click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+_output = click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 
 
 @click.group()

@@ -25,7 +25,8 @@ def _options(command: click.decorators.FC) -> click.decorators.FC:
             click.option("--default-tee", type=click.Choice(["none", "snp", "tdx"]), default="none", show_default=True,
                          help="what the RuntimeClass kata-nvidia-gpu stands for"),
             click.option("--with-broker", is_flag=True, help="the key broker too (SQLite, one replica)"),
-            click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True),
+            click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True,
+                         help="form of the result"),
         )
     ):  # fmt: skip
         command = option(command)

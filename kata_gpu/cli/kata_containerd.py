@@ -40,7 +40,9 @@ def containerd() -> None:
 @_flavour
 @_root
 @click.option("--config", help="main configuration file instead of the flavour's own")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 def check(handlers: tuple[str, ...], flavour: str, host_root: Path, config: str | None, output: str) -> int:
     """Judge the effective configuration: main file and imports, as containerd merges them.
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
               help="with --live; without it the pod's service account")  # fmt: skip
 @click.option("--server", default="", hidden=True, help="plain URL of an API server, for tests")
 @click.option("--namespace", default="default", show_default=True, help="of objects that name none")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 def lint(
     files: tuple[str, ...], live: bool, kubeconfig: Path | None, server: str, namespace: str, output: str
 ) -> int:  # fmt: skip

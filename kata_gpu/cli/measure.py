@@ -72,7 +72,9 @@ def _range(text: str) -> tuple[int, int]:
     "--cpu", type=click.Choice(list(_MODELS)), default="EPYC-Genoa", show_default=True, help="QEMU's CPU model"
 )
 @click.option("--features", type=lambda v: int(v, 16), default=f"{SNP_ACTIVE:x}", metavar="HEX", help="SEV_FEATURES")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 def snp(
     firmware: Path | None, kernel: Path | None, initrd: Path | None, cmdline: str | None, cmdline_file: Path | None,
     qemu_cmdline: Path | None, vcpus: str, cpu: str, features: int, output: str,
@@ -111,7 +113,9 @@ def snp(
 
 @measure.command()
 @click.option("--firmware", type=click.Path(path_type=Path), required=True, help="TDVF image (OVMF.inteltdx.fd)")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 def tdx(firmware: Path, output: str) -> int:
     """TDX MRTD of a firmware image. Kernel and command line are in RTMR1 and RTMR2, which the firmware measures.
 

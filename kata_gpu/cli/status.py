@@ -12,7 +12,13 @@ HEADER = ("DEVICE", "ADDRESS", "MODE", "BINDING", "CLAIM", "POD", "HEALTH", "REA
 
 
 @click.command()
-@click.option("--kubelet-root", type=click.Path(path_type=Path), default=KUBELET_ROOT, show_default=True)
+@click.option(
+    "--kubelet-root",
+    type=click.Path(path_type=Path),
+    default=KUBELET_ROOT,
+    show_default=True,
+    help="Kubelet's folder: sockets, checkpoints, registration.",
+)
 @node_options
 def status(kubelet_root: Path, sim: Path | None, state_dir: Path | None, cdi_dir: Path | None, output: str) -> int:
     """One table: device, mode, binding, claim, pod, health, reason. Exit 1 when a device is not healthy.

@@ -1,0 +1,50 @@
+"""The three command lines have one form, and their reference pages are what the programs say."""
+
+from pathlib import Path
+
+import click
+import pytest
+from click.shell_completion import BashComplete
+
+from deploy.cli_reference import PROGRAMS, context_of, leaves, render_reference
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LEAVES = [
+    pytest.param(command, id=context.command_path.replace(" ", "-"))
+    for program, group in PROGRAMS.items()
+    for command, context in leaves(group, context_of(group, program, None))
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_reference_is_what_the_program_says(program: str) -> None:
+    page = ROOT / "docs/cli" / f"{program}.md"
+    assert page.read_text() == render_reference(program, PROGRAMS[program]), "run `make docs`"
+
+
+@pytest.mark.parametrize("command", LEAVES)
+def test_help_shows_an_example(command: click.Command) -> None:
+    assert "Example" in (command.help or "")
+
+
+@pytest.mark.parametrize("command", LEAVES)
+def test_every_option_says_what_it_does(command: click.Command) -> None:
+    silent = [p.opts[0] for p in command.params if isinstance(p, click.Option) and not p.hidden and not p.help]
+    assert silent == []
+
+
+@pytest.mark.parametrize("command", LEAVES)
+def test_output_means_text_or_json_everywhere(command: click.Command) -> None:
+    for parameter in command.params:
+        if "--output" in parameter.opts and isinstance(parameter.type, click.Choice):
+            assert {"text", "json"} <= set(parameter.type.choices)
+            assert parameter.default == "text"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_shell_completes_commands_and_options(program: str) -> None:
+    group = PROGRAMS[program]
+    complete = BashComplete(group, {}, program, f"_{program.upper().replace('-', '_')}_COMPLETE")
+    names = {item.value for item in complete.get_completions([], "")}
+    assert names == set(group.list_commands(context_of(group, program, None)))
+    assert "--version" in {item.value for item in complete.get_completions([], "--v")}
