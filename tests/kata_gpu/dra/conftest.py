@@ -13,7 +13,7 @@ from kata_gpu.host.kube import KubeApi
 from tests.kata_gpu.dra.fake_api import FakeApi
 from tests.kata_gpu.dra.fake_kubelet import FakeKubelet
 from tests.kata_gpu.dra.fake_node import FakeNode
-from tests.kata_gpu.dra.real_api import RealApi, assets
+from tests.kata_gpu.dra.real_api import GATES, RealApi, assets
 from tests.kata_gpu.dra.world import NODE, NODES, World
 
 
@@ -36,14 +36,29 @@ def real_api() -> Iterator[RealApi | None]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def closed_api() -> Iterator[RealApi | None]:
+    """A second one that drops what feature gates can drop."""
+    folder = assets()
+    if folder is None:
+        yield None
+        return
+    server = RealApi(folder, closed=frozenset(GATES))
+    yield server
+    server.stop()
+
+
 @pytest.fixture
 def api(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """An API server with this node in it: the fake, or for `envtest` the real one."""
-    envtest = request.node.get_closest_marker("envtest") is not None
-    real = request.getfixturevalue("real_api") if envtest else None
-    if envtest:
+    """An API server with this node in it: the fake, or for `envtest` the real one; with gates closed where marked."""
+    marked = {m.name for m in request.node.iter_markers()}
+    closed = "gates_closed" in marked
+    real = request.getfixturevalue("closed_api" if closed else "real_api") if "envtest" in marked else None
+    if "envtest" in marked:
         request.node.user_properties.append(("api-server", "real" if real else "fake"))
     server: Any = real or FakeApi()
+    if closed and not real:
+        server.store.drop |= GATES.keys()
     server.store.create(NODES, "", {"metadata": {"name": NODE}})
     yield server
     server.reset() if real else server.stop()

@@ -1,7 +1,8 @@
 """A real kube-apiserver and etcd from KUBEBUILDER_ASSETS behind the face of `FakeApi`, with a proxy that can fail.
 
-The same test bodies run on both. What only a fake can do (feature gates at run time) skips and says so. There is no
-controller manager: nobody finishes the deletion of a namespace, fills one with a ServiceAccount or binds a volume.
+The same test bodies run on both; feature gates are set at the start, so a test that needs some closed gets a server of
+its own. There is no controller manager: nobody finishes the deletion of a namespace, fills one with a ServiceAccount or
+binds a volume.
 """
 
 import json
@@ -23,14 +24,11 @@ from ssl import CERT_NONE, PROTOCOL_TLS_CLIENT, SSLContext
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
-import pytest
-
 from tests.kata_gpu.dra.fake_api import APPLY, MERGE, route
 from tests.kata_gpu.dra.fake_store import HELD, KINDS, NAMESPACES, ApiError, Kind, Object
 
-ONLY_FAKE = "envtest: KUBEBUILDER_ASSETS server cannot do this at run time"
 START_S = 60.0
-GATES = "DRADeviceTaints=true,DRADeviceTaintRules=true,DRAPartitionableDevices=true,DRAAdminAccess=true"
+GATES = {"taints": "DRADeviceTaints", "counters": "DRAPartitionableDevices"}  # by what the server drops without
 RUNTIME = "resource.k8s.io/v1=true,resource.k8s.io/v1beta2=true"
 # Without its cache the server answers a watch from etcd, which knows of its compaction.
 UNCACHED = "resourceslices.resource.k8s.io#0"
@@ -41,20 +39,12 @@ OURS = quote("!kubernetes.io/bootstrapping")  # roles that the server made at it
 ADMISSION_S = 30.0  # policies are compiled in the background
 
 
-class _Gates(set[str]):
-    """Feature gates of a running server do not change."""
-
-    def add(self, element: str) -> None:
-        pytest.skip(f"{ONLY_FAKE} ({element})")
-
-
 class RealStore:
     """The methods of `Store` that tests use, over the real server. Requests of the driver are counted by the proxy."""
 
     def __init__(self, api: "RealApi") -> None:
         self._api = api
         self.requests: Counter[tuple[str, str]] = Counter()
-        self.drop = _Gates()
 
     def get(self, kind: Kind, namespace: str, name: str) -> Object:
         return self._api.ask("GET", _path(kind, namespace, name))
@@ -116,9 +106,12 @@ class RealStore:
 
 
 class RealApi:
-    """One server for the session; `reset` empties it between tests. `url` is the proxy's."""
+    """A server for many tests; `reset` empties it between them. `url` is the proxy's."""
 
-    def __init__(self, assets: Path) -> None:
+    def __init__(self, assets: Path, *, closed: frozenset[str] = frozenset()) -> None:
+        """`closed` names gates of GATES."""
+        gates = ",".join(f"{gate}={str(name not in closed).lower()}" for name, gate in GATES.items())
+        gates += f",DRADeviceTaintRules={str('taints' not in closed).lower()}"  # off in 1.36, and useless without taints
         self._dir = Path(tempfile.mkdtemp(prefix="envtest"))
         self._token = secrets.token_hex(16)
         etcd, peer, port = (_free_port() for _ in range(3))
@@ -143,7 +136,7 @@ class RealApi:
                 "--authorization-mode=RBAC", f"--service-account-key-file={key}",
                 f"--service-account-signing-key-file={key}", "--service-account-issuer=https://envtest",
                 "--service-cluster-ip-range=10.0.0.0/24", "--disable-admission-plugins=ServiceAccount",
-                f"--runtime-config={RUNTIME}", f"--feature-gates={GATES}",
+                f"--runtime-config={RUNTIME}", f"--feature-gates={gates}",
                 f"--watch-cache-sizes={UNCACHED}", "--allow-privileged",
             ),
         ]  # fmt: skip
@@ -159,6 +152,16 @@ class RealApi:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._proxy.server_address[1]}"
+
+    def kubeconfig(self) -> Object:
+        """For programs of Kubernetes itself: straight to the server, as its administrator."""
+        cluster = {"server": f"https://127.0.0.1:{self._port}", "insecure-skip-tls-verify": True}
+        return {
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": cluster}],
+            "users": [{"name": "c", "user": {"token": self._token}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
+        }  # fmt: skip
 
     def fail_next(self, status: int, *, resource: str = "", times: int = 1) -> None:
         self.failures += [(resource, status)] * times

@@ -137,11 +137,11 @@ def test_a_refusal_reaches_the_operator_and_prepare_still_works(
     assert world.prepare(world.claim(gpu(0)))[0].device == gpu(0)
 
 
+@pytest.mark.gates_closed
 @numbered("dra-073")
 def test_dropped_taints_are_noticed_and_the_device_left_out(
     world: World, publisher: SlicePublisher, case: None
 ) -> None:
-    world.api.store.drop.add("taints")
     unfit = {address(3): Unfit(code="reset-failed")}
     publish(world, publisher, unfit)
     assert gpu(3) not in devices(world)
@@ -267,9 +267,14 @@ def test_the_board_needs_counters(world: World, publisher: SlicePublisher, case:
     assert group["attributes"]["ppcieMode"] == {"string": "on"}
     assert pool["spec"]["pool"] == shared["spec"]["pool"]
     assert len(pool["spec"]["devices"]) == 13
-    world.api.store.drop.add("counters")
-    world.api.store.delete_collection(SLICES)
+
+
+@pytest.mark.gates_closed
+@numbered("dra-073-no-counters")
+def test_without_counters_the_board_is_not_offered(world: World, publisher: SlicePublisher, case: None) -> None:
+    world.host.__init__(gpus=8, switches=4, mode=CcMode.PPCIE)  # type: ignore[misc]
     publish(world, publisher)
+    assert len(devices(world)) == 12
     assert "ppcie-0" not in devices(world)
     assert {d["attributes"]["ppcieGroup"]["string"] for d in devices(world).values()} != {"none"}
     assert publish(world, publisher) == 0
