@@ -9,6 +9,7 @@ from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import compress
 from typing import Any
 from uuid import UUID
 
@@ -16,19 +17,20 @@ from attestation.errors import Malformed
 from attestation.formats.json_strict import parse_json, require_object, require_text
 from attestation.formats.snp_report import (
     CPUID_SINCE,
+    LAYOUT,
     MITIGATION_SINCE,
     REPORT_BYTES,
     SCALAR_BYTES,
-    SIGNED_BYTES,
     Firmware,
     parse_snp_report,
 )
-from attestation.formats.snp_tcb import Product, Tcb, parse_tcb, product_of, render_tcb
+from attestation.formats.snp_tcb import Product, pack_tcb, parse_tcb, product_of
 
 MAX_EVIDENCE_BYTES = 256 * 1024  # three certificates as JSON integers take 35 KiB
 MAX_TABLE_BYTES = 16 * 1024  # what the kernel's extended report interface hands over
 MAX_TABLE_ENTRIES = 16
 _ENTRY_BYTES = 24
+_ZERO_OR_ONE = b"\1\1" + bytes(254)  # translation table
 
 
 class CertKind(StrEnum):
@@ -89,11 +91,11 @@ def _base64(value: object, where: str) -> bytes:
         raise _bad("snp-evidence-base64", "not base64", where) from exc
 
 
-def _uint(document: Mapping[str, Any], name: str, size: int) -> bytes:
+def _uint(document: Mapping[str, Any], name: str, size: int) -> int:
     value = document.get(name)
     if type(value) is not int or not 0 <= value < 1 << 8 * size:  # bool and float are not numbers here
         raise _bad("snp-evidence-number", "not a number of this size", name, expected=f"u{8 * size}", got=repr(value))
-    return value.to_bytes(size, "little")
+    return value
 
 
 def _octets(value: object, where: str, size: int | None = None) -> bytes:
@@ -101,76 +103,78 @@ def _octets(value: object, where: str, size: int | None = None) -> bytes:
         got = f"{len(value)} members" if isinstance(value, list) else type(value).__name__
         raise _bad("snp-evidence-bytes", "not a byte array of this length", where, expected=size or "bytes", got=got)
     try:
-        if not set(map(type, value)) <= {int}:  # bytes() would take True for 1
+        raw = bytes(value)
+        # It took True for 1 and False for 0, so these two are looked at again.
+        if not {*map(type, compress(value, raw.translate(_ZERO_OR_ONE)))} <= {int}:
             raise ValueError
-        return bytes(value)
-    except ValueError as exc:
+    except (TypeError, ValueError) as exc:
         raise _bad("snp-evidence-bytes", "array members are not bytes", where, expected="0 to 255") from exc
+    return raw
 
 
 def _tcb(document: Mapping[str, Any], name: str) -> bytes:
     parts = require_object(document.get(name), f"snp-evidence.{name}")
     if "fmc" not in parts:
         raise _bad("snp-evidence-tcb", "TCB without fmc member", name, expected="fmc: null or number")
-    named = {part: _uint(parts, part, 1)[0] for part in ("bootloader", "tee", "snp", "microcode")}
-    return render_tcb(Tcb(**named, fmc=None if parts["fmc"] is None else _uint(parts, "fmc", 1)[0]))
+    return pack_tcb(
+        fmc=None if parts["fmc"] is None else _uint(parts, "fmc", 1),
+        bootloader=_uint(parts, "bootloader", 1),
+        tee=_uint(parts, "tee", 1),
+        snp=_uint(parts, "snp", 1),
+        microcode=_uint(parts, "microcode", 1),
+    )
 
 
 def _firmware(document: Mapping[str, Any], name: str) -> bytes:
     parts = require_object(document.get(name), f"snp-evidence.{name}")
-    return _uint(parts, "build", 1) + _uint(parts, "minor", 1) + _uint(parts, "major", 1) + b"\0"
+    return bytes((_uint(parts, "build", 1), _uint(parts, "minor", 1), _uint(parts, "major", 1)))
 
 
-def _nullable(document: Mapping[str, Any], name: str, size: int, *, present: bool) -> bytes:
-    if not present:
-        if document.get(name) is not None:
-            raise _bad("snp-evidence-version", "member is newer than the report version", name, expected="null")
-        return bytes(size)
-    return _uint(document, name, size)
+def _nullable(document: Mapping[str, Any], name: str, size: int, *, present: bool) -> int:
+    if present:
+        return _uint(document, name, size)
+    if document.get(name) is not None:
+        raise _bad("snp-evidence-version", "member is newer than the report version", name, expected="null")
+    return 0
 
 
 def rebuild_report(document: Mapping[str, Any]) -> bytes:
     """The 1184 bytes behind the attester's JSON. Reserved bytes are zero, as its parser dropped them."""
-    version = int.from_bytes(_uint(document, "version", 4), "little")
+    version = _uint(document, "version", 4)
+    cpuid, mitigations = version >= CPUID_SINCE, version >= MITIGATION_SINCE
     signature = require_object(document.get("signature"), "snp-evidence.signature")
 
     def octets(name: str, size: int) -> bytes:
         return _octets(document.get(name), name, size)
 
-    signed = b"".join(
-        [
-            _uint(document, "version", 4),
-            _uint(document, "guest_svn", 4),
-            _uint(document, "policy", 8),
-            octets("family_id", 16),
-            octets("image_id", 16),
-            _uint(document, "vmpl", 4),
-            _uint(document, "sig_algo", 4),
-            _tcb(document, "current_tcb"),
-            _uint(document, "plat_info", 8),
-            _uint(document, "key_info", 4) + bytes(4),
-            octets("report_data", 64),
-            octets("measurement", 48),
-            octets("host_data", 32),
-            octets("id_key_digest", 48),
-            octets("author_key_digest", 48),
-            octets("report_id", 32),
-            octets("report_id_ma", 32),
-            _tcb(document, "reported_tcb"),
-            *(
-                _nullable(document, f"cpuid_{part}", 1, present=version >= CPUID_SINCE)
-                for part in ("fam_id", "mod_id", "step")
-            ),
-            bytes(21),
-            octets("chip_id", 64),
-            _tcb(document, "committed_tcb"),
-            _firmware(document, "current"),
-            _firmware(document, "committed"),
-            _tcb(document, "launch_tcb"),
-            _nullable(document, "launch_mit_vector", 8, present=version >= MITIGATION_SINCE),
-            _nullable(document, "current_mit_vector", 8, present=version >= MITIGATION_SINCE),
-        ]
-    ).ljust(SIGNED_BYTES, b"\0")
+    signed = LAYOUT.pack(
+        version,
+        _uint(document, "guest_svn", 4),
+        _uint(document, "policy", 8),
+        octets("family_id", 16),
+        octets("image_id", 16),
+        _uint(document, "vmpl", 4),
+        _uint(document, "sig_algo", 4),
+        _tcb(document, "current_tcb"),
+        _uint(document, "plat_info", 8),
+        _uint(document, "key_info", 4),
+        octets("report_data", 64),
+        octets("measurement", 48),
+        octets("host_data", 32),
+        octets("id_key_digest", 48),
+        octets("author_key_digest", 48),
+        octets("report_id", 32),
+        octets("report_id_ma", 32),
+        _tcb(document, "reported_tcb"),
+        bytes(_nullable(document, f"cpuid_{part}", 1, present=cpuid) for part in ("fam_id", "mod_id", "step")),
+        octets("chip_id", 64),
+        _tcb(document, "committed_tcb"),
+        _firmware(document, "current"),
+        _firmware(document, "committed"),
+        _tcb(document, "launch_tcb"),
+        _nullable(document, "launch_mit_vector", 8, present=mitigations),
+        _nullable(document, "current_mit_vector", 8, present=mitigations),
+    )
     scalars = b"".join(_octets(signature.get(name), f"signature.{name}", SCALAR_BYTES) for name in ("r", "s"))
     return (signed + scalars).ljust(REPORT_BYTES, b"\0")
 

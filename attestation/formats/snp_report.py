@@ -4,10 +4,11 @@ Reserved bytes are not judged here: firmware may only be believed after its sign
 question that the verifier asks afterwards.
 """
 
+import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from attestation.errors import Malformed
-from attestation.formats.reader import Reader
 
 REPORT_BYTES = 0x4A0
 SIGNED_BYTES = 0x2A0
@@ -17,10 +18,14 @@ CPUID_SINCE = 3
 MITIGATION_SINCE = 5
 _POLICY_DEFINED = (1 << 26) - 1
 _KEY_INFO_DEFINED = 0x1F
+# What is signed, table 23 from top to bottom: `x` is reserved, the last range up to SIGNED_BYTES. 3s before 21 reserved
+# bytes is the CPUID, the two that end in a reserved byte are firmware versions.
+LAYOUT = struct.Struct("<IIQ16s16sII8sQI4x64s48s32s48s48s32s32s8s3s21x64s8s3sx3sx8sQQ152x")
+_S_OFFSET = SIGNED_BYTES + SCALAR_BYTES
+_SIGNATURE_PADDING = bytes(REPORT_BYTES - SIGNED_BYTES - 2 * SCALAR_BYTES)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Firmware:
+class Firmware(NamedTuple):
     """Version of the SEV firmware; in the report the three bytes come in reverse order."""
 
     major: int
@@ -101,64 +106,44 @@ def parse_snp_report(raw: bytes) -> SnpReport:
     """Exactly 1184 bytes of a known version. Raises Malformed."""
     if len(raw) != REPORT_BYTES:
         raise Malformed("snp-length", "wrong report length", where="snp", expected=REPORT_BYTES, got=len(raw))
-    r = Reader(raw, "snp")
-    version = r.u32le("version")
+    (
+        version, guest_svn, policy, family_id, image_id, vmpl, signature_algo, current_tcb, platform_info, key_info,
+        report_data, measurement, host_data, id_key_digest, author_key_digest, report_id, report_id_ma, reported_tcb,
+        cpuid, chip_id, committed_tcb, current, committed, launch_tcb, launch_mit_vector, current_mit_vector,
+    ) = LAYOUT.unpack_from(raw)  # fmt: skip
     if version not in VERSIONS:
         raise Malformed("snp-version", "unknown report version", where="snp.version", expected=VERSIONS, got=version)
-    report = SnpReport(
+    if not raw.endswith(_SIGNATURE_PADDING):
+        raise Malformed("reserved", "reserved bytes are not zero", where="snp.signature.padding", expected="zeros")
+    mitigations = version >= MITIGATION_SINCE
+    return SnpReport(
         signed=raw[:SIGNED_BYTES],
         version=version,
-        guest_svn=r.u32le("guest_svn"),
-        policy=r.u64le("policy"),
-        family_id=r.take(16, "family_id"),
-        image_id=r.take(16, "image_id"),
-        vmpl=r.u32le("vmpl"),
-        signature_algo=r.u32le("signature_algo"),
-        current_tcb=r.take(8, "current_tcb"),
-        platform_info=r.u64le("platform_info"),
-        key_info=r.u32le("key_info"),
-        report_data=_skip(r, 4).take(64, "report_data"),
-        measurement=r.take(48, "measurement"),
-        host_data=r.take(32, "host_data"),
-        id_key_digest=r.take(48, "id_key_digest"),
-        author_key_digest=r.take(48, "author_key_digest"),
-        report_id=r.take(32, "report_id"),
-        report_id_ma=r.take(32, "report_id_ma"),
-        reported_tcb=r.take(8, "reported_tcb"),
-        cpuid=_cpuid(r, version),
-        chip_id=r.take(64, "chip_id"),
-        committed_tcb=r.take(8, "committed_tcb"),
-        current=_firmware(r, "current"),
-        committed=_firmware(r, "committed"),
-        launch_tcb=r.take(8, "launch_tcb"),
-        launch_mit_vector=_mitigations(r, version, "launch_mit_vector"),
-        current_mit_vector=_mitigations(r, version, "current_mit_vector"),
-        signature_r=_scalar(_skip(r, SIGNED_BYTES - r.position), "signature.r"),
-        signature_s=_scalar(r, "signature.s"),
+        guest_svn=guest_svn,
+        policy=policy,
+        family_id=family_id,
+        image_id=image_id,
+        vmpl=vmpl,
+        signature_algo=signature_algo,
+        current_tcb=current_tcb,
+        platform_info=platform_info,
+        key_info=key_info,
+        report_data=report_data,
+        measurement=measurement,
+        host_data=host_data,
+        id_key_digest=id_key_digest,
+        author_key_digest=author_key_digest,
+        report_id=report_id,
+        report_id_ma=report_id_ma,
+        reported_tcb=reported_tcb,
+        cpuid=(cpuid[0], cpuid[1], cpuid[2]) if version >= CPUID_SINCE else None,
+        chip_id=chip_id,
+        committed_tcb=committed_tcb,
+        current=Firmware(*current[::-1]),
+        committed=Firmware(*committed[::-1]),
+        launch_tcb=launch_tcb,
+        launch_mit_vector=launch_mit_vector if mitigations else None,
+        current_mit_vector=current_mit_vector if mitigations else None,
+        signature_r=int.from_bytes(raw[SIGNED_BYTES:_S_OFFSET], "little"),
+        signature_s=int.from_bytes(raw[_S_OFFSET : _S_OFFSET + SCALAR_BYTES], "little"),
     )
-    r.zeros(r.remaining, "signature.padding")
-    return report
-
-
-def _skip(r: Reader, size: int) -> Reader:
-    r.take(size, "reserved")
-    return r
-
-
-def _cpuid(r: Reader, version: int) -> tuple[int, int, int] | None:
-    raw = r.take(24, "cpuid")
-    return (raw[0], raw[1], raw[2]) if version >= CPUID_SINCE else None
-
-
-def _firmware(r: Reader, field: str) -> Firmware:
-    raw = r.take(4, field)
-    return Firmware(raw[2], raw[1], raw[0])
-
-
-def _mitigations(r: Reader, version: int, field: str) -> int | None:
-    vector = r.u64le(field)
-    return vector if version >= MITIGATION_SINCE else None
-
-
-def _scalar(r: Reader, field: str) -> int:
-    return int.from_bytes(r.take(SCALAR_BYTES, field), "little")

@@ -72,12 +72,16 @@ def parse_tcb(raw: bytes, product: Product, field: str) -> Tcb:
     return Tcb(**{name: raw[offset] for name, offset in offsets.items()})
 
 
+def pack_tcb(*, fmc: int | None, bootloader: int, tee: int, snp: int, microcode: int) -> bytes:
+    """The eight bytes of TCB_VERSION; with `fmc` in Turin's byte order. Raises ValueError unless all are bytes."""
+    if fmc is None:
+        return bytes((bootloader, tee, 0, 0, 0, 0, snp, microcode))
+    return bytes((fmc, bootloader, tee, snp, 0, 0, 0, microcode))
+
+
 def render_tcb(tcb: Tcb) -> bytes:
-    """The eight bytes of TCB_VERSION; a TCB with `fmc` has Turin's byte order."""
-    raw = bytearray(TCB_BYTES)
-    for name, offset in _OFFSETS[tcb.fmc is not None].items():
-        raw[offset] = tcb.components()[name]
-    return bytes(raw)
+    """The eight bytes of `tcb`."""
+    return pack_tcb(fmc=tcb.fmc, bootloader=tcb.bootloader, tee=tcb.tee, snp=tcb.snp, microcode=tcb.microcode)
 
 
 def product_of(family: int, model: int) -> Product | None:
