@@ -5,7 +5,7 @@ from pathlib import Path
 from attestation.appraise.verification import VerificationPolicy
 from attestation.cli.verification import with_first_seen
 from attestation.errors import Misconfigured
-from attestation.ops.local_verifier import LocalVerifier
+from attestation.ops.local_verifier import NO_STORE, LocalVerifier
 from attestation.sources.collateral import Collateral
 from attestation.sources.collateral_store import CollateralStore
 from attestation.verify.nv_policy import NvPolicy
@@ -25,18 +25,25 @@ def platform_verifier(
     policy: VerificationPolicy | None = None,
 ) -> LocalVerifier:
     """Production roots and stored collateral; or, with the unsafe options, roots that anybody can sign under."""
-    if simulated_roots is not None:
-        return _simulated(simulated_roots, policy, sample=sample)
     if collateral is not None:
-        return stored_verifier(CollateralStore(collateral).load(), sample=sample, policy=policy)
+        stored = CollateralStore(collateral).load()
+        return stored_verifier(stored, simulated_roots=simulated_roots, sample=sample, policy=policy)
+    if simulated_roots is not None:
+        return _simulated(simulated_roots, policy, None, sample=sample)
     known = PlatformCollateral(amd=StaticAmdCollateral(), rims=_NoRims(), revocation=NoRevocation())
     return LocalVerifier(trust=_production(sample=sample), collateral=known, policy=_rules(policy, None))
 
 
 def stored_verifier(
-    stored: Collateral, *, sample: bool = False, policy: VerificationPolicy | None = None
+    stored: Collateral,
+    *,
+    simulated_roots: str | None = None,
+    sample: bool = False,
+    policy: VerificationPolicy | None = None,
 ) -> LocalVerifier:
-    """Production roots and this collateral."""
+    """Production roots and this collateral; under simulated roots its reference documents and revocation only."""
+    if simulated_roots is not None:
+        return _simulated(simulated_roots, policy, stored, sample=sample)
     known = PlatformCollateral(amd=stored, intel=stored, rims=stored, revocation=stored, bundle=stored.bundle)
     return LocalVerifier(
         trust=_production(sample=sample),
@@ -64,7 +71,9 @@ class _NoRims:
         return ()
 
 
-def _simulated(where: str, policy: VerificationPolicy | None, *, sample: bool) -> LocalVerifier:
+def _simulated(
+    where: str, policy: VerificationPolicy | None, stored: Collateral | None, *, sample: bool
+) -> LocalVerifier:
     try:
         from attestation.simulate.amd_pki import simulated_amd_collateral, simulated_amd_trust
         from attestation.simulate.intel import simulated_intel_collateral, simulated_intel_trust
@@ -91,8 +100,10 @@ def _simulated(where: str, policy: VerificationPolicy | None, *, sample: bool) -
         collateral=PlatformCollateral(
             amd=simulated_amd_collateral(),
             intel=simulated_intel_collateral(),
-            rims=forge.shelf(),
-            revocation=NoRevocation(),
+            rims=stored or forge.shelf(),
+            revocation=stored or NoRevocation(),
+            bundle=stored.bundle if stored else None,
         ),
-        policy=_rules(policy, None) if policy else PlatformPolicy(nvidia=NvPolicy(revocation=revocation)),
+        policy=_rules(policy, stored) if policy else PlatformPolicy(nvidia=NvPolicy(revocation=revocation)),
+        collateral_digest=stored.digest() if stored else NO_STORE,
     )

@@ -148,10 +148,11 @@ def _verifier(collateral: Path | None, simulated: str | None, policy: Any, *, sa
     from attestation.ops.renewed_verifier import RenewedVerifier
     from attestation.sources.collateral_store import CollateralStore
 
-    if collateral is not None and simulated is None:
-        renewed = RenewedVerifier(CollateralStore(collateral), partial(stored_verifier, sample=sample, policy=policy))
+    if collateral is not None:
+        build = partial(stored_verifier, simulated_roots=simulated, sample=sample, policy=policy)
+        renewed = RenewedVerifier(CollateralStore(collateral), build)
         return renewed, renewed.current.trust.simulated, renewed
-    verifier = platform_verifier(collateral=collateral, simulated_roots=simulated, sample=sample, policy=policy)
+    verifier = platform_verifier(collateral=None, simulated_roots=simulated, sample=sample, policy=policy)
     return verifier, verifier.trust.simulated, None
 
 

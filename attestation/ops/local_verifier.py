@@ -14,6 +14,8 @@ from attestation.verify.platform import (
 )
 from attestation.verify.verified import BoundPlatform
 
+NO_STORE = "built-in"  # the collateral of a verifier without a store
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalVerifier:
@@ -22,7 +24,7 @@ class LocalVerifier:
     trust: PlatformTrust
     collateral: PlatformCollateral
     policy: PlatformPolicy
-    collateral_digest: str = "built-in"  # recorded with every attestation
+    collateral_digest: str = NO_STORE  # recorded with every attestation
 
     def verify(self, submission: Submission, challenged: Challenged, *, now: datetime) -> BoundPlatform:
         """One platform against one challenge."""

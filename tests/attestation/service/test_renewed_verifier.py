@@ -2,15 +2,18 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from attestation.cli.platform import stored_verifier
+from attestation.cli.platform import BUILTIN, platform_verifier, stored_verifier
 from attestation.errors import Malformed, Unavailable
-from attestation.formats.collateral import Document, Kind
+from attestation.formats.collateral import Document, Kind, State
 from attestation.ops.renewed_verifier import RenewedVerifier
+from attestation.simulate.nvidia import PRODUCTS, NvidiaForge
 from attestation.sources.collateral_store import CollateralStore
+from attestation.values import Architecture
 from tests.attestation.broker.broker import NOW
 from tests.attestation.service.certificates import make
 
@@ -36,6 +39,26 @@ def test_new_documents_are_used_without_a_restart(store: CollateralStore) -> Non
     assert verifier.current is not first
     assert sorted(entry.id for entry in verifier.shelf) == ["Genoa-vcek", "Turin-vcek"]
     assert not verifier.renew()
+
+
+def test_simulated_roots_take_the_documents_of_the_store(tmp_path: Path) -> None:
+    """So that retiring one can be rehearsed; the simulator's own shelf is for a broker without a store."""
+    store, forge = CollateralStore(tmp_path / "collateral"), NvidiaForge()
+    rim_id, content = PRODUCTS[Architecture.HOPPER].driver_rim, forge.rim(Architecture.HOPPER, driver=True)
+    document = Document(kind=Kind.RIM, id=rim_id, content=content, first_seen=NOW, source="test")
+    store.add(document)
+    verifier = RenewedVerifier(store, partial(stored_verifier, simulated_roots=BUILTIN))
+    before = verifier.current
+    assert before.trust.simulated
+    assert before.collateral.rims.rims(rim_id) == (content,)
+    assert (
+        before.collateral_digest
+        == store.load().digest()
+        != platform_verifier(collateral=None, simulated_roots=BUILTIN).collateral_digest
+    )
+    store.set_state(document.kind, rim_id, document.sha256, State.RETIRED)
+    assert verifier.renew()
+    assert verifier.current.collateral.rims.rims(rim_id) == ()
 
 
 def test_a_damaged_store_leaves_the_old_state_in_use(store: CollateralStore) -> None:
