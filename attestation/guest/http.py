@@ -85,7 +85,7 @@ class PinnedHttp:
         data: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Reply:
-        """One exchange; 429, 503 and refused connections are tried again with growing pauses.
+        """One exchange; 429, 503 and connections refused or cut are tried again with growing pauses.
 
         Raises Unavailable when patience ends. Any other status is the caller's to judge.
         """
@@ -98,9 +98,11 @@ class PinnedHttp:
                     return reply
                 failure = f"status {reply.status}"
             except requests.exceptions.SSLError as exc:
-                raise Denied(
-                    "broker-tls", "the server is not the pinned one", where=self.base, got=_reason(exc)
-                ) from exc
+                if not _hung_up(exc):
+                    raise Denied(
+                        "broker-tls", "the server is not the pinned one", where=self.base, got=_reason(exc)
+                    ) from exc
+                failure = _reason(exc)
             except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as exc:
                 failure = _reason(exc)
             if attempt + 1 < ATTEMPTS:
@@ -165,6 +167,14 @@ class _PinnedAdapter(HTTPAdapter):
         conn.cert_reqs = "CERT_REQUIRED"
         conn.ca_certs = None
         conn.ca_cert_dir = None
+
+
+def _hung_up(exc: BaseException) -> bool:
+    """Whether the connection ended before TLS said anything: a balancer whose server is gone, not another server."""
+    cause: BaseException | None = exc
+    while cause is not None and not isinstance(cause, ssl.SSLEOFError):
+        cause = cause.__context__  # requests' error, urllib3's, ssl's
+    return cause is not None
 
 
 def _reason(exc: Exception) -> str:

@@ -7,6 +7,8 @@ from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from socketserver import BaseRequestHandler, TCPServer
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -335,6 +337,24 @@ def certificate(folder: Path, name: str, host: str = "127.0.0.1") -> tuple[Path,
     path = folder / f"{name}.pem"
     path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + pem)
     return path, pem.decode()
+
+
+def test_a_connection_cut_in_the_tls_handshake_is_tried_again(tmp_path: Path, clock: Clock) -> None:
+    """A balancer hangs up where its server is gone. That says nothing about who the server is."""
+    _, pem = certificate(tmp_path, "ours")
+
+    class HangUp(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1 << 16)  # the whole greeting: closing before would be a reset, which is another error
+
+    with TCPServer(("127.0.0.1", 0), HangUp) as balancer:
+        Thread(target=balancer.serve_forever, args=(0.01,), daemon=True).start()
+        http = PinnedHttp(f"https://127.0.0.1:{balancer.server_address[1]}", certificate=pem, pace=clock.pace())
+        with pytest.raises(Unavailable) as caught:
+            http.call("GET", RESOURCE)
+        balancer.shutdown()
+    assert (caught.value.code, len(clock.slept)) == ("broker-unavailable", ATTEMPTS - 1)
+    assert "SSL" in caught.value.got
 
 
 def test_the_pinned_certificate_is_the_only_one(tmp_path: Path, clock: Clock) -> None:
