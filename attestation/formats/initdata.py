@@ -7,6 +7,7 @@ one it was, and only a policy over digest or content proves that it was a good o
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,18 @@ from attestation.values import Digest, JsonObject, JsonValue
 MAX_INIT_DATA_BYTES = 256 * 1024  # Kata carries it in an annotation; etcd objects end at 1.5 MiB
 VERSION = "0.1.0"
 ALGORITHMS = ("sha256", "sha384", "sha512")
+MAX_KEY_DOTS = 100  # of all keys together; the standard parser takes quadratic time for `a.a.a... = 1`
+MAX_CLAIM_DEPTH = 64  # far above aa.toml and cdh.toml; claims are written as JSON, which a deep value would break
+MAX_CLAIM_BITS = 64  # integers of TOML 1.0.0
 _POLICY_DATA = "policy_data := {"
+# TOML strings and comments, each to its end or, where it has none, to the end of line or document: one linear pass.
+_STRINGS_AND_COMMENTS = re.compile(
+    r'"""(?:[^"\\]++|\\.|"(?!""))*+"{0,5}|'
+    r"'''(?:[^']++|'(?!''))*+'{0,5}|"
+    r'"(?:[^"\\\n]++|\\.)*+"?|'
+    r"'[^'\n]*+'?|#[^\n]*+",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +51,15 @@ class InitData:
         out: dict[str, JsonValue] = {}
         for name, body in self.data.items():
             if name == "policy.rego":
-                out["agent_policy_claims"] = _policy_data(body)
+                out["agent_policy_claims"] = _plain(_policy_data(body), name)
             else:
-                out[name] = _plain(_toml(body, name)) if name.endswith(".toml") else body
+                out[name] = _plain(_toml(body, name), name) if name.endswith(".toml") else body
         return out
 
 
 def _toml(text: str, where: str) -> dict[str, Any]:
+    if (dots := _STRINGS_AND_COMMENTS.sub("", text).count(".")) > MAX_KEY_DOTS:
+        raise Malformed("init-data-toml", "too many dotted keys", where=where, expected=f"<= {MAX_KEY_DOTS}", got=dots)
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as exc:
@@ -83,11 +97,15 @@ def parse_init_data(text: str) -> InitData:
     return InitData(text=text, digest=Digest(algorithm, hashlib.new(algorithm, text.encode()).digest()), data=data)
 
 
-def _plain(value: Any) -> JsonValue:
+def _plain(value: Any, where: str, depth: int = 0) -> JsonValue:
+    """As JSON can hold it, on every level of whoever writes it."""
+    if depth > MAX_CLAIM_DEPTH or (isinstance(value, int) and value.bit_length() > MAX_CLAIM_BITS):
+        expected = f"{MAX_CLAIM_DEPTH} levels, integers of {MAX_CLAIM_BITS} bits"
+        raise Malformed("init-data-claims", "too deep, or a number too large", where=where, expected=expected)
     if isinstance(value, dict):
-        return {str(key): _plain(member) for key, member in value.items()}
+        return {str(key): _plain(member, where, depth + 1) for key, member in value.items()}
     if isinstance(value, list):
-        return [_plain(member) for member in value]
+        return [_plain(member, where, depth + 1) for member in value]
     return value.isoformat() if isinstance(value, date | time) else value
 
 
