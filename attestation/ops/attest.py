@@ -20,7 +20,7 @@ from attestation.findings import Finding, Result
 from attestation.ops.release import require_not_revoked
 from attestation.ops.world import World
 from attestation.sources.policy_store import PolicyKind, StoredPolicy
-from attestation.sources.sessions import InProgress, Repeated, session_key
+from attestation.sources.sessions import InProgress, LiveSession, Repeated, session_key
 from attestation.values import JsonValue, Tee
 
 WAIT_S, POLL_S = 20.0, 0.02  # a twin request waits for the first; guests give up after 50 s
@@ -53,20 +53,29 @@ def attest(
     if on_claim is not None:
         on_claim(claimed.tee)
     try:
-        result = _verify(world, submission, claimed, now)
+        return Token(token=_answer(world, key, submission, claimed, now))
     except Unavailable:
         world.sessions.reopen(key)
         raise
     except (Untrusted, Malformed, Denied) as exc:
         _refuse(world, key, claimed, exc, now)
         raise
+    except Exception:  # a defect of ours: nobody shall wait for this evidence, or try the nonce again
+        with world.database.write() as connection:
+            world.sessions.burn(connection, key)
+        raise
+
+
+def _answer(world: World, key: str, submission: Submission, claimed: Challenged, now: datetime) -> str:
+    result = _verify(world, submission, claimed, now)
     token = render_token(result, world.authority)
     with world.database.write() as connection:
         world.sessions.finish(connection, key, jti=result.jti, token=token)
         world.attestations.add(connection, result)
         world.audit.append(connection, event="attested", subject=result.jti, body=_summary(result), now=now)
     world.attestations.remember(result)
-    return Token(token=token)
+    world.sessions.remember(key, LiveSession(jti=result.jti, expires=claimed.expires))
+    return token
 
 
 def _claim(world: World, key: str, body_digest: str, now: datetime) -> Challenged | Repeated:

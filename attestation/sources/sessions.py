@@ -1,8 +1,10 @@
 """Handshakes: who holds which nonce, and that exactly one body answers it, whichever replica receives it."""
 
 import hashlib
+from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from threading import Lock
 from typing import NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
@@ -16,7 +18,7 @@ from attestation.values import BindingProfile, Tee
 
 # A replica that died while verifying: after this time the same body may be tried again (verification takes ms).
 CLAIM_TIMEOUT = timedelta(seconds=60)
-MAX_SESSIONS = 100_000  # unauthenticated callers write these rows
+CACHE_ENTRIES = 1024  # as many as attestations that are remembered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,6 @@ class LiveSession:
     """An attested session, as a cookie finds it."""
 
     jti: str
-    token: str
     expires: datetime
 
 
@@ -88,6 +89,8 @@ class SessionStore:
 
     def __init__(self, database: Database) -> None:
         self._db = database
+        self._live: OrderedDict[str, LiveSession] = OrderedDict()
+        self._lock = Lock()
 
     def add(self, key: str, challenged: Challenged) -> None:
         """A new handshake."""
@@ -147,7 +150,8 @@ class SessionStore:
 
     def burn(self, connection: Connection, key: str) -> None:
         """The body was bad: this nonce is spent."""
-        connection.execute(update(sessions).where(sessions.c.id == key).values(state="burned"))
+        mine = (sessions.c.id == key) & (sessions.c.state == "verifying")
+        connection.execute(update(sessions).where(mine).values(state="burned"))
 
     def reopen(self, key: str) -> None:
         """We could not tell (collateral or verifier unavailable): the same guest may try this nonce again."""
@@ -158,13 +162,24 @@ class SessionStore:
                 .values(state="challenged", body="", claimed=0)
             )
 
+    def remember(self, key: str, live: LiveSession) -> None:
+        """After the commit of `finish`: nothing changes an attested session until it ends."""
+        with self._lock:
+            self._live[key] = live
+            if len(self._live) > CACHE_ENTRIES:
+                self._live.popitem(last=False)
+
     def live(self, key: str, now: datetime) -> LiveSession | None:
         """The attested session of a cookie, None for anything else."""
+        with self._lock:
+            known = self._live.get(key)
+        if known is not None:
+            return known if known.expires > now else None
         with self._db.read() as connection:
             row = _BY_ID.one(connection, {"key": key})
         if row is None or (found := sessions_row(row)).state != "attested" or found.expires <= ms(now):
             return None
-        return LiveSession(jti=found.jti, token=found.token, expires=moment(found.expires))
+        return LiveSession(jti=found.jti, expires=moment(found.expires))
 
     def sweep(self, now: datetime) -> int:
         """Delete what has expired."""
