@@ -21,6 +21,9 @@ class ExitCode(IntEnum):
     UNAVAILABLE = 8
 
 
+MAX_VALUE_CHARS = 1000  # of what was expected and got: both may quote a sender, and both are recorded
+
+
 class AttestationError(Exception):
     """Root of the tree. Never raised itself."""
 
@@ -31,9 +34,9 @@ class AttestationError(Exception):
         super().__init__(code, what)
         self.code = code
         self.what = what
-        self.where = where
-        self.expected = str(expected)
-        self.got = str(got)
+        self.where = where[:MAX_VALUE_CHARS]
+        self.expected = str(expected)[:MAX_VALUE_CHARS]
+        self.got = str(got)[:MAX_VALUE_CHARS]
 
     def __str__(self) -> str:
         parts = [f"{self.where}: {self.what}" if self.where else self.what]
