@@ -26,7 +26,7 @@ from attestation.sources.policy_store import PolicyKind
 from attestation.values import JsonValue, ResourcePath, Secret
 
 log = structlog.get_logger()
-MAX_TAIL = 1000
+MAX_TAIL, _MAX_DIGITS = 1000, 4
 Handler = Callable[["AdminApi", Request, Principal, bytes], Response]
 
 
@@ -176,7 +176,7 @@ def audit_tail(api: AdminApi, request: Request, who: Principal, _body: bytes) ->
     """`GET /api/v1/audit?last=100`."""
     who.require(Verb.READ)
     last = request.query_params.get("last", "100")
-    if not last.isascii() or not last.isdigit() or not 0 < int(last[:6]) <= MAX_TAIL:
+    if not last.isascii() or not last.isdigit() or len(last) > _MAX_DIGITS or not 0 < int(last) <= MAX_TAIL:
         raise Malformed("audit-last", "bad count", where="last", expected=f"1..{MAX_TAIL}", got=last[:20])
     return JSONResponse({"entries": [entry.to_json() for entry in api.world.audit.tail(int(last))]})
 

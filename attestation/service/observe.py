@@ -33,7 +33,7 @@ def endpoint_of(path: str) -> str:
     parts = path.split("/", 4)
     if len(parts) > 3:
         return _ENDPOINTS.get((parts[1], parts[3]), OTHER)
-    return "page" if parts[1] == "ui" else OTHER
+    return "page" if parts[1:2] == ["ui"] else OTHER
 
 
 def find_tracer() -> Span | None:

@@ -1,0 +1,132 @@
+"""What an attacker tried against a running broker (docs/threat-model.md, "What was tried")."""
+
+import http.client
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from attestation.broker.roles import Role
+from attestation.broker.session import Submission
+from attestation.crypto.jwk import tee_key_of
+from attestation.errors import Malformed, Untrusted
+from attestation.formats.initdata import parse_init_data
+from attestation.ops.administer import add_user, issue_admin_token
+from attestation.ops.attest import attest
+from attestation.ops.challenge import issue_challenge
+from tests.attestation.broker.broker import ADMIN, NOW, Broker, Served, broker, ready_broker, served
+from tests.attestation.tee.world import Guest
+
+HEAD = 'version = "0.1.0"\nalgorithm = "sha256"\n'
+CHAIN = ".".join(["a"] * 20_000)
+
+
+@pytest.fixture(scope="module")
+def kbs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with ready_broker(tmp_path_factory.mktemp("kbs")) as made, served(made) as running:
+        yield running
+
+
+def ask(url: str, verb: str, target: str, body: bytes = b"", **headers: str) -> tuple[int, Any]:
+    parts = urlsplit(url)
+    wire = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
+    wire.request(verb, target, body, headers)
+    reply = wire.getresponse()
+    content = reply.read()
+    wire.close()
+    return reply.status, json.loads(content) if content[:1] == b"{" else content
+
+
+HIDDEN = [
+    pytest.param(f"{CHAIN} = 1\n", id="plain"),
+    pytest.param(f"[{CHAIN}]\n", id="header"),
+    pytest.param(".".join([r'"\""'] * 20_000) + " = 1\n", id="quoted-with-escapes"),
+    pytest.param(f'x = {{ a = """\n\'""", {CHAIN} = 1 }}\n', id="after-a-string-that-ends-in-quotes"),
+    pytest.param(f'x = """""""" # "\ny = {{ {CHAIN} = 1 }}\n', id="after-two-more-quotes"),
+]
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_keys_of_twenty_thousand_parts(hidden: str) -> None:
+    """The parser needs time that grows with their square, and nobody signed this text yet: refused before it."""
+    with pytest.raises(Malformed, match="too many dotted keys"):
+        parse_init_data(HEAD + hidden)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        pytest.param('"x.toml" = """\n' + ".".join(["a"] * 90) + ' = 1\n"""\n', id="deep-toml"),
+        pytest.param('"x.toml" = """\na = 0x' + "f" * 5000 + '\n"""\n', id="number-too-long-to-write"),
+        pytest.param(f'"policy.rego" = \'policy_data := {{"a":{"[" * 90}{"]" * 90}}}\'\n', id="deep-json"),
+    ],
+)
+def test_init_data_that_no_record_can_hold(kbs: Served, inner: str) -> None:
+    """Genuine evidence with such a document is refused, and its challenge is spent."""
+    with pytest.raises(Malformed) as caught:
+        kbs.broker.handshake(Guest(init_data=f"{HEAD}[data]\n{inner}"))
+    assert caught.value.code == "init-data-claims"
+    assert kbs.broker.world.audit.tail(1)[0].body["code"] == "init-data-claims"
+
+
+def test_a_defect_burns_the_challenge(tmp_path: Path) -> None:
+    """Whatever stops us in the middle, nobody waits for that evidence afterwards: four waiters would be all workers."""
+
+    class Broken:
+        def verify(self, *_args: object, **_kwargs: object) -> Any:
+            raise RecursionError
+
+    with broker(tmp_path, verifier=Broken()) as made:
+        cookies: list[str] = []
+        with pytest.raises(RecursionError):
+            _attest_with(made, cookies)
+        with pytest.raises(Untrusted) as caught:
+            _attest_with(made, cookies)
+        assert caught.value.code == "session-burned"
+
+
+def _attest_with(made: Broker, cookies: list[str]) -> None:
+    if not cookies:
+        issued = issue_challenge(made.world, version="0.4.0", tee="snp", now=NOW)
+        cookies += [issued.cookie, issued.challenged.nonce]
+    key = tee_key_of(ec.derive_private_key(7, ec.SECP256R1()).public_key())
+    sent = Submission(nonce=cookies[1], tee_key=key, init_data=None, primary={}, additional="")
+    attest(made.world, cookie=cookies[0], submission=sent, body_digest="00" * 32, now=NOW)
+
+
+def test_a_refusal_is_recorded_in_few_words(kbs: Served) -> None:
+    """Two megabytes of nonsense are not two megabytes of audit log, for ever."""
+    megabyte = {"attestation_report": {"version": "A" * 1_000_000}}
+    with pytest.raises(Malformed):
+        kbs.broker.handshake(change=lambda s: _with(s, primary=megabyte))
+    entry = kbs.broker.world.audit.tail(1)[0]
+    assert entry.event == "attest-refused"
+    assert entry.body["code"] == "snp-evidence-number"
+    assert len(json.dumps(entry.to_json())) < 4096
+
+
+def _with(submission: Any, **changes: Any) -> Any:
+    return replace(submission, **changes)
+
+
+@pytest.mark.parametrize("target", ["*", "http://evil", "//", "/"])
+def test_targets_that_are_no_paths(kbs: Served, target: str) -> None:
+    """Refused by the router, not by a crash: nothing unauthenticated writes tracebacks."""
+    assert ask(kbs.url, "OPTIONS", target)[0] in (400, 404, 405)
+    assert ask(kbs.admin_url, "OPTIONS", target)[0] in (400, 404, 405)
+
+
+@pytest.mark.parametrize("last", ["0001009", "000001" + "9" * 30, "000001" + "9" * 5000, "0", "1001", "-1"])
+def test_a_tail_longer_than_its_bound(kbs: Served, last: str) -> None:
+    """The digits that are compared are the digits that are used."""
+    world = kbs.broker.world
+    if world.users.get("eve") is None:
+        add_user(world, ADMIN, "eve", Role.AUDITOR, (), now=NOW)
+    token = issue_admin_token(world, "eve", now=NOW)
+    status, body = ask(kbs.admin_url, "GET", f"/api/v1/audit?last={last}", authorization=f"Bearer {token}")
+    assert (status, body["type"]) == (400, "urn:kata-gpu:error:audit-last")
