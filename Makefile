@@ -12,7 +12,7 @@ ifdef REQUIRE_VECTORS
 PYTEST_FLAGS += --require-vectors
 endif
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint types layers bench fuzz soak e2e lab lab-short samples peers test-deps lock proto manifests images release sbom docs clean dev
+.PHONY: help demo test check lint types layers bench gate performance fuzz soak e2e lab lab-short samples peers test-deps lock proto manifests images release sbom docs clean dev
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,10 +23,11 @@ demo: $(VENV)/.runtime samples ## The whole path, from a simulated host to a dec
 test: $(VENV)/.dev samples peers ## Every test that this machine can run; says what it left out
 	$(PYTEST) $(PYTEST_FLAGS)
 
-check: lint types layers ## Exactly what CI runs: static checks, tests without an unlisted skip, demo, real kernel, release
+check: lint types layers ## Exactly what CI runs: static checks, tests without an unlisted skip, demo, real kernel, ratios, release
 	$(MAKE) test PYTEST_FLAGS="$(PYTEST_FLAGS) --allowed-skips tests/allowed-skips.txt"
 	$(MAKE) demo
 	$(MAKE) lab-short
+	$(MAKE) gate
 	$(MAKE) release
 
 lint: $(VENV)/.dev ## Style and static checks
@@ -76,6 +77,12 @@ soak: $(VENV)/.dev ## Long forms of the fault and load tests
 
 bench: $(VENV)/.dev samples ## Figures as ratios to limits and peers; exits 1 on a missed promise
 	$(BIN)/python -m tests.bench $(BENCH)
+
+gate: $(VENV)/.dev samples ## Ratios of the quiet suites against the record of docs/performance.md; exits 1 where one got worse
+	$(BIN)/python -m tests.bench --gate --json out/gate.json
+
+performance: $(VENV)/.dev ## Keep the last `make bench` as the record, and render docs/performance.md from it
+	$(BIN)/python -m tests.bench --keep
 
 fuzz: $(VENV)/.dev ## Mutate evidence of every kind for FUZZ_SECONDS (600): no crash, no hang, no acceptance
 	$(BIN)/python -m tests.attestation.gpu.fuzz $(FUZZ_SECONDS)
