@@ -22,6 +22,7 @@ _KEY_INFO_DEFINED = 0x1F
 # bytes is the CPUID, the two that end in a reserved byte are firmware versions.
 LAYOUT = struct.Struct("<IIQ16s16sII8sQI4x64s48s32s48s48s32s32s8s3s21x64s8s3sx3sx8sQQ152x")
 _S_OFFSET = SIGNED_BYTES + SCALAR_BYTES
+_REPORT_DATA, _MEASUREMENT, _REPORT_ID, _REPORT_ID_MA = 0x50, 0x90, 0x140, 0x160
 _SIGNATURE_PADDING = bytes(REPORT_BYTES - SIGNED_BYTES - 2 * SCALAR_BYTES)
 
 
@@ -69,6 +70,11 @@ class SnpReport:
     current_mit_vector: int | None
     signature_r: int
     signature_s: int
+
+    @property
+    def launch(self) -> tuple[bytes, bytes, bytes]:
+        """All that is signed except REPORT_DATA and REPORT_ID: the same whenever this guest attests on this platform."""
+        return self.signed[:_REPORT_DATA], self.signed[_MEASUREMENT:_REPORT_ID], self.signed[_REPORT_ID_MA:]
 
     @property
     def signing_key(self) -> int:

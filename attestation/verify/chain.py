@@ -7,7 +7,7 @@ ecdsa-with-SHA384, CA certificates that say so, path lengths kept. The root is t
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import cast
 
@@ -52,6 +52,12 @@ class VerifiedPath:
     """Leaf first, root last: each signed by the next, the last one pinned. Says nothing about time or revocation."""
 
     certificates: tuple[PathCertificate, ...]
+    not_before: datetime = field(init=False)  # of the one that is valid last
+    not_after: datetime = field(init=False)  # of the one that ends first
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "not_before", max(c.not_before for c in self.certificates))
+        object.__setattr__(self, "not_after", min(c.not_after for c in self.certificates))
 
     @property
     def leaf(self) -> PathCertificate:
@@ -109,6 +115,8 @@ def require_valid(
 
     Compares `now - grace` with notAfter: 9999-12-31 plus anything overflows.
     """
+    if path.not_before <= now <= path.not_after:
+        return
     for certificate in path.certificates:
         if now < certificate.not_before:
             raise Untrusted(

@@ -10,7 +10,7 @@ from attestation.formats.nv_report import GpuFacts, SwitchFacts
 from attestation.formats.spdm import SpdmReport
 from attestation.values import JsonObject, JsonValue, Level
 from attestation.verify.chain import VerifiedPath
-from attestation.verify.compare import Comparison
+from attestation.verify.compare import Comparison, shared_indices
 from attestation.verify.identity import DeviceCertificate, FwidMatch
 from attestation.verify.revocation import Revocation, RevocationStatus
 from attestation.verify.rim import RimNeed, Slot
@@ -101,7 +101,7 @@ def device_claims(
 
 
 def _disjoint(comparisons: Sequence[Comparison]) -> bool:
-    return not set.intersection(*(set(c.rim.content.golden) for c in comparisons))
+    return not shared_indices(comparisons)
 
 
 def _chain_claims(path: VerifiedPath, revocations: Sequence[Revocation]) -> JsonObject:
@@ -113,7 +113,7 @@ def _chain_claims(path: VerifiedPath, revocations: Sequence[Revocation]) -> Json
     )  # fmt: skip
     revoked = worst is not None and worst.status is RevocationStatus.REVOKED
     return {
-        "x-nvidia-cert-expiration-date": min(c.not_after for c in path.certificates).isoformat(),
+        "x-nvidia-cert-expiration-date": path.not_after.isoformat(),
         "x-nvidia-cert-status": "revoked" if revoked else "valid",
         "x-nvidia-cert-ocsp-status": str(worst.status) if worst is not None else "good",
         "x-nvidia-cert-revocation-reason": worst.reason if revoked and worst is not None else None,

@@ -13,7 +13,13 @@ from attestation.errors import Malformed, Untrusted
 from attestation.findings import Finding, Result, failed, passed
 from attestation.formats.nv_report import GpuFacts, SwitchFacts
 from attestation.formats.spdm import SpdmReport
-from attestation.verify.compare import Comparison, compare_measurements, explain_mismatches, find_nearest
+from attestation.verify.compare import (
+    Comparison,
+    compare_measurements,
+    explain_mismatches,
+    find_nearest,
+    shared_indices,
+)
 from attestation.verify.nv_collateral import Collateral
 from attestation.verify.rim import MAX_DOCUMENTS, RimNeed, VerifiedRim, require_fit, require_signer_time, verify_rim
 
@@ -143,7 +149,7 @@ def judge_conflicts(comparisons: Sequence[Comparison], subject: str) -> list[Fin
     """3.4 rule 2: an index belongs to one document."""
     if len(comparisons) < 2:
         return []
-    shared = set.intersection(*(set(c.rim.content.golden) for c in comparisons))
+    shared = shared_indices(comparisons)
     if shared:
         return [
             failed(

@@ -102,6 +102,9 @@ class Revocation:
         }
 
 
+_ABSENT = Revocation(status=RevocationStatus.UNKNOWN, reason="absent")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevocationRule:
     """What an operator accepts for one role. `accept` never holds `revoked`; a hold needs its own switch.
@@ -114,8 +117,10 @@ class RevocationRule:
     max_age: timedelta = DEFAULT_MAX_AGE
     grace: timedelta = timedelta(0)
     allow_hold: bool = False
+    accepted: str = field(init=False, repr=False, compare=False)  # `accept` as findings say it
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "accepted", "|".join(sorted(self.accept)))
         if not self.accept:
             raise Misconfigured("revocation-accept", "a rule that accepts no status", expected="good, unknown, stale")
         if RevocationStatus.REVOKED in self.accept:
@@ -164,7 +169,7 @@ def _statements(
 ) -> tuple[list[Statement], str]:
     """Every document that truly speaks of `certificate`, and why the others do not."""
     found: list[Statement] = []
-    refused = "absent"
+    refused = _ABSENT.reason
     crls = source.crls(issuer)[:MAX_CANDIDATES]
     for der in crls if nonce is None else ():
         try:
@@ -232,7 +237,7 @@ def check_revocation(
         if statement.said is Said.REVOKED:
             return _outcome(statement, RevocationStatus.REVOKED, statement.reason)
     if not found:
-        return Revocation(status=RevocationStatus.UNKNOWN, reason=refused)
+        return Revocation(status=RevocationStatus.UNKNOWN, reason=refused) if refused != _ABSENT.reason else _ABSENT
     severity = {Said.GOOD: 0, Said.UNKNOWN: 1, Said.HELD: 2}
     newest = max(found, key=lambda s: (s.since, severity[s.said]))
     if newest.said is Said.HELD:
@@ -246,9 +251,9 @@ def check_revocation(
 
 def judge_revocation(revocation: Revocation, rule: RevocationRule, *, subject: str) -> Finding:
     """The rule's finding, code `revocation-revoked|-unknown|-stale|-hold`; what is excused is a warning, not silent."""
-    check = f"{rule.kind}-revocation"
-    expected = "|".join(sorted(rule.accept))
-    got = f"{revocation.status} ({revocation.reason})"
+    check = f"{rule.kind.value}-revocation"
+    expected = rule.accepted
+    got = f"{revocation.status.value} ({revocation.reason})"
     if revocation.held:
         if rule.allow_hold:
             return Finding(
@@ -260,7 +265,7 @@ def judge_revocation(revocation: Revocation, rule: RevocationRule, *, subject: s
         if revocation.status is RevocationStatus.GOOD:
             return passed(check, got, expected=expected, subject=subject)
         return Finding(
-            check=check, result=Result.WARN, code=f"revocation-{revocation.status}", expected=expected, got=got,
+            check=check, result=Result.WARN, code=f"revocation-{revocation.status.value}", expected=expected, got=got,
             subject=subject, hint=_HINTS[revocation.status],
         )  # fmt: skip
     return failed(

@@ -6,10 +6,11 @@ every use. Several documents may exist under one id, because NVIDIA re-issues th
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Protocol
 
@@ -51,11 +52,16 @@ class RimNeed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedRim:
-    """A document that NVIDIA signed, at some time. `sha256` is over the document as it came."""
+    """A document that NVIDIA signed, at some time. `sha256` is over the document as it came.
+
+    `pick` takes the active indices out of measurements, `usual` is what it gives for every first alternative.
+    """
 
     sha256: str
     path: VerifiedPath
     content: RimContent
+    pick: Callable[[Sequence[bytes] | Mapping[int, bytes]], object]
+    usual: object
 
 
 class RimSource(Protocol):
@@ -145,7 +151,14 @@ def verify_rim(
     content = parse_rim_content(signed.content)
     if not content.golden:
         raise Untrusted("rim-no-active", "no active measurement", where="rim", expected="at least one")
-    rim = VerifiedRim(sha256=hashlib.sha256(document).hexdigest(), path=path, content=content)
+    pick = itemgetter(*content.golden)
+    rim = VerifiedRim(
+        sha256=hashlib.sha256(document).hexdigest(),
+        path=path,
+        content=content,
+        pick=pick,
+        usual=pick({index: golden.alternatives[0] for index, golden in content.golden.items()}),
+    )
     if cache is not None:
         cache.put(key, rim)
     return rim

@@ -24,6 +24,7 @@ from attestation.verify.verified import VerifiedCpu
 ECDSA_P384_SHA384 = 1
 MAX_VMPL = 3  # reports that the host asked for itself carry a value out of range
 _SIGNING_KEYS = {0: LeafKind.VCEK, 1: LeafKind.VLEK}
+_TABLE_KINDS = {LeafKind.VCEK: CertKind.VCEK, LeafKind.VLEK: CertKind.VLEK}
 _CURVE_BITS = 384
 _SHA384 = ec.ECDSA(hashes.SHA384())
 
@@ -77,10 +78,10 @@ def verify_snp(
 
     # 6. Policy.  7. Binding.
     findings = (
-        passed("snp-signature", f"{vek.kind} of {vek.product}"),
+        passed("snp-signature", f"{vek.kind.value} of {vek.product.value}"),
         _root_finding(vek, trust),
         _crl_finding(vek),
-        *check_snp_policy(facts, policy),
+        *cache.judged.remember((policy, facts.key), lambda: check_snp_policy(facts, policy)),
         verify_report_data(report.report_data, expected),
         verify_init_data(report.host_data, expected),
     )
@@ -112,7 +113,7 @@ def _verify_endorsed(
     known = None if report.cpuid is None else product_of(*report.cpuid[:2])
     if report.cpuid is not None and known is None:
         raise Untrusted("snp-product-unknown", "unknown processor generation", where="snp.cpuid", got=report.cpuid)
-    given = evidence.certificates.get(CertKind[kind.name])
+    given = evidence.certificates.get(_TABLE_KINDS[kind])
     authorities = [evidence.certificates[k] for k in (CertKind.ASK, CertKind.ARK) if k in evidence.certificates]
     failure: Malformed | Untrusted | None = None
     for leaf in _candidates(given, report, known, collateral):

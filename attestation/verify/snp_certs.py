@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from attestation.errors import Malformed, Unavailable, Untrusted
+from attestation.findings import Finding
 from attestation.formats import der
 from attestation.formats.der import Certificate, parse_certificate
 from attestation.formats.snp_tcb import Product, Tcb
@@ -81,12 +82,16 @@ class _Endorsement:
 
 @dataclass(frozen=True, slots=True)
 class AmdCache:
-    """Certificates that were read, and what verified; owned by the caller. Pins are part of the keys of the latter."""
+    """Certificates that were read, and what verified; owned by the caller. Pins are part of the keys of the latter.
+
+    `judged` is what a policy said about everything in a report but its report data, report id and signature.
+    """
 
     certificates: BoundedCache[Certificate] = field(default_factory=lambda: BoundedCache(_MAX_LEAVES))
     leaves: BoundedCache[_Endorsement] = field(default_factory=lambda: BoundedCache(_MAX_LEAVES))
     authorities: BoundedCache[_Authority] = field(default_factory=lambda: BoundedCache(_MAX_LISTS))
     lists: BoundedCache[x509.CertificateRevocationList] = field(default_factory=lambda: BoundedCache(_MAX_LISTS))
+    judged: BoundedCache[tuple[Finding, ...]] = field(default_factory=lambda: BoundedCache(_MAX_LEAVES))
 
 
 def split_pem(data: bytes) -> list[bytes]:

@@ -3,7 +3,7 @@
 Every rule gives one finding; nothing here raises. DEBUG, migration and the architectural bit have no switch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -41,9 +41,12 @@ class TcbFloors:
     launch: Tcb | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SnpPolicy:
-    """Defaults suit Kata on current bare metal. Milan needs a chip allow-list: its root seed can be extracted."""
+    """Defaults suit Kata on current bare metal. Milan needs a chip allow-list: its root seed can be extracted.
+
+    Policies are told apart by identity, so that one can be part of a cache's key.
+    """
 
     products: frozenset[Product] = frozenset({Product.GENOA, Product.TURIN})
     versions: frozenset[int] = frozenset({3, 5})
@@ -103,6 +106,11 @@ class SnpFacts:
     current: Tcb
     committed: Tcb
     launch: Tcb
+
+    @property
+    def key(self) -> Hashable:
+        """All that a policy looks at: facts with one key are judged alike."""
+        return self.product, self.kind, self.csp_id, self.report.launch
 
     @property
     def masked(self) -> bool:
