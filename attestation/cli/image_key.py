@@ -55,13 +55,16 @@ def signing_key(file: Path) -> None:
 def seal(resource: str, key_file: Path, kid: str) -> None:
     """Print a sealed secret for a Kubernetes Secret: inside the guest it becomes the broker's resource.
 
+    A file or pipe gets no end of line: the guest refuses a sealed secret that has one.
+
     \b
     Example:
       kata-gpu-kbs image-key seal kbs:///prod/token/hub --signing-key sealing.pem --kid kbs:///prod/jwk/sealing
     """
     from attestation.crypto.sealed_secret import seal_resource
 
-    click.echo(seal_resource(ResourcePath.parse(resource), _load(key_file), ResourcePath.parse(kid)))
+    sealed = seal_resource(ResourcePath.parse(resource), _load(key_file), ResourcePath.parse(kid))
+    click.echo(sealed, nl=sys.stdout.isatty())
 
 
 @image_key.command()

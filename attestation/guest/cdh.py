@@ -15,7 +15,7 @@ class CdhClient:
         self._http = http
 
     def fetch(self, path: ResourcePath) -> Secret:
-        """The plain resource. The hub hides the broker's status: anything but 200 and 404 is a refusal of one kind."""
+        """The plain resource. The hub hides the broker's reason: today's answers 500 to a denial and to a wrong name."""
         reply = self._http.call("GET", f"/cdh/resource/{path}")
         if reply.status == 200:
             return Secret(reply.body)
@@ -23,4 +23,9 @@ class CdhClient:
             raise Denied("denied", "the data hub refused the key", where=reply.where, got=reply.status)
         if reply.status == 404:
             raise Misconfigured("not-found", "no such resource", where=reply.where, got=404)
-        raise Unavailable("cdh-error", "the data hub could not get the key", where=reply.where, got=reply.status)
+        raise Unavailable(
+            "cdh-error",
+            "the data hub did not get the key (the broker's log and the hub's say why)",
+            where=reply.where,
+            got=reply.status,
+        )

@@ -48,6 +48,18 @@ def test_sealed_secret_is_what_the_data_hub_parses() -> None:
     assert open_sealed(text, KEY.public_key()) == RESOURCE
 
 
+def test_sealed_in_a_file_has_no_end_of_line(tmp_path: Path) -> None:
+    """The data hub decodes the last part as it is: a newline after it is not base64."""
+    made = CliRunner().invoke(image_key, ["signing-key", str(tmp_path / "pem")])
+    assert made.exit_code == 0
+    done = CliRunner().invoke(
+        image_key, ["seal", f"kbs:///{RESOURCE}", "--signing-key", str(tmp_path / "pem"), "--kid", f"kbs:///{KID}"]
+    )
+    assert done.exit_code == 0
+    assert done.output.startswith("sealed.")
+    assert done.output.split() == [done.output]
+
+
 @pytest.mark.parametrize("part", [1, 2, 3])
 def test_a_changed_sealed_secret_is_refused(part: int) -> None:
     """Header, payload, signature."""
