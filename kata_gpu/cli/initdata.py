@@ -59,7 +59,7 @@ def _facts(document: InitData) -> dict[str, str]:
 
 @initdata.command()
 @click.option("--tee", type=click.Choice(["snp", "tdx"]), help="choose the digest that fills this TEE's field exactly")
-@click.option("--algorithm", type=click.Choice([*Algorithm]), help="digest algorithm, instead of --tee")
+@click.option("--algorithm", type=click.Choice([a.value for a in Algorithm]), help="digest algorithm, instead of --tee")
 @click.option("--kbs-url", required=True, help="URL of the key broker as the guest reaches it")
 @click.option("--kbs-cert", type=click.Path(dir_okay=False), help="PEM certificate that the guest pins")
 @click.option("--policy", required=True, type=click.Path(dir_okay=False), help="agent policy (policy.rego)")

@@ -42,7 +42,11 @@ def _options(command: click.decorators.FC) -> click.decorators.FC:
             click.option(
                 "--config", type=click.Path(path_type=Path), help="base configuration file instead of a handler"
             ),
-            click.option("--tee", type=click.Choice([*Tee]), help="TEE of the handler; taken from its name by default"),
+            click.option(
+                "--tee",
+                type=click.Choice([t.value for t in Tee]),
+                help="TEE of the handler; taken from its name by default",
+            ),
             click.option("--devices", type=int, default=1, show_default=True, help="most VFIO devices one VM gets"),
             click.option("--bridge-socket", default=BRIDGE_SOCKET, show_default=True, help="PodResources bridge"),
             click.option(
@@ -78,7 +82,9 @@ def _load(
 @_options
 @click.option("--kubelet-timeout", type=int, default=KUBELET_DEFAULT_S, show_default=True,
               help="kubelet's runtimeRequestTimeout in seconds")  # fmt: skip
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 def check(
     handler: str | None, config: Path | None, tee: str | None, devices: int, bridge_socket: str, timeout_s: int,
     host_root: Path, kubelet_timeout: int, output: str,

@@ -19,7 +19,11 @@ _handler = click.option(
     help="repeat for several",
 )  # fmt: skip
 _flavour = click.option(
-    "--flavour", type=click.Choice([*Flavour]), default=Flavour.PLAIN, show_default=True, help="distribution"
+    "--flavour",
+    type=click.Choice([f.value for f in Flavour]),
+    default=Flavour.PLAIN.value,
+    show_default=True,
+    help="distribution",
 )
 _root = click.option("--host-root", type=click.Path(path_type=Path), default=Path("/"), help="root of another host")
 

@@ -43,7 +43,7 @@ def containers() -> list[Any]:
 def parse(entry: click.Group, argv: list[str], env: dict[str, str]) -> dict[str, Any]:
     """Parameters of the innermost command, without running it. Files that a test host lacks count as present."""
     command: click.Command = entry
-    context = click.Context(entry)
+    context = click.Context(entry, **entry.context_settings)  # a command keeps the help option of the first one it sees
     while isinstance(command, click.Group):
         name, *argv = argv
         found = command.get_command(context, name)
@@ -54,7 +54,7 @@ def parse(entry: click.Group, argv: list[str], env: dict[str, str]) -> dict[str,
             parameter.type.exists = False
         if isinstance(parameter.envvar, str) and parameter.envvar in env:
             argv += [parameter.opts[0], env[parameter.envvar]]
-    return command.make_context("test", argv).params
+    return command.make_context("test", argv, parent=context).params
 
 
 @pytest.mark.parametrize(("entry", "container"), containers())
