@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from math import isfinite
 from typing import Any, TypeGuard
 
 from joserfc import jws
@@ -91,9 +92,9 @@ def _signed_by(key: Key, token: str, algorithms: tuple[str, ...]) -> dict[str, A
 def _check(claims: Mapping[str, Any], *, issuer: str | None, audience: str | None, now: datetime) -> None:
     at, leeway = now.timestamp(), LEEWAY.total_seconds()
     expires, starts = claims.get("exp"), claims.get("nbf", 0)
-    if not _is_number(expires) or at > expires + leeway:
+    if not _is_number(expires) or at - leeway > expires:  # in this order no integer is too large to compare
         raise Untrusted("admin-token-expired", "admin token is expired or never expires", where="exp")
-    if not _is_number(starts) or at < starts - leeway:
+    if not _is_number(starts) or at + leeway < starts:
         raise Untrusted("admin-token-early", "admin token is not valid yet", where="nbf")
     if issuer is not None and claims.get("iss") != issuer:
         raise Untrusted("admin-token-issuer", "wrong issuer", expected=issuer, got=repr(claims.get("iss"))[:80])
@@ -103,7 +104,7 @@ def _check(claims: Mapping[str, Any], *, issuer: str | None, audience: str | Non
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return type(value) in (int, float)
+    return type(value) is int or (type(value) is float and isfinite(value))
 
 
 def _text(claims: Mapping[str, Any], name: str) -> str:

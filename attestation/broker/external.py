@@ -108,9 +108,9 @@ def _allowed(*, allowed: bool | None) -> Finding:
 def _in_time(claims: Mapping[str, object], now: datetime) -> None:
     at, leeway = now.timestamp(), LEEWAY.total_seconds()
     expires, starts = claims.get("exp"), claims.get("nbf", 0)
-    if not _is_time(expires) or at > expires + leeway:
+    if not _is_time(expires) or at - leeway > expires:  # in this order no integer is too large to compare
         raise Untrusted("token-expired", "token is expired or never expires", expected="exp in the future")
-    if not _is_time(starts) or at < starts - leeway:
+    if not _is_time(starts) or at + leeway < starts:
         raise Untrusted("token-early", "token is not valid yet", expected="nbf in the past")
 
 

@@ -33,7 +33,8 @@ def external_token(world: World, credentials: Credentials, *, now: datetime) -> 
     if credentials.cookie is not None and world.sessions.live(session_key(credentials.cookie), now):
         return None
     ours = {key.kid for key in (world.authority.current, *world.authority.previous)}
-    if token_header(bearer).get("kid") in ours:
+    kid = token_header(bearer).get("kid")
+    if isinstance(kid, str) and kid in ours:
         return None
     token = verify_external(bearer, world.external, now=now)
     subjects = (("token", token.id), ("tee-key", thumbprint(token.tee_key)))

@@ -10,19 +10,28 @@ from urllib.parse import urlsplit
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from joserfc.jwk import ECKey
 
+from attestation.broker.admin import AdminIssuer
+from attestation.broker.endorsement import TokenTrust
+from attestation.broker.external import verify_external
 from attestation.broker.roles import Role
 from attestation.broker.session import Submission
+from attestation.crypto.b64 import b64url
 from attestation.crypto.jwk import tee_key_of
 from attestation.errors import Malformed, Untrusted
 from attestation.formats.initdata import parse_init_data
-from attestation.ops.administer import add_user, issue_admin_token
+from attestation.ops.administer import add_user, authenticate_admin, issue_admin_token
 from attestation.ops.attest import attest
 from attestation.ops.challenge import issue_challenge
+from attestation.ops.external import external_token
+from attestation.ops.release import Credentials
 from tests.attestation.broker.broker import ADMIN, NOW, Broker, Served, broker, ready_broker, served
+from tests.attestation.broker.issuer import Signer
 from tests.attestation.tee.world import Guest
 
 HEAD = 'version = "0.1.0"\nalgorithm = "sha256"\n'
+FOREIGN = Signer(name="elsewhere")
 CHAIN = ".".join(["a"] * 20_000)
 
 
@@ -130,3 +139,36 @@ def test_a_tail_longer_than_its_bound(kbs: Served, last: str) -> None:
     token = issue_admin_token(world, "eve", now=NOW)
     status, body = ask(kbs.admin_url, "GET", f"/api/v1/audit?last={last}", authorization=f"Bearer {token}")
     assert (status, body["type"]) == (400, "urn:kata-gpu:error:audit-last")
+
+
+@pytest.mark.parametrize("kid", [[], {}, 1, None])
+def test_a_key_id_that_is_no_text(tmp_path: Path, kid: Any) -> None:
+    """A foreign token is refused, whatever its unsigned header holds."""
+    trust = TokenTrust.of(jwks=[json.dumps({"keys": [FOREIGN.jwk | {"kid": "k1"}]}).encode()])
+    header = b64url(json.dumps({"alg": "ES256", "kid": kid}).encode())
+    with broker(tmp_path, external=trust) as made, pytest.raises(Untrusted):
+        external_token(made.world, Credentials(cookie=None, bearer=f"{header}.e30.AAAA"), now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("claim", "code"),
+    [
+        pytest.param({"exp": 10**400, "nbf": 10**400}, "early", id="beyond-floats"),
+        pytest.param({"exp": -(10**400)}, "expired", id="below-floats"),
+        pytest.param({"exp": float("nan")}, "expired", id="nan"),
+        pytest.param({"exp": float("inf")}, "expired", id="infinite"),
+    ],
+)
+def test_times_that_no_clock_shows(tmp_path: Path, claim: dict[str, Any], code: str) -> None:
+    """A token without an end is none, and one beyond every clock is no crash; of both kinds of foreign signer."""
+    at = int(NOW.timestamp())
+    claims = {"iss": "idp", "aud": "kbs", "sub": "eve", "role": "boss", "exp": at + 60} | claim
+    token = FOREIGN.token(claims)
+    issuer = AdminIssuer(key=ECKey.import_key(FOREIGN.key), issuer="idp", audience="kbs", roles={"boss": Role.ADMIN})
+    with broker(tmp_path, admin_issuers=(issuer,)) as made, pytest.raises(Untrusted) as caught:
+        authenticate_admin(made.world, token, now=NOW)
+    assert caught.value.code == f"admin-token-{code}"
+    trust = TokenTrust.of(jwks=[json.dumps({"keys": [FOREIGN.jwk | {"kid": "k1"}]}).encode()])
+    with pytest.raises((Untrusted, Malformed)) as caught_too:
+        verify_external(FOREIGN.token(claims, kid="k1"), trust, now=NOW)
+    assert caught_too.value.code in (f"token-{code}", "json")
