@@ -23,9 +23,10 @@ demo: $(VENV)/.runtime samples ## The whole path, from a simulated host to a dec
 test: $(VENV)/.dev samples peers ## Every test that this machine can run; says what it left out
 	$(PYTEST) $(PYTEST_FLAGS)
 
-check: lint types layers ## Exactly what CI runs: static checks, tests without an unlisted skip, demo, real kernel, ratios, release
+check: lint types layers ## Exactly what CI runs: static checks, tests without an unlisted skip, demo, e2e, real kernel, ratios, release
 	$(MAKE) test PYTEST_FLAGS="$(PYTEST_FLAGS) --allowed-skips tests/allowed-skips.txt"
 	$(MAKE) demo
+	$(MAKE) e2e
 	$(MAKE) lab-short
 	$(MAKE) gate
 	$(MAKE) release
@@ -65,6 +66,9 @@ test-deps: ## Debian packages for the tests that need a real server, browser or 
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql softhsm2 chromium \
 		qemu-system-x86 busybox-static cpio kmod gcc libc6-dev flex bison bc libelf-dev
+
+e2e: $(VENV)/.dev ## Pod to plaintext with real processes, then each link broken in turn: who notices, what they are told
+	$(PYTEST) -m e2e -x tests/e2e --allowed-skips tests/allowed-skips.txt
 
 lab-short: $(VENV)/.dev ## The kernel's semantics on a stock Debian kernel in QEMU, row by row
 	$(PYTEST) -m lab tests/lab/test_lab_short.py
