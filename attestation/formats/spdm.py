@@ -31,6 +31,7 @@ _CONSTANTS = (
     (39, "response.param1", 0x00),
     (40, "response.param2", 0x00),
 )
+_NONCE, NONCE_BYTES = 4, 32  # the responder's nonce, after the measurements, has the same length
 _HEADER_TOTAL = 45
 _DMTF, _DIGEST_OF_MUTABLE_FIRMWARE = 0x01, 0x01
 _HEADER = struct.Struct("<BBHBH")
@@ -87,7 +88,7 @@ def parse_report(data: bytes, *, max_trailing_zeros: int = 0) -> SpdmReport:
             got=f"{blocks} blocks in {record_bytes} bytes",
         )
     measurements = _parse_record(reader.take(record_bytes, "response.record"), blocks)
-    responder_nonce = reader.take(32, "response.nonce")
+    responder_nonce = reader.take(NONCE_BYTES, "response.nonce")
     opaque = _parse_opaque(reader.take(reader.u16le("response.opaque-length"), "response.opaque"))
     signed = data[: reader.position]
     signature = reader.take(SIGNATURE_BYTES, "response.signature")
@@ -101,7 +102,7 @@ def parse_report(data: bytes, *, max_trailing_zeros: int = 0) -> SpdmReport:
             got=f"{len(trailing)} bytes {trailing[:16].hex()}",
         )
     return SpdmReport(
-        nonce=header[4:36],
+        nonce=header[_NONCE : _NONCE + NONCE_BYTES],
         measurements=measurements,
         responder_nonce=responder_nonce,
         opaque=opaque,
@@ -116,6 +117,29 @@ def _record_layout(blocks: int) -> tuple[struct.Struct, tuple[bytes, ...]]:
     """Header and digest of every block in turn, and the headers that there must be."""
     headers = tuple(_HEADER.pack(index, *_BLOCK_CONSTANTS) for index in range(1, blocks + 1))
     return struct.Struct(f"{_HEADER.size}s{DIGEST_BYTES}s" * blocks), headers
+
+
+def reread_report(data: bytes, before: SpdmReport) -> SpdmReport | None:
+    """The report of a device that says the very same as `before` but for both nonces and the signature, else None."""
+    end, responder_nonce = len(before.signed), _HEADER_TOTAL + BLOCK_BYTES * len(before.measurements)
+    tail = responder_nonce + NONCE_BYTES
+    if (
+        before.trailing_zeros
+        or len(data) != end + SIGNATURE_BYTES
+        or data[:_NONCE] != before.signed[:_NONCE]
+        or data[_NONCE + NONCE_BYTES : responder_nonce] != before.signed[_NONCE + NONCE_BYTES : responder_nonce]
+        or data[tail:end] != before.signed[tail:]
+    ):
+        return None
+    return SpdmReport(
+        nonce=data[_NONCE : _NONCE + NONCE_BYTES],
+        measurements=before.measurements,
+        responder_nonce=data[responder_nonce:tail],
+        opaque=before.opaque,
+        signed=data[:end],
+        signature=data[end:],
+        trailing_zeros=0,
+    )
 
 
 def _parse_record(record: bytes, blocks: int) -> tuple[bytes, ...]:

@@ -9,6 +9,7 @@ from attestation.findings import Finding
 from attestation.verify.cache import MAX_CHAINS, MAX_DEVICES, MAX_RIMS, BoundedCache
 from attestation.verify.chain import ChainCache, PathCertificate, VerifiedPath
 from attestation.verify.identity import DeviceCertificate
+from attestation.verify.nv_content import Content
 from attestation.verify.nv_policy import NvPolicy
 from attestation.verify.revocation import (
     Revocation,
@@ -27,13 +28,20 @@ _MAX_JUDGED = 1024  # certificates of 64 devices and their documents fit
 Role = Literal["rim", "device_ca", "device_leaf"]  # fields of RevocationPolicy
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownDevice:
+    """A device whose chain and last new report verified: neither its dates nor revocation are part of that."""
+
+    path: VerifiedPath
+    certificate: DeviceCertificate
+    content: Content
+
+
 @dataclass(frozen=True, slots=True)
 class NvCache:
     """Verified devices, issuers, documents and revocation answers, owned by the caller; one per process is enough."""
 
-    devices: BoundedCache[tuple[VerifiedPath, DeviceCertificate]] = field(
-        default_factory=lambda: BoundedCache(MAX_DEVICES)
-    )
+    devices: BoundedCache[KnownDevice] = field(default_factory=lambda: BoundedCache(MAX_DEVICES))
     chains: ChainCache = field(default_factory=lambda: BoundedCache(MAX_CHAINS))
     rims: RimCache = field(default_factory=lambda: BoundedCache(MAX_RIMS))
     revocation: RevocationCache = field(default_factory=RevocationCache)

@@ -15,24 +15,23 @@ from attestation.errors import Untrusted
 from attestation.findings import Finding, Result, passed
 from attestation.formats.certs import parse_bundle
 from attestation.formats.nv_report import FEATURE_PPCIE, GpuFacts, SwitchFacts, parse_gpu_facts, parse_switch_facts
-from attestation.formats.spdm import SpdmReport, parse_report
+from attestation.formats.spdm import SpdmReport, parse_report, reread_report
 from attestation.values import Architecture, DeviceKind, Digest, GpuMode, Level, Nonce
 from attestation.verify.chain import VerifiedPath, require_valid, verify_path
 from attestation.verify.compare import Comparison
 from attestation.verify.device_claims import device_claims
-from attestation.verify.identity import DeviceCertificate, FwidMatch, match_fwid, read_device_certificate
-from attestation.verify.nv_collateral import Collateral, NvCache
-from attestation.verify.nv_policy import NvPolicy, Unchecked, judge, version_key
-from attestation.verify.reference import Signers, compare_slot, judge_conflicts, remark
+from attestation.verify.identity import DeviceCertificate, read_device_certificate
+from attestation.verify.nv_collateral import Collateral, KnownDevice, NvCache
+from attestation.verify.nv_content import Content, judge_content, require_fwid
+from attestation.verify.nv_policy import NvPolicy
+from attestation.verify.reference import Signers, compare_slot, judge_conflicts
 from attestation.verify.revocation import Revocation, RevocationSource, RevocationStatus
-from attestation.verify.rim import RimSource, gpu_needs, switch_needs
+from attestation.verify.rim import RimSource
 from attestation.verify.roots import NvTrust
 from attestation.verify.signature import verify_raw_p384
 from attestation.verify.verified import VerifiedDevice
 
 __all__ = ["Collateral", "DeviceProof", "NvCache", "prove_device", "verify_device"]
-
-_FWID_SINCE = 550  # major driver version from which every GPU reports its FWID (2.2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,12 +70,15 @@ def prove_device(
     """As `verify_device`, keeping the facts that `topology` needs."""
     trust, policy, now, cache = collateral.trust, collateral.policy, collateral.now, collateral.cache
 
+    key = (trust.device_roots, chain)
+    known = cache.devices.get(key) if cache is not None else None
+
     # 1. Size, structure, exact consumption.
-    parsed = parse_report(report, max_trailing_zeros=policy.trailing_zeros)
-    findings = [_trailing(parsed)]
+    parsed, content = _read(report, known, policy)
 
     # 2. and 3. Chain to the pinned root at `now`; architecture and identity from its leaf, never from the envelope.
-    path, certificate = _prove_chain(chain, trust, now, cache)
+    path, certificate = (known.path, known.certificate) if known is not None else _prove_chain(chain, trust, cache)
+    require_valid(path, now, where="device chain")
     subject = str(certificate.identity)
     if arch is not None and arch is not certificate.arch:
         raise Untrusted(
@@ -86,28 +88,32 @@ def prove_device(
             expected=certificate.arch,
             got=arch,
         )
-    is_switch = certificate.arch is Architecture.LS10
-    facts = parse_switch_facts(parsed) if is_switch else parse_gpu_facts(parsed)
-    findings += _identity(trust, path, certificate, now)
 
     # 4. Firmware id: certificate against report.
-    fwid = _require_fwid(certificate, facts, policy)
+    is_switch = certificate.arch is Architecture.LS10
+    if content is None:
+        facts = parse_switch_facts(parsed) if is_switch else parse_gpu_facts(parsed)
+        fwid = require_fwid(certificate, facts, policy)
+    else:
+        facts, fwid = content.facts, content.fwid
 
     # 5. Signature of the report with the leaf's key.
     digest = hashlib.sha384(parsed.signed).digest()
     verify_raw_p384(path.leaf.key, parsed.signature, digest, code="report-signature", where=subject)
-    findings.append(passed("report-signature", "ECDSA P-384 over the signed bytes", subject=subject))
-    findings.append(_judge_fwid(fwid, facts, policy, subject))
 
     # 6. Freshness.
-    findings.append(_require_nonce(nonce, parsed, subject))
+    fresh = _require_nonce(nonce, parsed, subject)
 
     # Revocation of the device chain: stored statements only. A revoked key proves nothing at any level.
     revocations = _require_unrevoked(path, collateral)
-    findings += [finding for _, finding in revocations]
 
     # 7. Only now document ids are built from what the report says.
-    needs = switch_needs(facts) if isinstance(facts, SwitchFacts) else gpu_needs(certificate, facts)
+    if content is None:
+        content = judge_content(parsed, facts, fwid, path=path, certificate=certificate, trust=trust, policy=policy)
+        if cache is not None:
+            cache.devices.put(key, KnownDevice(path=path, certificate=certificate, content=content))
+    needs = content.needs
+    findings = [*content.proven, fresh, *[finding for _, finding in revocations]]
 
     # 8 to 10. Documents, fit, conflicts, comparison.
     comparisons: list[Comparison] = []
@@ -120,7 +126,7 @@ def prove_device(
     findings += judge_conflicts(comparisons, subject)
 
     # 12. Policy over signed facts; 11 (mode here, the set of devices in `topology`).
-    findings += _policy(certificate, facts, policy, subject)
+    findings += content.judged
     complete = len(comparisons) == len(needs) and all(c.matches for c in comparisons)
     failing = any(f.result is Result.FAIL for f in findings)
     level = Level.TRUSTED if complete and nonce is not None and not failing else Level.AUTHENTIC
@@ -144,87 +150,23 @@ def prove_device(
     return DeviceProof(device=device, certificate=certificate, facts=facts)
 
 
-def _prove_chain(
-    chain: bytes, trust: NvTrust, now: datetime, cache: NvCache | None
-) -> tuple[VerifiedPath, DeviceCertificate]:
-    """A chain that verified before, byte for byte, costs no signature; its dates are judged on every use."""
-    key = (trust.device_roots, chain)
-    if cache is not None and (known := cache.devices.get(key)):
-        require_valid(known[0], now, where="device chain")
-        return known
+def _read(report: bytes, known: KnownDevice | None, policy: NvPolicy) -> tuple[SpdmReport, Content | None]:
+    """The report, and what follows from it where this device said the very same before, under the same policy."""
+    if known is not None and known.content.policy is policy:
+        again = reread_report(report, known.content.report)
+        if again is not None:
+            return again, known.content
+    return parse_report(report, max_trailing_zeros=policy.trailing_zeros), None
+
+
+def _prove_chain(chain: bytes, trust: NvTrust, cache: NvCache | None) -> tuple[VerifiedPath, DeviceCertificate]:
     path = verify_path(
         parse_bundle(chain),
         anchors=trust.device_roots,
         where="device chain",
         cache=cache.chains if cache is not None else None,
     )
-    require_valid(path, now, where="device chain")
-    proven = path, read_device_certificate(path)
-    if cache is not None:
-        cache.devices.put(key, proven)
-    return proven
-
-
-def _trailing(parsed: SpdmReport) -> Finding:
-    blocks = f"{len(parsed.measurements)} measurements, {len(parsed.opaque)} opaque elements"
-    if not parsed.trailing_zeros:
-        return passed("report-structure", blocks)
-    return Finding(
-        check="report-structure", result=Result.WARN, code="trailing-zeros", expected="nothing after the signature",
-        got=f"{blocks}, {parsed.trailing_zeros} trailing zero bytes", hint="the collector reports a wrong size",
-    )  # fmt: skip
-
-
-def _identity(
-    trust: NvTrust, path: VerifiedPath, certificate: DeviceCertificate, now: datetime
-) -> tuple[Finding, Finding]:
-    subject = str(certificate.identity)
-    chain = f"{len(path.certificates)} certificates to {path.certificates[-1].name}, valid at {now.isoformat()}"
-    if trust.simulated:
-        root = Finding(
-            check="device-chain", result=Result.WARN, code="simulated-roots", expected="NVIDIA's roots", got=chain,
-            hint="signed by a test PKI: proves nothing about hardware", subject=subject,
-        )  # fmt: skip
-    else:
-        root = passed("device-chain", chain, subject=subject)
-    named = f"{certificate.arch} {certificate.chip} chip id {certificate.identity.chip_id}"
-    return root, passed("identity", named, expected="named by the certificate", subject=subject)
-
-
-def _require_fwid(certificate: DeviceCertificate, facts: GpuFacts | SwitchFacts, policy: NvPolicy) -> FwidMatch:
-    """A wrong firmware id is false evidence; a missing one is a downgrade where the driver always reports it."""
-    fwid = match_fwid(certificate.fwid, facts.fwid if isinstance(facts, GpuFacts) else None)
-    if fwid is FwidMatch.MISMATCH and isinstance(facts, GpuFacts) and facts.fwid is not None:
-        raise Untrusted(
-            "fwid-mismatch",
-            "report and certificate are of different firmware",
-            where=str(certificate.identity),
-            expected=certificate.fwid.hex(),
-            got=facts.fwid.hex(),
-        )
-    if (
-        fwid is FwidMatch.ABSENT
-        and isinstance(facts, GpuFacts)
-        and version_key(facts.driver)[0] >= _FWID_SINCE
-        and not isinstance(policy.fwid, Unchecked)
-    ):
-        raise Untrusted(
-            "fwid-absent",
-            f"drivers of {_FWID_SINCE} and later report a firmware id",
-            where=str(certificate.identity),
-            expected=certificate.fwid.hex(),
-            got="none",
-        )
-    return fwid
-
-
-def _judge_fwid(fwid: FwidMatch, facts: GpuFacts | SwitchFacts, policy: NvPolicy, subject: str) -> Finding:
-    """Switch reports never carry a firmware id; for GPUs the policy decides about an absent one (2.2)."""
-    if isinstance(facts, SwitchFacts):
-        return Finding(
-            check="fwid", result=Result.SKIPPED, expected="not reported by NVSwitches", got=fwid, subject=subject
-        )
-    return judge("fwid", policy.fwid, fwid, subject=subject)
+    return path, read_device_certificate(path)
 
 
 def _require_nonce(nonce: Nonce | None, parsed: SpdmReport, subject: str) -> Finding:
@@ -267,20 +209,6 @@ def _signer_statuses(comparison: Comparison, collateral: Collateral) -> list[Rev
     """Revocation of who signed a document; judged before, so that this asks nobody again."""
     path = pairwise(comparison.rim.path.certificates)
     return [collateral.judge_certificate(subject, issuer, "rim")[0] for subject, issuer in path]
-
-
-def _policy(
-    certificate: DeviceCertificate, facts: GpuFacts | SwitchFacts, policy: NvPolicy, subject: str
-) -> list[Finding]:
-    findings = [judge("chip-id", policy.chip_ids, certificate.identity.chip_id, subject=subject)]
-    if isinstance(facts, GpuFacts):
-        findings.append(judge("driver-version", policy.driver, facts.driver, subject=subject))
-        findings.append(judge("vbios-version", policy.vbios, facts.vbios, subject=subject))
-    if facts.unknown:
-        types = tuple(sorted(facts.unknown))
-        finding = judge("opaque-unknown", policy.unknown_opaque, types, subject=subject)
-        findings.append(remark(finding) if finding.result is Result.SKIPPED else finding)
-    return findings
 
 
 def _mode(facts: GpuFacts | SwitchFacts, level: Level) -> GpuMode:

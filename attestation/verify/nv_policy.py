@@ -6,7 +6,7 @@ comparison of measurements have no switch. Defaults: gpu-attestation.md 10, "ref
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
@@ -156,3 +156,8 @@ def judge(check: str, rule: AtLeast | Exactly[T] | OneOf[T] | Unchecked, got: T,
     if rule.accepts(str(got)) if isinstance(rule, AtLeast) else rule.accepts(got):
         return passed(check, got, expected=rule, subject=subject)
     return failed(check, f"policy-{check}", expected=rule, got=got, subject=subject)
+
+
+def remark(finding: Finding) -> Finding:
+    """The same finding as a warning."""
+    return replace(finding, result=Result.WARN)

@@ -6,7 +6,6 @@ only a remark where another document of the same id is good.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 from attestation.errors import Malformed, Untrusted
@@ -21,6 +20,7 @@ from attestation.verify.compare import (
     shared_indices,
 )
 from attestation.verify.nv_collateral import Collateral
+from attestation.verify.nv_policy import remark
 from attestation.verify.rim import MAX_DOCUMENTS, RimNeed, VerifiedRim, require_fit, require_signer_time, verify_rim
 
 MAX_NEIGHBOURS = 64  # documents looked at to explain a mismatch; 24 VBIOS documents are public
@@ -161,8 +161,3 @@ def judge_conflicts(comparisons: Sequence[Comparison], subject: str) -> list[Fin
             )
         ]
     return [passed("index-conflict", "none", subject=subject)]
-
-
-def remark(finding: Finding) -> Finding:
-    """The same finding as a warning."""
-    return replace(finding, result=Result.WARN)

@@ -41,19 +41,16 @@ class TcbFloors:
     launch: Tcb | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SnpPolicy:
-    """Defaults suit Kata on current bare metal. Milan needs a chip allow-list: its root seed can be extracted.
-
-    Policies are told apart by identity, so that one can be part of a cache's key.
-    """
+    """Defaults suit Kata on current bare metal. Milan needs a chip allow-list: its root seed can be extracted."""
 
     products: frozenset[Product] = frozenset({Product.GENOA, Product.TURIN})
     versions: frozenset[int] = frozenset({3, 5})
     leaf_kinds: frozenset[LeafKind] = frozenset({LeafKind.VCEK})
     csp_ids: frozenset[str] = frozenset()
     chain: ChainRules = field(default_factory=ChainRules)
-    floors: Mapping[Product, TcbFloors] = field(default_factory=dict)
+    floors: Mapping[Product, TcbFloors] = field(default_factory=dict, hash=False)  # equality still compares them
     min_firmware: Firmware | None = None
     provisional_firmware: bool = False
     vmpls: frozenset[int] = frozenset({0})
