@@ -7,6 +7,7 @@ a second spelling of one value would let two parties hash different keys: all ar
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
@@ -101,12 +102,16 @@ def _parse_ec(members: Mapping[object, object], where: str) -> EcTeeKey:
             expected=f"{size} bytes each",
             got=",".join(str(len(part)) for part in raw),
         )
-    x, y = (int.from_bytes(part, "big") for part in raw)
     try:
-        public = ec.EllipticCurvePublicNumbers(x, y, curve()).public_key()
+        return EcTeeKey(crv=crv, public=_point(curve, raw[0], raw[1]))
     except ValueError as exc:
         raise Malformed("tee-key-point", "the point is not on the curve", where=where, expected=crv) from exc
-    return EcTeeKey(crv=crv, public=public)
+
+
+@lru_cache(maxsize=1024)
+def _point(curve: type[ec.EllipticCurve], x: bytes, y: bytes) -> ec.EllipticCurvePublicKey:
+    """A public key; a release seals to the one that was attested a moment before."""
+    return ec.EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), curve()).public_key()
 
 
 def _parse_rsa(members: Mapping[object, object], where: str) -> RsaTeeKey:

@@ -205,7 +205,8 @@ def _account(world: World, attested: Attested, granted: Grant, records: tuple[Ke
             world.keys.count_release(connection, record.path, limits.max_releases)
             tenant = record.path.repository
             world.tenants.count_release(connection, tenant, now)
-            if not world.leases.used_by(connection, tenant, attested.jti):
+            limited = world.tenants.get(tenant).attestations_per_minute is not None
+            if limited and not world.leases.used_by(connection, tenant, attested.jti):
                 world.tenants.count_attestation(connection, tenant, now)
             world.leases.grant(
                 connection, record.path, attested, lifetime=limits.lease, most=limits.max_leases, now=now

@@ -7,7 +7,6 @@ from pathlib import Path
 import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -19,6 +18,7 @@ from attestation.ops.renewed_verifier import RenewedVerifier
 from attestation.ops.world import World
 from attestation.service import admin as handlers
 from attestation.service.admin import AdminApi, Handler
+from attestation.service.handshakes import Handshakes
 from attestation.service.health import Health
 from attestation.service.kbs import Clock, GuestApi
 from attestation.service.metrics import Metrics
@@ -112,8 +112,13 @@ class Service:
         ]
         resource = Route("/kbs/v0/resource/{path:path}", guest.resource, methods=["GET"])
         more = upstream_admin if compat.admin_on_guest_listener else []
-        self.guest = self._app([*routes[:2], resource, *more, routes[2], *self._common()])
-        self.admin = self._app([*upstream_admin, *_api(admin), *self._common(), *self._operator(), *_page(page)])
+        others = self._app([*routes[:2], resource, *more, routes[2], *self._common()])
+        self.guest = self._observed(Handshakes(guest, others, crash=_crash))
+        self.routes = (
+            others.routes,
+            [*upstream_admin, *_api(admin), *self._common(), *self._operator(), *_page(page)],
+        )
+        self.admin = self._observed(self._app(self.routes[1]))
 
     def turn_away(self, target: bytes) -> ASGIApp | None:
         """What answers a guest's request that would not be admitted; None lets it in. Costs microseconds."""
@@ -154,11 +159,10 @@ class Service:
 
     def _app(self, routes: Sequence[BaseRoute]) -> Starlette:
         handlers_of = {HTTPException: _http_error, Exception: _crash}
-        return Starlette(
-            routes=list(routes),
-            exception_handlers=handlers_of,  # type: ignore[arg-type]
-            middleware=[Middleware(Observe, metrics=self.metrics, span=self._span)],
-        )
+        return Starlette(routes=list(routes), exception_handlers=handlers_of)  # type: ignore[arg-type]
+
+    def _observed(self, app: ASGIApp) -> ASGIApp:
+        return Observe(app, self.metrics, self._span)
 
     def _common(self) -> list[BaseRoute]:
         return [

@@ -79,6 +79,7 @@ class Upkeep:
         try:
             gone = self._world.sessions.sweep(now)
             self._world.attestations.sweep(now)
+            self._world.leases.sweep(now)
         except AttestationError as exc:
             log.warning("sweep.failed", code=exc.code)
             return

@@ -8,13 +8,14 @@ so that work already done is finished and not thrown away.
 """
 
 import asyncio
+import contextlib
 import functools
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
-from typing import ParamSpec, TypeVar
+from queue import SimpleQueue
+from threading import Lock, Thread
+from typing import Any, ParamSpec, TypeVar
 
 from attestation.errors import Denied, Unavailable
 
@@ -29,7 +30,7 @@ class Workers:
     """`run` executes a blocking call in the pool, or refuses."""
 
     def __init__(self, *, threads: int, queue: int) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="kbs")
+        self._pool = _Pool(threads)
         self.limit = threads + queue
         self._threads = threads
         self._inside = 0
@@ -56,9 +57,7 @@ class Workers:
         self.admit()
         self._inside += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._pool, self._start, time.monotonic(), functools.partial(call, *args, **kwargs)
-            )
+            return await self._pool.run(self._start, time.monotonic(), functools.partial(call, *args, **kwargs))
         finally:
             self._inside -= 1
             if not self._inside:
@@ -76,7 +75,53 @@ class Workers:
 
     def close(self) -> None:
         """Wait for what runs."""
-        self._pool.shutdown(wait=True)
+        self._pool.close()
+
+
+class _Pool:
+    """Threads that take calls from one queue: an executor of the standard library costs two locks and futures more."""
+
+    def __init__(self, threads: int) -> None:
+        self._calls: SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Future[Any], Callable[[], Any]] | None]
+        self._calls = SimpleQueue()
+        self._threads = [Thread(target=self._work, name=f"kbs-{number}", daemon=True) for number in range(threads)]
+        for thread in self._threads:
+            thread.start()
+
+    async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of the call, which keeps its exceptions."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+        self._calls.put((loop, answer, functools.partial(call, *args, **kwargs)))
+        return await answer
+
+    def close(self) -> None:
+        """Wait for what runs."""
+        for _ in self._threads:
+            self._calls.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (job := self._calls.get()) is not None:
+            loop, answer, call = job
+            try:
+                settle = functools.partial(_settle, answer, call())
+            except BaseException as exc:  # noqa: BLE001 - it is raised where `run` waits
+                settle = functools.partial(_fail, answer, exc)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(settle)
+            del job, answer, call, settle  # nothing of this request stays while the next one is waited for
+
+
+def _settle(answer: "asyncio.Future[T]", result: T) -> None:
+    if not answer.done():
+        answer.set_result(result)
+
+
+def _fail(answer: "asyncio.Future[Any]", exc: BaseException) -> None:
+    if not answer.done():
+        answer.set_exception(exc)
 
 
 class RateLimit:

@@ -4,6 +4,7 @@ Two kinds of write: `durable` ones survive power loss when the call returns (a k
 survive the death of the process and become durable with the next durable one, because the log is sequential.
 """
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
@@ -120,8 +121,9 @@ class Database:
                 # The lock makes one connection for each kind of write enough: nothing is taken from the pool.
                 writer = self._writers.get(durable)
                 if writer is None:
-                    writer = self._writers[durable] = engine.connect().execution_options(immediate=True)
-                with writer.begin():
+                    writer = self._writers[durable] = engine.connect()
+                    writer.begin()  # as far as SQLAlchemy knows, for as long as it lives
+                with _immediate(writer):
                     yield writer
 
     def commit(self, work: Callable[[Connection], T]) -> T:
@@ -187,13 +189,28 @@ def revision(connection: Connection) -> str | None:
 
 
 @contextmanager
+def _immediate(writer: Connection) -> Iterator[None]:
+    """One transaction of the driver. It takes the write lock at once: an upgrade from a read could only fail."""
+    driver: Any = writer.connection.driver_connection
+    driver.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        driver.execute("COMMIT")
+    except BaseException:
+        if driver.in_transaction:  # SQLite has rolled back by itself where the disk is full
+            driver.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
 def _translated() -> Iterator[None]:
     try:
         yield
     except PoolTimeoutError as exc:
         raise Unavailable("store-busy", "every connection to the store is in use", where="store") from exc
-    except OperationalError as exc:
-        raise Unavailable("store", "the store does not answer", where="store", got=type(exc.orig).__name__) from exc
+    except (OperationalError, sqlite3.OperationalError) as exc:
+        got = type(exc.orig if isinstance(exc, OperationalError) else exc).__name__
+        raise Unavailable("store", "the store does not answer", where="store", got=got) from exc
     except DBAPIError as exc:
         if exc.connection_invalidated:
             raise Unavailable("store", "the store went away", where="store") from exc
@@ -223,19 +240,12 @@ def _engine(url: str, *, durable: bool) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _connect(raw: Any, _record: Any) -> None:
-        raw.isolation_level = None  # transactions begin below, not in the driver
+        raw.isolation_level = None  # transactions begin in `write`, not in the driver; reads are single statements
         cursor = raw.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         cursor.execute("PRAGMA secure_delete = ON")  # shredded envelopes do not stay in free pages
         cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        # A write transaction takes the lock at once: an upgrade from a read snapshot could only fail. Reads are single
-        # statements and need no transaction around them.
-        if connection.get_execution_options().get("immediate"):
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine

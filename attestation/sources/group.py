@@ -10,11 +10,15 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from attestation.errors import AttestationError, Unavailable
+from attestation.sources.statement import Statement
 
 MAX_GROUP = 64  # bounds how long the first of a group waits for the last
+_PART, _UNDO, _KEEP = (
+    Statement(text(f"{verb} part")) for verb in ("SAVEPOINT", "ROLLBACK TO SAVEPOINT", "RELEASE SAVEPOINT")
+)
 T = TypeVar("T")
 
 
@@ -74,13 +78,12 @@ def _attempt(job: _Job, connection: Connection, *, alone: bool) -> None:
     if alone:
         job.result = job.work(connection)
         return
-    part = connection.begin_nested()
+    _PART.run(connection, {})
     try:
         job.result = job.work(connection)
     except Unavailable:
         raise
     except AttestationError as exc:
-        part.rollback()
+        _UNDO.run(connection, {})
         job.error = exc
-    else:
-        part.commit()
+    _KEEP.run(connection, {})

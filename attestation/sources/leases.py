@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Integer, bindparam, cast, delete, func, select, text, update
 
 from attestation.broker.session import Attested
 from attestation.crypto.jwk import thumbprint
@@ -16,12 +16,22 @@ from attestation.sources.statement import Statement
 from attestation.values import ResourcePath
 
 RETENTION = timedelta(days=1)  # an ended lease is shown for a day
-_EXTEND = Statement(
-    update(leases)
-    .where(leases.c.path == bindparam("p"), leases.c.holder == bindparam("h"))
-    .values(jti=bindparam("new_jti"), expires=bindparam("new_expires"))
+_PUT = Statement(  # SQLAlchemy writes `ON CONFLICT` once for each dialect, and they are the same
+    text(
+        "INSERT INTO leases (path, holder, jti, chip_id, devices, granted, expires)"
+        " VALUES (:path, :holder, :jti, :chip_id, :devices, :granted, :expires)"
+        " ON CONFLICT (path, holder) DO UPDATE SET jti = excluded.jti, expires = excluded.expires"
+    )
 )
-_ADD = Statement(insert(leases))
+# `substr` and not LIKE: in a pattern, a repository's "_" would stand for any character.
+_USED = Statement(
+    select(leases.c.jti)
+    .where(
+        leases.c.jti == bindparam("j"),
+        func.substr(leases.c.path, 1, cast(bindparam("length"), Integer)) == bindparam("prefix"),
+    )
+    .limit(1)
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,19 +84,28 @@ class LeaseStore:
             others = (leases.c.path == str(path)) & (leases.c.holder != holder) & (leases.c.expires > ms(now))
             if (connection.execute(select(func.count()).where(others)).scalar() or 0) >= most:
                 raise Denied("leases-exhausted", "as many guests hold this key as may", expected=most)
-        same = {"p": str(path), "h": holder}
-        if _EXTEND.run(connection, {**same, "new_jti": attested.jti, "new_expires": expires}) == 0:
-            devices = json.dumps([device.chip_id for device in attested.facts.devices])
-            row = {"path": str(path), "holder": holder, "jti": attested.jti, "devices": devices}
-            row |= {"chip_id": attested.facts.cpu.chip_id[:160]}
-            old = (leases.c.path == str(path)) & (leases.c.expires <= ms(now - RETENTION))
-            connection.execute(delete(leases).where(old))
-            _ADD.run(connection, {**row, "granted": ms(now), "expires": expires})
+        _PUT.run(
+            connection,
+            {
+                "path": str(path),
+                "holder": holder,
+                "jti": attested.jti,
+                "chip_id": attested.facts.cpu.chip_id[:160],
+                "devices": json.dumps([device.chip_id for device in attested.facts.devices]),
+                "granted": ms(now),
+                "expires": expires,
+            },
+        )
 
     def used_by(self, connection: Connection, repository: str, jti: str) -> bool:
         """Whether this attestation has a lease on any key of the repository."""
-        mine = (leases.c.jti == jti) & leases.c.path.startswith(f"{repository}/", autoescape=True)
-        return connection.execute(select(leases.c.jti).where(mine).limit(1)).one_or_none() is not None
+        prefix = f"{repository}/"
+        return _USED.one(connection, {"j": jti, "length": len(prefix), "prefix": prefix}) is not None
+
+    def sweep(self, now: datetime) -> int:
+        """Delete what ended a day ago."""
+        with self._db.write() as connection:
+            return connection.execute(delete(leases).where(leases.c.expires <= ms(now - RETENTION))).rowcount
 
     def live(self, now: datetime, path: ResourcePath | None = None) -> tuple[Lease, ...]:
         """Leases that have not ended, by path and age."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, String, Table, Text
 
-HEAD = "0002"  # newest migration
+HEAD = "0003"  # newest migration
 AUDIT_STREAM = "broker"
 
 metadata = MetaData()
@@ -177,6 +177,7 @@ leases = Table(
     Column("granted", BigInteger, nullable=False),
     Column("expires", BigInteger, nullable=False),
     Index("leases_expires", "expires"),
+    Index("leases_jti", "jti"),
 )
 
 # One row: grows with every change of keys, policies, reference values and revocations, so that replicas may cache them.
