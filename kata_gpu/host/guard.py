@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from kata_gpu.core.pci import PciAddress, PciFunction
 from kata_gpu.errors import InUse, Unavailable
+from kata_gpu.host.blocked import keeps_group
 from kata_gpu.host.pods import pod_names, pod_uid, process_ids
 from kata_gpu.ports import FileKind, Host, HostFiles
 
@@ -21,6 +22,7 @@ _ANONYMOUS = "anon_inode:[vfio-device]"
 # The path of an open or mapped file, or the rest of a line of `maps`. A node in a jail has another beginning, and one
 # that has been made anew since has " (deleted)" behind it.
 _FILE = re.compile(rb"(/dev/(?:vfio/|nvidia)[^\n]*?|anon_inode:\[vfio-device\])(?: \(deleted\))?$", re.MULTILINE)
+_CDEVS = "/dev/vfio/devices/"
 _MARKS = (b"vfio", b"nvidia")
 _ENDED = {errno.ENOENT, errno.ESRCH}  # of a file below /proc/PID: the process has ended, or has closed it
 _MAX_COMMAND = 160
@@ -83,7 +85,10 @@ class Guard:
     def _of(self, function: PciFunction, scan: list["_Process"], pod: str | None, *, probe: bool) -> tuple[Holder, ...]:
         names = {f"/dev/vfio/{function.iommu_group}"}
         if function.vfio_cdev is not None:
-            names.add(f"/dev/vfio/devices/{function.vfio_cdev}")
+            names.add(_CDEVS + function.vfio_cdev)
+        if keeps_group(self._host, function):  # its cdev is gone, and open all the same
+            open_cdevs = {name for p in scan for name in p.files if name.startswith(_CDEVS)}
+            names |= {name for name in open_cdevs if self._host.kind(name) is None}
         holders = [p.holder(next(iter(names & p.files))) for p in scan if names & p.files]
         if function.driver == "nvidia":
             users = [(p, n) for p in scan if (n := next((f for f in p.files if f.startswith("/dev/nvidia")), None))]

@@ -3,6 +3,7 @@
 Source: Linux, netlink(7) NETLINK_KOBJECT_UEVENT; messages are zero-separated `KEY=value` after a header.
 """
 
+import errno
 import socket
 import threading
 from collections.abc import Callable
@@ -16,15 +17,16 @@ SUBSYSTEMS = (b"SUBSYSTEM=pci", b"SUBSYSTEM=vfio", b"SUBSYSTEM=vfio-dev")
 class UeventListener:
     """Calls `wake` for each event of a device that may be ours. Without the right to listen it stays silent."""
 
-    def __init__(self, wake: Callable[[], None]) -> None:
+    def __init__(self, wake: Callable[[], None], *, connect: Callable[[], socket.socket] | None = None) -> None:
+        """`connect` gives the socket that messages come from; the kernel's by default."""
         self._wake = wake
+        self._connect = connect or _kernel_socket
         self._socket: socket.socket | None = None
 
     def start(self) -> bool:
         """False where the kernel does not let us: the periodic look has to do."""
         try:
-            opened = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _NETLINK_KOBJECT_UEVENT)
-            opened.bind((0, _KERNEL_GROUP))
+            opened = self._connect()
         except OSError:
             return False
         self._socket = opened
@@ -41,10 +43,23 @@ class UeventListener:
         while True:
             try:
                 data = opened.recv(MAX_EVENT)
-            except OSError:
-                return
+            except OSError as exc:
+                if exc.errno != errno.ENOBUFS:
+                    return
+                self._wake()  # messages were lost, ours perhaps among them
+                continue
             if concerns_us(data):
                 self._wake()
+
+
+def _kernel_socket() -> socket.socket:
+    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, _NETLINK_KOBJECT_UEVENT)
+    try:
+        opened.bind((0, _KERNEL_GROUP))
+    except OSError:
+        opened.close()
+        raise
+    return opened
 
 
 def concerns_us(data: bytes) -> bool:

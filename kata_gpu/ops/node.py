@@ -13,12 +13,12 @@ from kata_gpu.core.pci import PciAddress, PciFunction
 from kata_gpu.core.plan import Observed
 from kata_gpu.errors import KataGpuError, TimedOut, Unavailable
 from kata_gpu.host.binding import read_override
+from kata_gpu.host.blocked import keeps_group, unbind_waits
 from kata_gpu.host.cc.backend import CcBackend
 from kata_gpu.host.cc.registers import VfioBackend
 from kata_gpu.host.durable import DurableDir
 from kata_gpu.host.guard import Allocated, Guard
 from kata_gpu.host.journal import Journal
-from kata_gpu.host.pods import process_ids
 from kata_gpu.host.variants import best_driver
 from kata_gpu.ops.observe import observe, text
 from kata_gpu.ports import Host
@@ -113,8 +113,14 @@ def observe_node(node: Node) -> Observed:
 def _read_override(
     node: Node, function: PciFunction, overrides: dict[PciAddress, str], wedged: dict[PciAddress, str]
 ) -> None:
-    """An earlier wedge is over once no task waits in the kernel for it and the attribute can be read again."""
-    if function.address in wedged and function.driver is None and _waiting(node.host):
+    """An earlier wedge is over once no task waits in the kernel for it and the attribute can be read again.
+
+    An unbind that somebody else began is found as well: on kernels where the override can be read meanwhile, nothing
+    else tells such a device from one that is free.
+    """
+    suspect = function.driver is None and (function.address in wedged or keeps_group(node.host, function))
+    if suspect and unbind_waits(node.host):
+        wedged.setdefault(function.address, _blocked_by(node, function))
         return
     wedged.pop(function.address, None)
     try:
@@ -126,13 +132,12 @@ def _read_override(
         overrides[function.address] = override
 
 
-def _waiting(host: Host) -> bool:
-    """Whether a task sits in an unbind that waits for VFIO users; so it is where nobody can tell."""
+def _blocked_by(node: Node, function: PciFunction) -> str:
     try:
-        pids = list(process_ids(host))
-    except OSError:
-        return True
-    return any(text(host, f"/proc/{pid}/wchan") == "vfio_unregister_group_dev" for pid in pids)
+        holders = node.guard.holders([function])[function.address]
+    except KataGpuError as exc:
+        return f"its unbind waits for a user; {exc}"
+    return f"its unbind waits for {'; '.join(map(str, holders)) or 'a user that cannot be seen'}"
 
 
 def _modalias(function: PciFunction) -> str:

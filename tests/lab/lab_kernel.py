@@ -18,7 +18,8 @@ CONFIG = Path(__file__).with_name("kernel.config")
 TOOLS = ("gcc", "make", "flex", "bison", "bc", "xz", "tar")
 HEADERS = (Path("/usr/include/libelf.h"), Path("/usr/include/gelf.h"))  # objtool
 BUILD_S = 3600  # 6 minutes on two idle cores
-PROMISED = ("IOMMUFD", "VFIO_DEVICE_CDEV", "VFIO_GROUP", "SECURITY_LOCKDOWN_LSM", "INTEL_IOMMU", "9P_FS", "KVM_AMD")
+PROMISED = ("IOMMUFD", "VFIO_DEVICE_CDEV", "VFIO_GROUP", "VFIO_NOIOMMU", "SECURITY_LOCKDOWN_LSM", "INTEL_IOMMU", "DEVMEM",
+            "9P_FS", "KVM_AMD")  # fmt: skip
 
 
 def image(*, build: bool = True) -> Path:

@@ -20,12 +20,18 @@ PYTHON = ROOT / ".venv" / "bin" / "python"
 STOCK = {"debian-6.1": "bookworm", "debian-6.12": "trixie"}
 MODULES = ("virtio_pci", "9p", "9pnet_virtio", "overlay", "vfio", "vfio_iommu_type1", "vfio_pci", "e1000e")
 IOMMU = ("-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on")
-# Groups that the rows need: an isolated device without a driver, an isolated NIC, and a two-function NIC (one group).
+NO_REMAPPING = ("-device", "intel-iommu,intremap=off,caching-mode=on,device-iotlb=on")
+# Groups that the rows need: an isolated device without a driver, an isolated NIC, a two-function NIC (one group), two
+# devices behind a conventional bridge, and one behind a switch port. Bus numbers follow this order.
 TOPOLOGY = (
     "-device", "pcie-root-port,id=rp1,chassis=1,slot=1", "-device", "edu,id=edu0,bus=rp1",
     "-device", "pcie-root-port,id=rp2,chassis=2,slot=2", "-device", "e1000e,id=nic0,bus=rp2,romfile=",
     "-device", "pcie-root-port,id=rp3,chassis=3,slot=3",
     "-device", "e1000e,id=nic1,bus=rp3,addr=00.0,multifunction=on,romfile=", "-device", "e1000e,id=nic2,bus=rp3,addr=00.1,romfile=",
+    "-device", "pcie-root-port,id=rp4,chassis=4,slot=4", "-device", "pcie-pci-bridge,id=pci1,bus=rp4",
+    "-device", "edu,id=edu1,bus=pci1,addr=1", "-device", "edu,id=edu2,bus=pci1,addr=2",
+    "-device", "pcie-root-port,id=rp5,chassis=5,slot=5", "-device", "x3130-upstream,id=up1,bus=rp5",
+    "-device", "xio3130-downstream,id=down1,bus=up1,chassis=6,slot=6", "-device", "edu,id=edu3,bus=down1",
 )  # fmt: skip
 MEMORY_MIB = 2048
 
@@ -95,12 +101,14 @@ def boot(
     share: Path,
     timeout_s: float,
     devices: Sequence[str] = TOPOLOGY,
+    iommu: Sequence[str] = IOMMU,
     append: str = "",
     memory_mib: int = MEMORY_MIB,
 ) -> Outcome:
     """Run `command` in the guest with the repository as working directory. `share` is /lab there, writable.
 
-    Guest memory is shared: vfio-user devices map it. Raises Unavailable where a part cannot be had.
+    Guest memory is shared: vfio-user devices map it. The timer is not checked at boot: on a busy host an emulated one
+    is late, and the kernel panics. Raises Unavailable where a part cannot be had.
     """
     closure = module_closure(kernel.modules, MODULES) if kernel.modules is not None else []
     share.mkdir(parents=True, exist_ok=True)
@@ -112,8 +120,8 @@ def boot(
         "-object", f"memory-backend-memfd,id=ram,size={memory_mib}M,share=on", "-m", str(memory_mib), "-smp", "2",
         "-nodefaults", "-nographic", "-serial", "stdio", "-no-reboot", "-nic", "none",
         "-kernel", str(kernel.image), "-initrd", str(initrd),
-        "-append", f"console=ttyS0 panic=-1 quiet intel_iommu=on {append}".strip(),
-        *IOMMU,
+        "-append", f"console=ttyS0 panic=-1 quiet no_timer_check intel_iommu=on {append}".strip(),
+        *iommu,
         "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
         "-device", "virtio-9p-pci,fsdev=root,mount_tag=root",
         "-fsdev", f"local,id=share,path={share},security_model=none,multidevs=remap",

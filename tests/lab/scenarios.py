@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,8 +26,11 @@ from kata_gpu.core.pci import PciFunction
 from kata_gpu.errors import KataGpuError
 from kata_gpu.host.durable import DurableDir
 from kata_gpu.host.real import RealHost
+from kata_gpu.host.uevents import UeventListener
+from kata_gpu.host.vfio_device import VfioSession
 from kata_gpu.ops import setup
 from kata_gpu.ops.node import Node, observe_node
+from kata_gpu.ops.observe import observe
 from kata_gpu.ops.recover import recover
 from kata_gpu.ops.status import status
 from tests.kata_gpu.node.direct_host import DirectHost
@@ -353,7 +357,43 @@ def _counted(node: Node, host: Killed) -> Node:
     return replace(node, host=host, state=KilledDir(STATE, host), cdi=KilledDir(CDI, host), progress=lambda _: None)
 
 
-SCENARIOS = {f.__name__: f for f in (whole, lockdown, faults, guard, crashes)}
+def resets() -> None:
+    """The kernel's own resets: one when a device is opened, one when its last file is closed."""
+    node = node_on(RealHost())
+    setup.setup(node, ON)
+    inventory = observe_node(node).inventory
+    gpu = inventory.gpus[0].function
+    before = _resets()
+    with VfioSession(node.host, iommufd=inventory.iommufd) as session:
+        session.open([gpu])
+        opened = _resets()
+    say("resets", opened=opened - before, closed=_resets() - opened)
+    setup.reset(node)
+
+
+def _resets() -> int:
+    return chips()["gpu0"]["resets"]
+
+
+def uevents() -> None:
+    """Removal and return of a GPU reach us over the kernel's netlink socket, and the next look finds what they say."""
+    host, woken = RealHost(), threading.Event()
+    listener = UeventListener(woken.set)
+    listening = listener.start()
+    gpu = observe(host).gpus[0].function.address
+    for step, path in (("removed", f"/sys/bus/pci/devices/{gpu}/remove"), ("returned", "/sys/bus/pci/rescan")):
+        woken.clear()
+        host.write(path, b"1", deadline_s=ANSWER_S)
+        say(
+            step,
+            listening=listening,
+            woken=woken.wait(ANSWER_S),
+            there=gpu in {d.function.address for d in observe(host).gpus},
+        )
+    listener.stop()
+
+
+SCENARIOS = {f.__name__: f for f in (whole, lockdown, faults, guard, crashes, resets, uevents)}
 
 if __name__ == "__main__":
     SCENARIOS[sys.argv[1]]()

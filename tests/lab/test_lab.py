@@ -15,6 +15,7 @@ import pytest
 from kata_gpu.host.softgpu.server import SoftGpuServer
 from tests.kata_gpu.node.conformance import ROWS
 from tests.lab import debian
+from tests.lab.conformance import run_rows
 from tests.lab.debian import Unavailable
 from tests.lab.machine import PYTHON, Kernel, boot, gpu_devices, iommufd_kernel, stock_kernel, stock_qemu
 
@@ -107,13 +108,10 @@ def test_conformance(profile: str, request: pytest.FixtureRequest, tmp_path: Pat
     """Every row on a newer stock kernel, and on ours with IOMMUFD. `make lab-short` has 6.1."""
     try:
         machine = request.getfixturevalue("kernel") if profile == "lab-6.12" else stock_kernel(profile)
-        command: list[str | Path] = [PYTHON, "-B", "-m", "tests.lab.conformance_in_guest", profile]
-        outcome = boot(command, kernel=machine, qemu=stock_qemu(), share=tmp_path, timeout_s=RUN_S)
+        found = run_rows(machine, stock_qemu(), tmp_path)
     except Unavailable as exc:
         pytest.skip(f"lab: left out, {exc}")
-    assert {row["id"]: row["got"] for row in outcome.rows()} == {
-        row.id: row.expected for row in ROWS if profile in row.kernels
-    }
+    assert found == {row.id: row.expected for row in ROWS if profile in row.kernels}
 
 
 @pytest.mark.parametrize(
@@ -142,6 +140,19 @@ def test_lockdown_boot(run: Run) -> None:
     assert (facts["locked"]["config"], facts["locked"]["bar"]) == ("PermissionError", "PermissionError")
     assert facts["on"]["modes"] == [ON, ON, CC_OFF]
     assert len(facts["on"]["cdi"]) == 3
+
+
+def test_the_kernel_resets_at_open_and_close(run: Run) -> None:
+    """Why whoever may open a device may reset it, and why the guard is asked before."""
+    (row,) = (row for row in run("resets", {"gpu0": "h100"}) if row["step"] == "resets")
+    assert row["opened"] >= 1, row
+    assert row["closed"] >= 1, row
+
+
+def test_removal_and_return_are_heard(run: Run) -> None:
+    facts = {row["step"]: row for row in run("uevents", {"gpu0": "h100"})}
+    assert facts["removed"] == {"step": "removed", "listening": True, "woken": True, "there": False}
+    assert facts["returned"] == {"step": "returned", "listening": True, "woken": True, "there": True}
 
 
 def test_a_fault_at_any_device_leaves_none_mixed(run: Run) -> None:

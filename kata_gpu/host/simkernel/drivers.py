@@ -4,11 +4,14 @@ Measured on Ubuntu 6.17 and 7.0 and Debian 6.1, 6.12 and 7.2; every function rai
 """
 
 import errno
+from contextlib import suppress
 
 from kata_gpu.host.simkernel.machine import BRIDGE_DRIVERS, VFIO_DRIVERS, Function, Machine, Process
 
 _FIRST_WAITER = 90000  # above the processes that tests make
 OVERRIDE_LIMIT = 4095  # one page less one byte
+UNSAFE_NOIOMMU = "vfio/enable_unsafe_noiommu_mode"
+_TAINT_USER = 64
 
 
 class Blocked(Exception):
@@ -18,6 +21,37 @@ class Blocked(Exception):
 def fail(code: int) -> OSError:
     """An OSError as the system call would give it."""
     return OSError(code, errno.errorcode[code])
+
+
+def _wait(function: Function, *operation: str) -> Blocked:
+    """The error of a caller that waits for the device's lock; what it wants is done when the lock is free."""
+    function.queue.append(list(operation))
+    return Blocked()
+
+
+def settle(machine: Machine, function: Function) -> None:
+    """The last user is gone: the blocked unbind ends, and then all that waited behind it, in order.
+
+    The callers may long be killed: a task that waits for the lock finishes its work before it dies.
+    """
+    function.pending = ""
+    drop_made_up_group(function)
+    for waiter in [p.pid for p in machine.processes.values() if p.waits_for == function.address]:
+        del machine.processes[waiter]
+    queue, function.queue = function.queue, []
+    for operation in queue:
+        with suppress(OSError, Blocked):
+            match operation:
+                case ["bind", driver]:
+                    bind(machine, driver, function.address.encode())
+                case ["override", text]:
+                    set_override(function, text.encode())
+                case ["reset"]:
+                    reset(machine, function, b"1")
+                case ["remove"]:
+                    remove(machine, function, b"1")
+                case ["rescan"]:
+                    rescan(machine, b"1")
 
 
 def find(machine: Machine, name: bytes) -> Function:
@@ -60,9 +94,11 @@ def probe(machine: Machine, driver: str, function: Function) -> None:
     if fault and driver in VFIO_DRIVERS:
         raise fail(getattr(errno, str(fault)))
     if driver in VFIO_DRIVERS:
-        if function.header_type or function.group is None:
+        if function.header_type:
             raise fail(errno.EINVAL)
-        used = {f.cdev for f in machine.functions.values()}
+        if function.group is None:
+            _make_up_group(machine, function)
+        used = {f.cdev for f in machine.functions.values()} | {h.number for h in machine.handles}
         function.cdev = next(n for n in range(len(used) + 1) if n not in used)
     elif driver not in BRIDGE_DRIVERS and group_owned(machine, function.group):
         raise fail(errno.EBUSY)
@@ -70,11 +106,27 @@ def probe(machine: Machine, driver: str, function: Function) -> None:
     function.memory_enabled = driver not in VFIO_DRIVERS
 
 
+def _make_up_group(machine: Machine, function: Function) -> None:
+    """Without an IOMMU: a group that isolates nothing, where the unsafe mode allows it, and a tainted kernel."""
+    if not (machine.kernel.noiommu and machine.parameter(UNSAFE_NOIOMMU)):
+        raise fail(errno.EINVAL)
+    used = {f.group for f in machine.functions.values()}
+    function.group = next(n for n in range(len(used) + 1) if n not in used)
+    function.noiommu = True
+    machine.tainted |= _TAINT_USER
+
+
+def drop_made_up_group(function: Function) -> None:
+    """Such a group goes with the driver."""
+    if function.noiommu:
+        function.noiommu, function.group = False, None
+
+
 def bind(machine: Machine, driver: str, text: bytes) -> None:
     """Write to `drivers/<driver>/bind`."""
     function = find(machine, text)
     if function.pending:
-        raise Blocked
+        raise _wait(function, "bind", driver)
     if not matches(machine, driver, function):
         raise fail(errno.ENODEV)
     if function.driver is not None:
@@ -105,19 +157,23 @@ def release(machine: Machine, function: Function) -> None:
     function.cdev = None
     if blocked:
         raise Blocked
+    drop_made_up_group(function)
 
 
 def autoprobe(machine: Machine, function: Function) -> None:
     """Let the first driver that matches try; failures are only logged, as by the kernel."""
-    if function.driver is not None or function.pending:
-        return
     for driver in machine.drivers:
-        if matches(machine, driver, function):
-            try:
-                probe(machine, driver, function)
-            except OSError:
-                continue
+        if _attach(machine, driver, function):
             return
+
+
+def _attach(machine: Machine, driver: str, function: Function) -> bool:
+    """Let one driver try an unbound function."""
+    if function.driver is not None or function.pending or not matches(machine, driver, function):
+        return False
+    with suppress(OSError):
+        probe(machine, driver, function)
+    return function.driver is not None
 
 
 def drivers_probe(machine: Machine, text: bytes) -> None:
@@ -127,12 +183,12 @@ def drivers_probe(machine: Machine, text: bytes) -> None:
 
 def set_override(function: Function, data: bytes) -> None:
     """Write to `driver_override`: cut at the first newline or NUL, empty clears, an empty write does nothing."""
-    if function.pending:
-        raise Blocked
     if not data:
         return
     if len(data) >= OVERRIDE_LIMIT:
         raise fail(errno.EINVAL)
+    if function.pending:
+        raise _wait(function, "override", data.decode("utf-8", "replace"))
     text = data.split(b"\n", 1)[0].split(b"\0", 1)[0].decode("utf-8", "replace")
     function.override = text or None
 
@@ -146,7 +202,7 @@ def add_id(machine: Machine, driver: str, data: bytes) -> None:
     known.append(ids)
     for function in machine.functions.values():
         if [function.vendor, function.device] == ids:
-            autoprobe(machine, function)
+            _attach(machine, driver, function)
 
 
 def remove_id(machine: Machine, driver: str, data: bytes) -> None:
@@ -166,28 +222,43 @@ def _ids(data: bytes) -> list[int]:
 
 
 def remove(machine: Machine, function: Function, data: bytes) -> None:
-    """Write to `remove`: unplug in software."""
+    """Write to `remove`: unplug in software. Where it blocks it keeps the lock that every rescan needs."""
     if not _true(data):
         return
     if function.pending:
-        raise Blocked
+        raise _wait(function, "remove")
     if function.driver is not None:
-        release(machine, function)
+        try:
+            release(machine, function)
+        except Blocked:
+            raise _wait(function, "remove") from None
     machine.unplugged[function.address] = machine.functions.pop(function.address)
 
 
 def rescan(machine: Machine, data: bytes) -> None:
-    """Write to `rescan`: functions come back without override and go to their native driver."""
+    """Write to `rescan`: functions come back without override and go to their native driver, `drivers_autoprobe` or
+    not.
+    """
     if not _true(data):
         return
-    if any(f.pending for f in machine.unplugged.values()):
-        raise Blocked
+    for function in machine.functions.values():
+        if ["remove"] in function.queue:
+            raise _wait(function, "rescan")
     for address in sorted(machine.unplugged):
         function = machine.unplugged.pop(address)
         function.override = None
         machine.functions[address] = function
-        if machine.autoprobe:
-            autoprobe(machine, function)
+        _regroup(machine, function)
+        autoprobe(machine, function)
+
+
+def _regroup(machine: Machine, function: Function) -> None:
+    """A function that was alone finds its group again, unless somebody has that one open: it gets a new number then."""
+    alone = machine.members(function.group) == [function]
+    opened = {h.target for h in machine.handles if h.kind == "group"}
+    if alone and str(function.group) in opened:
+        used = {str(f.group) for f in machine.functions.values()} | opened
+        function.group = next(n for n in range(len(used) + 1) if str(n) not in used)
 
 
 def reset(machine: Machine, function: Function, data: bytes) -> None:
@@ -195,7 +266,7 @@ def reset(machine: Machine, function: Function, data: bytes) -> None:
     if not _true(data):
         raise fail(errno.EINVAL)
     if function.pending:
-        raise Blocked
+        raise _wait(function, "reset")
     if not function.resets:
         raise fail(errno.ENOTTY)
     device_reset(machine, function)
@@ -226,6 +297,14 @@ def set_reset_method(function: Function, data: bytes) -> None:
     function.resets = names
 
 
+def take_boot_ids(machine: Machine) -> None:
+    """`vfio-pci.ids=` of the kernel command line: ids that vfio-pci has from the start."""
+    machine.dynamic_ids.clear()
+    for word in machine.command_line:
+        for part in word.removeprefix("vfio-pci.ids=").split(",") if word.startswith("vfio-pci.ids=") else ():
+            machine.dynamic_ids.setdefault("vfio-pci", []).append(_ids(part.replace(":", " ").encode()))
+
+
 def load_module(machine: Machine, module: str) -> None:
     """Load a module; its driver takes every unbound device that it matches."""
     name = module.replace("-", "_")
@@ -239,7 +318,7 @@ def load_module(machine: Machine, module: str) -> None:
         machine.drivers.append(driver)
         if machine.autoprobe:
             for function in machine.functions.values():
-                autoprobe(machine, function)
+                _attach(machine, driver, function)
 
 
 def unload_module(machine: Machine, module: str) -> None:
@@ -249,7 +328,7 @@ def unload_module(machine: Machine, module: str) -> None:
     if any(held(machine, f.address) for f in owned):
         raise fail(errno.EAGAIN)
     for function in owned:
-        function.driver = function.cdev = None
+        release(machine, function)
     machine.modules.remove(module)
     if driver:
         machine.drivers.remove(driver)

@@ -199,10 +199,14 @@ class SimKernel:
         machine = self.machine
         machine.handles.clear()
         machine.processes.clear()
+        drivers.take_boot_ids(machine)
+        machine.tainted = 0
         machine.boot_id = f"{int(machine.boot_id[:8], 16) + 1 & 0xFFFFFFFF:08x}{machine.boot_id[8:]}"
         for function in machine.functions.values():
             function.driver = function.override = function.cdev = None
             function.pending = ""
+            function.queue.clear()
+            drivers.drop_made_up_group(function)
             if function.chip is not None:
                 function.chip.reset(machine.now)
             drivers.autoprobe(machine, function)

@@ -11,30 +11,48 @@ VFIO_DRIVERS = frozenset({"vfio-pci", "nvgrace-gpu-vfio-pci"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelProfile:
-    """What differs between kernels. Debian's have no IOMMUFD, ours of tests/lab does; 6.1's and Ubuntu's block reads of
-    an override.
+    """What differs between kernels. Debian's have neither IOMMUFD nor the unsafe mode without an IOMMU, that of
+    tests/lab has both. While an unbind is blocked, reads of the override block on 6.1 and Ubuntu's, those of the uevent
+    on 6.1.
     """
 
     name: str
     release: str
     iommufd: bool
+    noiommu: bool
     override_read_blocks: bool
+    uevent_read_blocks: bool = False
 
 
 PROFILES = {
     p.name: p
     for p in (
-        KernelProfile(name="debian-6.1", release="6.1.0-50-amd64", iommufd=False, override_read_blocks=True),
-        KernelProfile(name="debian-6.12", release="6.12.95+deb12-amd64", iommufd=False, override_read_blocks=False),
-        KernelProfile(name="lab-6.12", release="6.12.107", iommufd=True, override_read_blocks=False),
-        KernelProfile(name="ubuntu-6.17", release="6.17.0-5-generic", iommufd=True, override_read_blocks=True),
+        KernelProfile(
+            name="debian-6.1",
+            release="6.1.0-50-amd64",
+            iommufd=False,
+            noiommu=False,
+            override_read_blocks=True,
+            uevent_read_blocks=True,
+        ),
+        KernelProfile(
+            name="debian-6.12", release="6.12.95+deb12-amd64", iommufd=False, noiommu=False, override_read_blocks=False
+        ),
+        KernelProfile(name="lab-6.12", release="6.12.107", iommufd=True, noiommu=True, override_read_blocks=False),
+        KernelProfile(
+            name="ubuntu-6.17", release="6.17.0-5-generic", iommufd=True, noiommu=True, override_read_blocks=True
+        ),
     )
 }
 
 
 @dataclass(slots=True, kw_only=True)
 class Function:
-    """One PCI function. `pending` names the driver that a blocked unbind has not released yet."""
+    """One PCI function.
+
+    `pending` names the driver that a blocked unbind has not released yet; `queue` holds what waits behind it for the
+    device's lock and happens after all when its users are gone. `noiommu`: its group is one that VFIO made up.
+    """
 
     address: str
     vendor: int
@@ -55,6 +73,8 @@ class Function:
     power_control: str = "auto"
     memory_enabled: bool = False
     pending: str = ""
+    queue: list[list[str]] = field(default_factory=list)
+    noiommu: bool = False
     faults: dict[str, Any] = field(default_factory=dict)
     attributes: dict[str, str] = field(default_factory=dict)
     chip: Chip | None = None
@@ -75,6 +95,7 @@ class Handle:
     target: str  # group number, or address
     via: int = -1  # container, iommufd or group descriptor that it depends on
     bound: bool = False
+    number: int = -1  # of the cdev's node
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,6 +134,7 @@ class Machine:
     files: dict[str, str] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
     nodes: dict[str, str] = field(default_factory=dict)  # path -> "char-device" or "socket"
+    tainted: int = 0
     writes: int = 0
     crash_after: int | None = None
 
@@ -120,6 +142,16 @@ class Machine:
     def kernel(self) -> KernelProfile:
         """The kernel it runs."""
         return PROFILES[self.profile]
+
+    def parameter(self, name: str) -> bool:
+        """Whether a module parameter, such as `vfio/enable_unsafe_noiommu_mode`, is on."""
+        module, _, parameter = name.partition("/")
+        return self.files.get(f"/sys/module/{module}/parameters/{parameter}", "").startswith(("Y", "1"))
+
+    @property
+    def command_line(self) -> list[str]:
+        """What the boot loader gave the kernel."""
+        return self.files.get("/proc/cmdline", "").split()
 
     def members(self, group: int | None) -> list[Function]:
         """Functions of an IOMMU group."""

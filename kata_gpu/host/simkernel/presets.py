@@ -156,6 +156,8 @@ def bare(profile: str = "ubuntu-6.17") -> Machine:
         machine.installed_modules["iommufd"] = ""
         machine.modules.append("iommufd")
     machine.files = _files(machine.kernel.release, iommufd=machine.kernel.iommufd)
+    if machine.kernel.noiommu:
+        machine.files["/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"] = "N\n"
     machine.nodes = {"/dev/kvm": "char-device", "/dev/sev": "char-device"}
     machine.links = {"/var/run": "/run"}
     return machine
@@ -170,7 +172,6 @@ def _files(release: str, *, iommufd: bool) -> dict[str, str]:
         "/sys/module/kvm_amd/parameters/sev": "Y\n",
         "/sys/module/kvm_amd/parameters/sev_es": "Y\n",
         "/sys/module/kvm_amd/parameters/sev_snp": "Y\n",
-        "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode": "N\n",
         "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts": "N\n",
         "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit": "65535\n",
         "/etc/modprobe.d/nouveau.conf": "blacklist nouveau\noptions nouveau modeset=0\n",

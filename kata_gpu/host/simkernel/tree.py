@@ -86,11 +86,17 @@ def build(machine: Machine) -> Dir:
     root: Dir = {}
     for path, content in machine.files.items():
         place(root, path, Attr(show=content.encode))
+    for name in (drivers.UNSAFE_NOIOMMU, vfio.UNSAFE_INTERRUPTS):
+        module, _, parameter = name.partition("/")
+        path = f"/sys/module/{module}/parameters/{parameter}"
+        if path in machine.files:
+            place(root, path, _switch(machine, path))
     for path, target in machine.links.items():
         place(root, path, Link(target))
     for path, kind in machine.nodes.items():
         place(root, path, Device("plain") if kind == "char-device" else Socket())
     place(root, "/proc/sys/kernel/random/boot_id", text(machine.boot_id))
+    place(root, "/proc/sys/kernel/tainted", text(machine.tainted))
     place(root, "/proc/sys/kernel/osrelease", text(machine.kernel.release))
     place(root, "/proc/self/ns/pid", Link("pid:[4026531836]"))
     modes = ("none", "integrity", "confidentiality")
@@ -121,6 +127,18 @@ def build(machine: Machine) -> Dir:
     _buses(root, machine)
     _nodes(root, machine)
     return root
+
+
+def _switch(machine: Machine, path: str) -> Attr:
+    """A boolean module parameter that can be changed at run time."""
+
+    def store(data: bytes) -> None:
+        value = data.decode("ascii", "replace").strip()
+        if value not in {"Y", "y", "1", "N", "n", "0"}:
+            raise fail(errno.EINVAL)
+        machine.files[path] = "Y\n" if value in {"Y", "y", "1"} else "N\n"
+
+    return Attr(show=machine.files[path].encode, store=store)
 
 
 def _directory(root: Dir, path: str) -> Dir:
@@ -154,6 +172,11 @@ def _function(machine: Machine, f: Function) -> Dir:
             raise Blocked
         return f"{'(null)' if f.override is None else f.override}\n".encode()
 
+    def uevent() -> bytes:
+        if f.pending and machine.kernel.uevent_read_blocks:
+            raise Blocked
+        return _uevent(f)
+
     def power(data: bytes) -> None:
         value = data.decode("ascii", "replace").strip()
         if value not in {"on", "auto"}:
@@ -179,9 +202,9 @@ def _function(machine: Machine, f: Function) -> Dir:
         "numa_node": text(f.numa),
         "resource": Attr(show=lambda: resource(f)),
         "config": Attr(show=lambda: vfio.config_space(f), store=config),
-        "enable": Attr(show=lambda: b"0\n", store=enable),
+        "enable": Attr(show=lambda: b"%d\n" % (f.driver is not None and f.driver not in VFIO_DRIVERS), store=enable),
         "modalias": text(_modalias(f)),
-        "uevent": Attr(show=lambda: _uevent(f)),
+        "uevent": Attr(show=uevent),
         "driver_override": Attr(show=override, store=lambda data: drivers.set_override(f, data)),
         "remove": Attr(store=lambda data: drivers.remove(machine, f, data)),
         "rescan": Attr(store=lambda data: drivers.rescan(machine, data)),
@@ -254,13 +277,16 @@ def _buses(root: Dir, machine: Machine) -> None:
 
     bus["drivers_autoprobe"] = Attr(show=lambda: b"%d\n" % machine.autoprobe, store=autoprobe)
     groups = _directory(root, "/sys/kernel/iommu_groups")
+    kind = "identity" if {"iommu=pt", "iommu.passthrough=1"} & set(machine.command_line) else "DMA-FQ"
     for function in machine.functions.values():
         if function.group is None:
             continue
         group = groups.setdefault(
-            str(function.group), {"type": text("DMA-FQ"), "reserved_regions": text(""), "devices": {}}
+            str(function.group), {"type": text(kind), "reserved_regions": text(""), "devices": {}}
         )
         assert isinstance(group, dict)
+        if function.noiommu:
+            group["name"] = text("vfio-noiommu")
         members = group["devices"]
         assert isinstance(members, dict)
         members[function.address] = Link(f"../../../../devices/{function.path}")
@@ -290,11 +316,14 @@ def _nodes(root: Dir, machine: Machine) -> None:
     dev = _directory(root, "/dev")
     if "vfio" in machine.modules:
         nodes: Dir = {"vfio": Device("container")}
-        bound = [f for f in machine.functions.values() if f.driver in VFIO_DRIVERS and f.group is not None]
-        nodes.update({str(f.group): Device("group", str(f.group)) for f in bound})
+        grouped = [
+            f for f in machine.functions.values() if {f.driver, f.pending} & VFIO_DRIVERS and f.group is not None
+        ]
+        nodes.update({f"{'noiommu-' * f.noiommu}{f.group}": Device("group", str(f.group)) for f in grouped})
         if machine.kernel.iommufd:
-            nodes["devices"] = {f"vfio{f.cdev}": Device("cdev", f.address) for f in bound}
+            nodes["devices"] = {f"vfio{f.cdev}": Device("cdev", f.address) for f in grouped if f.cdev is not None}
         dev["vfio"] = nodes
+    dev["mem"] = Device("memory")
     if "iommufd" in machine.modules:
         dev["iommu"] = Device("iommufd")
 
@@ -314,7 +343,8 @@ def _process(machine: Machine, pid: int) -> Dir:
             case "group":
                 target = f"/dev/vfio/{handle.target}"
             case "cdev":
-                target = f"/dev/vfio/devices/vfio{machine.functions[handle.target].cdev}"
+                gone = machine.functions[handle.target].cdev != handle.number
+                target = f"/dev/vfio/devices/vfio{handle.number}{' (deleted)' * gone}"
             case "device":
                 target = "anon_inode:[vfio-device]"
             case "container":
@@ -331,5 +361,5 @@ def _process(machine: Machine, pid: int) -> Dir:
         "cmdline": Attr(show=lambda: "\0".join([*process.cmdline, ""]).encode()),
         "cgroup": text(f"0::{process.cgroup}"),
         "wchan": Attr(show=lambda: b"vfio_unregister_group_dev" if process.waits_for else b"0"),
-        "stat": text(f"{pid} ({process.comm}) S 1"),
+        "stat": text(f"{pid} ({process.comm}) {'D' if process.waits_for else 'S'} 1"),
     }

@@ -12,10 +12,13 @@ _REGION_SHIFT = 40
 _FIRST_FD = 1000  # far from the descriptors of the process that runs the simulation
 _COMMAND = 4
 _MEMORY = 2
+UNSAFE_INTERRUPTS = "vfio_iommu_type1/allow_unsafe_interrupts"
 
 
 def open_node(machine: Machine, pid: int, kind: str, target: str) -> int:
-    """open(2) of a VFIO or IOMMUFD node."""
+    """open(2) of a VFIO or IOMMUFD node, or of physical memory."""
+    if kind == "memory" and machine.lockdown != "none":
+        raise fail(errno.EPERM)
     if kind == "group":
         group = int(target)
         users = [
@@ -27,7 +30,10 @@ def open_node(machine: Machine, pid: int, kind: str, target: str) -> int:
         ]
         if users:
             raise fail(errno.EBUSY)
-    return _add(machine, pid, kind, target)
+    fd = _add(machine, pid, kind, target)
+    if kind == "cdev" and (number := machine.functions[target].cdev) is not None:
+        handle(machine, pid, fd).number = number
+    return fd
 
 
 def _add(machine: Machine, pid: int, kind: str, target: str, via: int = -1, *, bound: bool = False) -> int:
@@ -56,9 +62,7 @@ def close(machine: Machine, pid: int, fd: int) -> None:
     if target.bound:
         _quiet_reset(machine, function)
     if function.pending:
-        function.pending = ""
-        for waiter in [p.pid for p in machine.processes.values() if p.waits_for == function.address]:
-            del machine.processes[waiter]
+        drivers.settle(machine, function)
 
 
 def _quiet_reset(machine: Machine, function: Function) -> None:
@@ -126,10 +130,14 @@ def _set_container(machine: Machine, pid: int, group: Handle, argument: bytearra
 def _set_iommu(machine: Machine, container: Handle) -> int:
     if not any(h.kind == "group" and h.via == container.fd for h in machine.handles) or container.bound:
         raise fail(errno.EINVAL)
-    if not machine.interrupt_remapping:
+    if not _interrupts_safe(machine):
         raise fail(errno.EPERM)
     container.bound = True
     return 0
+
+
+def _interrupts_safe(machine: Machine) -> bool:
+    return machine.interrupt_remapping or machine.parameter(UNSAFE_INTERRUPTS)
 
 
 def _device_fd(machine: Machine, pid: int, group: Handle, argument: bytearray) -> int:
@@ -160,7 +168,7 @@ def _bind_iommufd(machine: Machine, pid: int, cdev: Handle, argument: bytearray)
         h.kind == "cdev" and h.bound and h.via != iommufd.fd and machine.functions[h.target].group == function.group
         for h in machine.handles
     )
-    if other or not viable(machine, function.group) or not machine.interrupt_remapping:
+    if other or not viable(machine, function.group) or not _interrupts_safe(machine):
         raise fail(errno.EPERM)
     cdev.bound, cdev.via = True, iommufd.fd
     _quiet_reset(machine, function)

@@ -1,8 +1,8 @@
-"""Kernel semantics as rows: an operation, what it gives, and the kernels it holds for.
+"""Kernel semantics as rows: an operation, what it gives, the kernels it holds for and how they were booted.
 
 The rows run on the simulated kernel in `make test` and on a real kernel in QEMU in `make lab`: where they differ, the
-simulated one is wrong. A row gets a fresh `Bench`: an isolated endpoint with a native driver, two functions that share
-a group, a bridge. Results are texts: a value read, "ok", an errno name, or "blocks".
+simulated one is wrong. A row gets a fresh `Bench`. Results are texts: a value read, "ok", an errno name, or "blocks".
+`semantics.py` lists the facts that the rows prove.
 """
 
 import contextlib
@@ -16,23 +16,40 @@ from kata_gpu.ports import Host
 
 ALL = frozenset({"debian-6.1", "debian-6.12", "lab-6.12", "ubuntu-6.17"})
 IOMMUFD = frozenset({"lab-6.12", "ubuntu-6.17"})
+MODULAR = ALL - {"lab-6.12"}  # VFIO and the native driver are modules; the lab's kernel has none
+NOIOMMU = IOMMUFD  # CONFIG_VFIO_NOIOMMU
 READ_BLOCKS = frozenset({"debian-6.1", "ubuntu-6.17"})
+UEVENT_BLOCKS = frozenset({"debian-6.1"})
+BOOTS = ("iommu", "no-iommu", "passthrough", "no-remapping", "lockdown", "vfio-ids")
+BOOT_ID = "1234:11e8"  # vfio-pci.ids= of the last of them: the id of `plain`
 PCI = "/sys/bus/pci"
 PATIENT_S = 20.0  # a child may take seconds to start in an emulated machine on a busy host
-BLOCKED_S = 5.0  # where blocking is expected: what has not returned by now blocks
+BLOCKED_S = 2.0  # where blocking is expected: what has not returned by now blocks
+SETTLED_S = 5.0  # what waited for a lock is done within milliseconds once it is free
 
 
 @dataclass
 class Bench:
-    """A host with known endpoints. `native` drives `lone` and both functions of the pair at the start."""
+    """A host with known endpoints. `native` drives `lone` and both functions of the pair at the start.
+
+    `plain` is alone in its group and has no driver; `conventional` is a PCIe-to-PCI bridge and `behind` two functions
+    behind it; `port` is the downstream port of a switch without ACS and `switched` the function behind it.
+    `bridge` is the root port above `lone`. `load` and `unload` do that to a module.
+    """
 
     host: Host
     lone: str
     native: str
     native_id: str
     pair: tuple[str, str]
-    pair_native: str
     bridge: str
+    plain: str
+    conventional: str
+    behind: tuple[str, str]
+    port: str
+    switched: str
+    load: Callable[[str], None]
+    unload: Callable[[str], None]
     deadline_s: float = PATIENT_S
 
     def write(self, path: str, data: str) -> str:
@@ -76,6 +93,30 @@ class Bench:
 
     def group(self, address: str) -> str:
         return self.host.readlink(f"{PCI}/devices/{address}/iommu_group").rsplit("/", 1)[-1]
+
+    def members(self, address: str) -> list[str]:
+        """Functions in the group of one."""
+        return self.host.listdir(f"{PCI}/devices/{address}/iommu_group/devices")
+
+    def there(self, path: str) -> bool:
+        """Whether a path leads anywhere."""
+        return self.host.kind(path) is not None
+
+    def until(self, value: Callable[[], str], wanted: str) -> str:
+        """The value as soon as it is the wanted one, or as it is after a while."""
+        for _ in range(int(SETTLED_S / 0.05)):
+            if value() == wanted:
+                break
+            self.host.sleep(0.05)
+        return value()
+
+    def tried(self, act: Callable[[str], None], argument: str) -> str:
+        """Result of something that is not a write."""
+        try:
+            act(argument)
+        except OSError as exc:
+            return errno.errorcode[exc.errno or 0]
+        return "ok"
 
     def to_vfio(self, address: str) -> None:
         """The reference sequence, expected to work."""
@@ -150,15 +191,20 @@ class Row:
     expected: str
     run: Callable[[Bench], str]
     kernels: frozenset[str] = ALL
+    boot: str = "iommu"
 
 
 def _rows() -> Iterator[Row]:
     yield from _override_rows()
     yield from _bind_rows()
+    yield from _module_rows()
     yield from _reset_rows()
     yield from _group_rows()
     yield from _iommufd_rows()
     yield from _wedge_rows()
+    yield from _no_iommu_rows()
+    yield from _boot_rows()
+    yield from _lockdown_rows()
 
 
 def _override_rows() -> Iterator[Row]:
@@ -175,20 +221,28 @@ def _override_rows() -> Iterator[Row]:
     yield Row("2.3-override-cut-at-newline", "ok vfio-pci", stored("vfio-pci\nx"))
     yield Row("2.3-override-keeps-spaces", "ok foo bar", stored("foo bar"))
     yield Row("2.3-override-unknown-driver", "ok nosuch", stored("nosuch"))
-    yield Row("2.3-override-too-long", "EINVAL (null)", stored("x" * 4096))
+    yield Row("2.3-override-too-long", "EINVAL (null)", stored("x" * 4095))
+    yield Row("2.3-override-longest", f"ok {'x' * 4094}", stored("x" * 4094))
 
-    def clear(b: Bench) -> str:
-        b.override(b.lone, "vfio-pci")
-        return f"{b.override(b.lone, chr(10))} {b.attribute(b.lone, 'driver_override')}"
+    def over(text: str) -> Callable[[Bench], str]:
+        def run(b: Bench) -> str:
+            b.override(b.lone, "vfio-pci")
+            return f"{b.override(b.lone, text)} {b.attribute(b.lone, 'driver_override')}"
 
-    yield Row("2.3-override-newline-clears", "ok (null)", clear)
+        return run
+
+    yield Row("2.3-override-empty-changes-nothing", "ok vfio-pci", over(""))
+    yield Row("2.3-override-newline-clears", "ok (null)", over("\n"))
+    yield Row("2.3-override-nul-clears", "ok (null)", over("\0"))
 
     def keeps_bound(b: Bench) -> str:
         b.to_vfio(b.lone)
         b.override(b.lone, "\n")
-        return b.driver(b.lone)
+        before = b.driver(b.lone)
+        b.unbind("vfio-pci", b.lone)
+        return f"{before} {b.probe(b.lone)} {b.driver(b.lone) == b.native}"
 
-    yield Row("2.3-clearing-keeps-bound", "vfio-pci", keeps_bound)
+    yield Row("2.3-clearing-keeps-bound", "vfio-pci ok True", keeps_bound)
 
     def wins(b: Bench) -> str:
         b.unbind(b.native, b.lone)
@@ -229,6 +283,12 @@ def _bind_rows() -> Iterator[Row]:
         b.unbind(b.native, b.lone)
         return f"{b.probe(b.lone)} {b.driver(b.lone) == b.native}"
 
+    def probe_bound(b: Bench) -> str:
+        b.override(b.lone, "vfio-pci")
+        elsewhere = f"{b.probe(b.lone)} {b.driver(b.lone) == b.native}"
+        b.to_vfio(b.lone)
+        return f"{elsewhere} {b.probe(b.lone)} {b.driver(b.lone)}"
+
     def bridge(b: Bench) -> str:
         driver = b.driver(b.bridge)
         b.override(b.bridge, "vfio-pci")
@@ -240,9 +300,11 @@ def _bind_rows() -> Iterator[Row]:
         return result
 
     def new_id(b: Bench) -> str:
-        b.unbind(b.native, b.lone)
         path = f"{PCI}/drivers/vfio-pci"
-        out = [b.write(f"{path}/new_id", b.native_id), b.driver(b.lone), b.write(f"{path}/new_id", b.native_id)]
+        for address in (b.lone, b.pair[0]):
+            b.unbind(b.native, address)
+        out = [b.write(f"{path}/new_id", b.native_id), b.driver(b.lone), b.driver(b.pair[0])]
+        out += [str(b.driver(b.pair[1]) == b.native), b.write(f"{path}/new_id", b.native_id)]
         out += [b.write(f"{path}/remove_id", b.native_id), b.driver(b.lone), b.write(f"{path}/remove_id", b.native_id)]
         return " ".join(out)
 
@@ -256,9 +318,10 @@ def _bind_rows() -> Iterator[Row]:
     yield Row("2.3-unbind-link-of-unbound", "ENOENT", unbind_unbound)
     yield Row("2.3-probe-no-match", "ok none", probe_no_match)
     yield Row("2.3-probe-native", "ok True", probe_native)
+    yield Row("2.3-probe-bound", "ok True ok vfio-pci", probe_bound)
     yield Row("2.3-probe-unknown", "ENODEV", lambda b: b.probe("0000:fe:1e.7"))
     yield Row("2.3-bind-bridge", "EINVAL", bridge)
-    yield Row("2.3-new-id", "ok vfio-pci EEXIST ok vfio-pci ENODEV", new_id)
+    yield Row("2.3-new-id", "ok vfio-pci vfio-pci True EEXIST ok vfio-pci ENODEV", new_id)
     yield Row("2.3-new-id-garbage", "EINVAL", lambda b: b.write(f"{PCI}/drivers/vfio-pci/new_id", "what"))
 
     def removed_and_back(b: Bench) -> str:
@@ -269,6 +332,18 @@ def _bind_rows() -> Iterator[Row]:
         return f"{gone} {b.attribute(b.lone, 'driver_override')} {b.driver(b.lone) == b.native}"
 
     yield Row("2.3-remove-rescan-goes-native", "none (null) True", removed_and_back)
+
+    def removed_without_autoprobe(b: Bench) -> str:
+        group = b.group(b.lone)
+        b.write(f"{PCI}/drivers_autoprobe", "0")
+        b.write(f"{PCI}/devices/{b.lone}/remove", "1")
+        b.write(f"{PCI}/rescan", "1")
+        back = b.driver(b.lone)
+        b.to_vfio(b.lone)
+        b.write(f"{PCI}/drivers_autoprobe", "1")
+        return f"{back == b.native} {b.driver(b.lone)} {b.group(b.lone) == group}"
+
+    yield Row("2.3-rescan-without-autoprobe", "True vfio-pci True", removed_without_autoprobe)
 
     def renumbered(b: Bench) -> str:
         for address in (b.lone, b.pair[0]):
@@ -281,14 +356,34 @@ def _bind_rows() -> Iterator[Row]:
     yield Row("2.3-cdev-number-is-reused", "True", renumbered)
 
 
+def _module_rows() -> Iterator[Row]:
+    def native_loads(b: Bench) -> str:
+        b.unload(b.native)
+        b.override(b.lone, "vfio-pci")
+        b.load(b.native)
+        return f"{b.driver(b.lone)} {b.driver(b.pair[0]) == b.native}"
+
+    def unload_vfio(b: Bench) -> str:
+        for address in (b.lone, b.plain):
+            b.to_vfio(address)
+        with b.held(b.lone):
+            out = [b.tried(b.unload, "vfio_pci"), b.driver(b.plain)]
+        out += [b.tried(b.unload, "vfio_pci"), b.driver(b.lone), b.driver(b.plain)]
+        b.load("vfio_pci")
+        return " ".join([*out, b.driver(b.lone)])
+
+    yield Row("2.3-override-wins-over-loading-driver", "none True", native_loads, MODULAR)
+    yield Row("2.3-rmmod-vfio-pci", "EAGAIN vfio-pci ok none none vfio-pci", unload_vfio, MODULAR)
+
+
 def _reset_rows() -> Iterator[Row]:
     def path(b: Bench, name: str) -> str:
         return f"{PCI}/devices/{b.lone}/{name}"
 
     def cleared(b: Bench) -> str:
         b.write(path(b, "reset_method"), "\n")
-        result = b.write(path(b, "reset"), "1")
-        return f"{result} {b.write(path(b, 'reset_method'), 'default')}"
+        result = f"{b.write(path(b, 'reset'), '1')} {b.there(path(b, 'reset'))}"
+        return f"{result} {b.write(path(b, 'reset_method'), 'default')} {b.write(path(b, 'reset'), '1')}"
 
     def while_held(b: Bench) -> str:
         b.to_vfio(b.lone)
@@ -302,30 +397,31 @@ def _reset_rows() -> Iterator[Row]:
 
     def enable(b: Bench) -> str:
         b.to_vfio(b.lone)
-        return b.write(path(b, "enable"), "1")
+        return f"{b.until(lambda: b.attribute(b.lone, 'enable'), '0')} {b.write(path(b, 'enable'), '1')}"
 
     def power(b: Bench) -> str:
-        b.to_vfio(b.lone)
-        before = ""
-        for _ in range(40):  # the kernel suspends it a moment after the bind
-            before = b.attribute(b.lone, "power_state")
-            if before == "D3hot":
-                break
-            b.host.sleep(0.05)
+        b.to_vfio(b.lone)  # the kernel suspends it a moment after the bind
+        before = b.until(lambda: b.attribute(b.lone, "power_state"), "D3hot")
+        status = b.attribute(b.lone, "power/runtime_status")
         b.write(path(b, "power/control"), "on")
         after = b.attribute(b.lone, "power_state")
         b.write(path(b, "power/control"), "auto")
-        return f"{before} {after}"
+        return f"{before} {status} {after}"
+
+    def methods(b: Bench) -> str:
+        names = b.attribute(b.lone, "reset_method").split()
+        return f"{b.write(path(b, 'reset_method'), ','.join(names))} {b.attribute(b.lone, 'reset_method').split() == names}"
 
     yield Row("2.3-reset-zero", "EINVAL", lambda b: b.write(path(b, "reset"), "0"))
     yield Row("2.3-reset-garbage", "EINVAL", lambda b: b.write(path(b, "reset"), "x"))
     yield Row("2.3-reset", "ok", lambda b: b.write(path(b, "reset"), "1"))
-    yield Row("2.3-reset-method-cleared", "ENOTTY ok", cleared)
+    yield Row("2.3-reset-method-cleared", "ENOTTY True ok ok", cleared)
     yield Row("2.3-reset-method-unknown", "EINVAL", lambda b: b.write(path(b, "reset_method"), "nosuch"))
+    yield Row("2.3-reset-method-comma-list", "EINVAL True", methods)
     yield Row("2.3-reset-while-held-succeeds", "ok", while_held)
     yield Row("2.3-device-reset", "ok", device_reset)
-    yield Row("2.3-enable-while-bound", "EBUSY", enable)
-    yield Row("2.3-power-control", "D3hot D0", power)
+    yield Row("2.3-enable-while-bound", "0 EBUSY", enable)
+    yield Row("2.3-power-control", "D3hot suspended D0", power)
 
 
 def _group_rows() -> Iterator[Row]:
@@ -337,19 +433,19 @@ def _group_rows() -> Iterator[Row]:
 
     def sibling_driverless(b: Bench) -> str:
         b.to_vfio(b.pair[0])
-        b.unbind(b.pair_native, b.pair[1])
+        b.unbind(b.native, b.pair[1])
         return b.group_status(b.pair[0])
 
     def native_while_owned(b: Bench) -> str:
         b.to_vfio(b.pair[0])
-        b.unbind(b.pair_native, b.pair[1])
+        b.unbind(b.native, b.pair[1])
         with b.held(b.pair[0]):
-            owned = b.bind(b.pair_native, b.pair[1])
-        return f"{owned} {b.bind(b.pair_native, b.pair[1])}"
+            owned = b.bind(b.native, b.pair[1])
+        return f"{owned} {b.bind(b.native, b.pair[1])}"
 
     def vfio_while_owned(b: Bench) -> str:
         b.to_vfio(b.pair[0])
-        b.unbind(b.pair_native, b.pair[1])
+        b.unbind(b.native, b.pair[1])
         b.override(b.pair[1], "vfio-pci")
         with b.held(b.pair[0]):
             return b.bind("vfio-pci", b.pair[1])
@@ -367,11 +463,35 @@ def _group_rows() -> Iterator[Row]:
         b.unbind("vfio-pci", b.lone)
         return b.open(path)
 
+    def one_driverless(b: Bench) -> str:
+        b.to_vfio(b.behind[0])
+        one = b.group_status(b.behind[0])
+        b.to_vfio(b.behind[1])
+        return f"{one} {b.group_status(b.behind[0])}"
+
+    def behind_port(b: Bench) -> str:
+        b.to_vfio(b.switched)
+        return f"{b.driver(b.port)} {b.group_status(b.switched)}"
+
+    def appears(b: Bench) -> str:
+        path = f"/dev/vfio/{b.group(b.lone)}"
+        before = b.there(path)
+        b.to_vfio(b.lone)
+        return f"{before} {b.there(path)}"
+
+    yield Row("2.4-own-root-port-own-group", "True", lambda b: str(b.members(b.lone) == [b.lone]))
+    yield Row("2.4-functions-of-a-slot", "True", lambda b: str(b.members(b.pair[0]) == sorted(b.pair)))
+    yield Row(
+        "2.4-behind-a-bridge", "True", lambda b: str(b.members(b.behind[0]) == sorted([b.conventional, *b.behind]))
+    )
+    yield Row("2.4-bridge-keeps-group-viable", "viable viable", one_driverless)
+    yield Row("2.4-behind-a-switch-port", "pcieport viable", behind_port)
     yield Row("2.4-sibling-native", "not viable EPERM", sibling_native)
     yield Row("2.4-sibling-driverless", "viable", sibling_driverless)
     yield Row("2.4-native-bind-while-owned", "EBUSY ok", native_while_owned)
     yield Row("2.4-vfio-bind-while-owned", "ok", vfio_while_owned)
     yield Row("2.5-group-open-twice", "EBUSY ok", open_twice)
+    yield Row("2.5-node-comes-with-the-driver", "False True", appears)
     yield Row("2.5-node-goes-with-the-driver", "ENOENT", no_node)
 
 
@@ -393,6 +513,18 @@ def _iommufd_rows() -> Iterator[Row]:
         with b.opened("/dev/iommu") as fd, b.opened(b.cdev(b.pair[0])) as cdev:
             return b.ioctl(cdev, vfio.DEVICE_BIND_IOMMUFD, vfio.bind_iommufd(fd))
 
+    def sibling_driverless(b: Bench) -> str:
+        b.to_vfio(b.pair[0])
+        b.unbind(b.native, b.pair[1])
+        with b.opened("/dev/iommu") as fd, b.opened(b.cdev(b.pair[0])) as cdev:
+            return b.ioctl(cdev, vfio.DEVICE_BIND_IOMMUFD, vfio.bind_iommufd(fd))
+
+    def nodes(b: Bench) -> str:
+        b.to_vfio(b.lone)
+        names = b.host.listdir(f"{PCI}/devices/{b.lone}/vfio-dev")
+        cdevs = [b.there(f"/dev/vfio/devices/{name}") for name in names]
+        return f"{b.there('/dev/iommu')} {cdevs} {[b.there(f'/sys/class/vfio-dev/{name}') for name in names]}"
+
     def opened_is_unseen(b: Bench) -> str:
         b.to_vfio(b.lone)
         with b.opened(b.cdev(b.lone)):
@@ -401,6 +533,9 @@ def _iommufd_rows() -> Iterator[Row]:
     yield Row("2.5-second-bind", "ok EINVAL EBUSY", bind_twice, IOMMUFD)
     yield Row("2.5-bind-while-group-open", "EBUSY", group_first, IOMMUFD)
     yield Row("2.4-bind-sibling-native", "EPERM", sibling_native, IOMMUFD)
+    yield Row("2.4-bind-sibling-driverless", "ok", sibling_driverless, IOMMUFD)
+    yield Row("2.5-nodes", "True [True] [True]", nodes, IOMMUFD)
+    yield Row("2.5-nodes-without-iommufd", "False [False] [True]", nodes, ALL - IOMMUFD)
     yield Row("2.6-opened-cdev-unseen-by-group-probe", "ok", opened_is_unseen, IOMMUFD)
 
 
@@ -414,26 +549,160 @@ def _wedge_rows() -> Iterator[Row]:
 
         return run
 
+    def afterwards(act: Callable[[Bench], str], value: Callable[[Bench], str], wanted: str) -> Callable[[Bench], str]:
+        """What a call that blocked, and whose caller was killed, has done once the device is free."""
+
+        def run(b: Bench) -> str:
+            blocked = wedged(act)(b)
+            return f"{blocked} {b.until(lambda: value(b), wanted)}"
+
+        return run
+
+    def attribute(name: str) -> Callable[[Bench], str]:
+        return lambda b: b.write(f"{PCI}/devices/{b.lone}/{name}", "1")
+
+    def still_read(b: Bench) -> str:
+        names = ("vendor", "class", "config", "resource", "enable", "power_state", "reset_method", "numa_node",
+                 "power/control", "power/runtime_status", "iommu_group/type")  # fmt: skip
+        texts = {name: b.host.read(f"{PCI}/devices/{b.lone}/{name}", deadline_s=b.deadline_s) for name in names}
+        return str([name for name, text in texts.items() if not text])
+
+    def nodes(b: Bench) -> str:
+        b.to_vfio(b.lone)
+        path = b.cdev(b.lone)
+        with b.held(b.lone), b.impatient():
+            b.unbind("vfio-pci", b.lone)
+            return f"{b.open(path)} {b.there(f'{PCI}/devices/{b.lone}/vfio-dev')}"
+
+    def writers(b: Bench) -> list[str]:
+        """States of the tasks that wait for a device's users to go."""
+        found = []
+        for name in b.host.listdir("/proc"):
+            with contextlib.suppress(OSError):
+                if name.isdigit() and b.host.read(f"/proc/{name}/wchan") == b"vfio_unregister_group_dev":
+                    found.append(b.host.read(f"/proc/{name}/stat").rsplit(b")", 1)[-1].split()[0].decode())
+        return found
+
+    def visible(b: Bench) -> str:
+        during = wedged(lambda b: str(writers(b)))(b)
+        return f"{during} {b.until(lambda: str(writers(b)), '[]')}"
+
     def ends_with_close(b: Bench) -> str:
         b.to_vfio(b.lone)
         with b.held(b.lone), b.impatient():
             first = b.unbind("vfio-pci", b.lone)
-        b.host.sleep(0.2)
+        b.until(lambda: str(writers(b)), "[]")
         b.override(b.lone, "\n")
         return f"{first} {b.probe(b.lone)} {b.driver(b.lone) == b.native}"
 
+    def rescan(b: Bench) -> str:
+        return f"{attribute('remove')(b)} {b.write(f'{PCI}/rescan', '1')}"
+
+    def native(b: Bench) -> str:
+        return str(b.driver(b.lone) == b.native)
+
+    def there(b: Bench) -> str:
+        return str(b.there(f"{PCI}/devices/{b.lone}"))
+
+    def override(b: Bench) -> str:
+        return b.override(b.lone, "nosuch")
+
     yield Row("2.7-unbind-while-open-link-gone", "none", wedged(lambda b: b.driver(b.lone)))
+    yield Row("2.7-nodes-gone", "ENOENT False", nodes, IOMMUFD)
+    yield Row("2.7-writer-survives-sigkill", "['D'] []", visible)
     yield Row("2.7-unbind-again", "blocks", wedged(lambda b: b.unbind("vfio-pci", b.lone)))
-    yield Row("2.7-bind", "blocks", wedged(lambda b: b.bind("vfio-pci", b.lone)))
-    yield Row("2.7-reset", "blocks", wedged(lambda b: b.write(f"{PCI}/devices/{b.lone}/reset", "1")))
+    yield Row("2.7-bind", "blocks vfio-pci", afterwards(lambda b: b.bind("vfio-pci", b.lone), lambda b: b.driver(b.lone), "vfio-pci"))  # fmt: skip
+    yield Row("2.7-reset", "blocks", wedged(attribute("reset")))
+    yield Row("2.7-remove", "blocks False", afterwards(attribute("remove"), there, "False"))
+    yield Row("2.7-remove-blocks-rescan", "blocks blocks True", afterwards(rescan, native, "True"))
+    yield Row("2.7-override-write", "blocks nosuch", afterwards(override, lambda b: b.attribute(b.lone, "driver_override"), "nosuch"))  # fmt: skip
     yield Row("2.7-override-read", "blocks", wedged(lambda b: b.attribute(b.lone, "driver_override")), READ_BLOCKS)
     yield Row(
         "2.7-override-read-new", "vfio-pci", wedged(lambda b: b.attribute(b.lone, "driver_override")), ALL - READ_BLOCKS
     )
-    yield Row("2.7-vendor-still-read", "True", wedged(lambda b: str(b.attribute(b.lone, "vendor").startswith("0x"))))
+    yield Row("2.7-still-read", "[]", wedged(still_read))
+    yield Row("2.7-uevent-read", "blocks", wedged(lambda b: b.attribute(b.lone, "uevent")), UEVENT_BLOCKS)
+    yield Row("2.7-uevent-read-new", "True", wedged(lambda b: str("PCI_ID" in b.attribute(b.lone, "uevent"))), ALL - UEVENT_BLOCKS)  # fmt: skip
+    yield Row("2.7-group-open", "EBUSY", wedged(lambda b: b.open(f"/dev/vfio/{b.group(b.lone)}")))
     yield Row("2.7-probe-no-effect", "ok none", wedged(lambda b: f"{b.probe(b.lone)} {b.driver(b.lone)}"))
     yield Row("2.7-other-device-unaffected", "ok", wedged(lambda b: b.override(b.pair[0], "vfio-pci")))
     yield Row("2.7-ends-with-close", "blocks ok True", ends_with_close)
+
+
+def _no_iommu_rows() -> Iterator[Row]:
+    parameter = "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
+
+    def bind(b: Bench) -> str:
+        b.override(b.plain, "vfio-pci")
+        return f"{b.bind('vfio-pci', b.plain)} {b.probe(b.plain)} {b.driver(b.plain)}"
+
+    def unsafe(b: Bench) -> str:
+        switched = b.write(parameter, "1")
+        b.override(b.plain, "vfio-pci")
+        out = [switched, b.bind("vfio-pci", b.plain), b.attribute(b.plain, "iommu_group/name")]
+        out += [str(b.there(f"/dev/vfio/noiommu-{b.group(b.plain)}"))]
+        out += [str(int(b.read("/proc/sys/kernel/tainted")) >> 6 & 1), b.unbind("vfio-pci", b.plain)]
+        out += [str(b.there(f"{PCI}/devices/{b.plain}/iommu_group")), b.write(parameter, "0")]
+        return " ".join(out)
+
+    yield Row("2.3-no-iommu-no-group", "False []", lambda b: f"{b.there(f'{PCI}/devices/{b.plain}/iommu_group')} "
+              f"{b.host.listdir('/sys/kernel/iommu_groups')}", boot="no-iommu")  # fmt: skip
+    yield Row("2.3-no-iommu-bind", "EINVAL ok none", bind, boot="no-iommu")
+    yield Row("2.3-no-iommu-unsafe", "ok ok vfio-noiommu True 1 ok False ok", unsafe, NOIOMMU, "no-iommu")
+    yield Row("2.3-no-iommu-unsafe-not-built", "ENOENT", lambda b: b.write(parameter, "1"), ALL - NOIOMMU, "no-iommu")
+
+
+def _boot_rows() -> Iterator[Row]:
+    parameter = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
+
+    def held(b: Bench) -> str:
+        b.to_vfio(b.lone)
+        return f"{b.attribute(b.lone, 'iommu_group/type')} {_hold(b)}"
+
+    def unsafe_interrupts(b: Bench) -> str:
+        b.to_vfio(b.lone)
+        out = [b.group_status(b.lone), _hold(b), b.write(parameter, "1"), _hold(b), b.write(parameter, "0")]
+        return " ".join(out)
+
+    def bind(b: Bench) -> str:
+        b.to_vfio(b.lone)
+        with b.opened("/dev/iommu") as fd, b.opened(b.cdev(b.lone)) as cdev:
+            return b.ioctl(cdev, vfio.DEVICE_BIND_IOMMUFD, vfio.bind_iommufd(fd))
+
+    yield Row("lab-passthrough-type", "identity ok", held, boot="passthrough")
+    yield Row("lab-no-remapping", "viable EPERM ok ok ok", unsafe_interrupts, boot="no-remapping")
+    yield Row("lab-no-remapping-cdev", "EPERM", bind, IOMMUFD, "no-remapping")
+    yield Row("lab-vfio-ids-at-boot", "vfio-pci (null)", lambda b: f"{b.driver(b.plain)} "
+              f"{b.attribute(b.plain, 'driver_override')}", ALL - MODULAR, "vfio-ids")  # fmt: skip
+
+
+def _hold(b: Bench) -> str:
+    try:
+        with b.held(b.lone):
+            return "ok"
+    except OSError as exc:
+        return errno.errorcode[exc.errno or 0]
+
+
+def _lockdown_rows() -> Iterator[Row]:
+    def config(b: Bench) -> str:
+        path = f"{PCI}/devices/{b.lone}/config"
+        return f"{b.write(path, chr(0))} {len(b.host.read(path, max_bytes=64))}"
+
+    def moves(b: Bench) -> str:
+        b.to_vfio(b.lone)
+        out = [b.driver(b.lone), b.write(f"{PCI}/devices/{b.lone}/reset", "1")]
+        region = vfio.region_info(vfio.REGION_CONFIG)
+        with b.held(b.lone) as fd:
+            out.append(b.ioctl(fd, vfio.DEVICE_GET_REGION_INFO, region))
+            start = vfio.parse_region_info(region)[1]
+            out.append(str(len(b.host.pread(fd, 4, start))))
+            out.append(str(b.host.pwrite(fd, b"\x02\0", start + 4)))
+        return " ".join(out)
+
+    yield Row("2.3-lockdown-config", "EPERM 64", config, boot="lockdown")
+    yield Row("2.3-lockdown-memory", "EPERM", lambda b: b.open("/dev/mem"), boot="lockdown")
+    yield Row("2.3-lockdown-vfio", "vfio-pci ok ok 4 2", moves, boot="lockdown")
 
 
 ROWS = tuple(_rows())

@@ -8,7 +8,7 @@ import pytest
 
 from kata_gpu.core.gpu import CcMode
 from kata_gpu.core.pci import PciAddress
-from kata_gpu.errors import InUse, Unavailable
+from kata_gpu.errors import InUse, RebootNeeded, TimedOut, Unavailable
 from kata_gpu.host.guard import Guard
 from kata_gpu.host.owners import find_owners
 from kata_gpu.host.simkernel.machine import Machine, Process
@@ -373,6 +373,30 @@ def test_a_cdev_that_is_not_there_is_said(world: World) -> None:
     with VfioSession(world.kernel, iommufd=True) as session, pytest.raises(Unavailable) as error:
         session.open([gpu])
     assert error.value.code == "no-cdev"
+
+
+@pytest.mark.parametrize("profile", ["debian-6.12", "ubuntu-6.17"], ids=["override-reads", "override-read-blocks"])
+@pytest.mark.parametrize("kind", ["group", "cdev"])
+def test_status_of_a_blocked_unbind_names_the_holder(make_world: Make, profile: str, kind: str) -> None:
+    """Another agent unbinds a GPU that a VM holds: it looks free, is not, and nothing more is written to it."""
+    world = make_world(hgx_h100(profile, gpus=2, switches=0))
+    setup.setup(world.node, ON)
+    _hold(world, kind, bound=True)
+    if kind == "group":
+        world.kernel.hold(4242, "device", GPU, cmdline=QEMU, cgroup=CGROUP, bound=True)
+    with pytest.raises(TimedOut):
+        world.kernel.write("/sys/bus/pci/drivers/vfio-pci/unbind", GPU.encode(), deadline_s=1)
+    report = status(world.node)
+    assert report.state == "degraded"
+    assert "its unbind waits for process 4242" in report.reason
+    assert [h.pid for h in report.holders[world.node_gpu()]] == [4242]
+    writes = world.machine.writes
+    with pytest.raises(RebootNeeded, match="4242"):
+        setup.setup(world.node, ON)
+    assert world.machine.writes == writes
+    world.kernel.drop(4242)
+    setup.setup(world.node, ON)
+    assert status(world.node).state == "settled"
 
 
 def test_a_wedge_is_not_over_where_nobody_can_tell(world: World) -> None:

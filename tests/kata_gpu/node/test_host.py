@@ -2,8 +2,11 @@
 
 import errno
 import os
+import queue
+import socket
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -16,7 +19,9 @@ from kata_gpu.host.real import RealHost
 from kata_gpu.host.simkernel.kernel import SimKernel
 from kata_gpu.host.simkernel.presets import PRESETS, hgx_h100
 from kata_gpu.host.simkernel.render import render
+from kata_gpu.host.uevents import UeventListener
 from kata_gpu.host.variants import best_driver
+from kata_gpu.host.vfio_device import VfioSession
 from kata_gpu.ops.observe import observe, parse_bars
 from kata_gpu.ports import FileKind
 
@@ -54,6 +59,19 @@ def test_a_child_that_hangs_is_abandoned(tmp_path: Path) -> None:
 def test_programs_that_cannot_start() -> None:
     with pytest.raises(Unavailable):
         isolate.run(["/nonexistent/program"], deadline_s=1, where="x")
+
+
+def test_open_and_close_reset() -> None:
+    """The kernel resets a function when its device file is opened, and again when the last one is closed."""
+    kernel = SimKernel(hgx_h100(gpus=1, switches=0))
+    gpu = kernel.machine.functions["0000:17:00.0"]
+    gpu.override = "vfio-pci"
+    kernel.write("/sys/bus/pci/drivers/vfio-pci/bind", gpu.address.encode(), deadline_s=1)
+    assert gpu.chip is not None
+    with VfioSession(kernel, iommufd=True) as session:
+        session.open([f for d in observe(kernel).devices for f in d.unit])
+        assert gpu.chip.resets == 1
+    assert gpu.chip.resets == 2
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -220,3 +238,40 @@ def test_output_is_bounded_while_it_is_read() -> None:
 
 def test_standard_input_arrives() -> None:
     assert isolate.run(["cat"], stdin=b"x" * 200_000, deadline_s=10, where="cat") == (0, b"x" * 200_000, b"")
+
+
+class Burst:
+    """A socket whose buffer overflows first, as the kernel's does when a board of GPUs appears at once."""
+
+    def __init__(self, inner: socket.socket) -> None:
+        self.inner, self.overflows = inner, 1
+
+    def recv(self, size: int) -> bytes:
+        if self.overflows:
+            self.overflows -= 1
+            raise OSError(errno.ENOBUFS, "no buffer space")
+        return self.inner.recv(size)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def test_the_listener_survives_a_burst() -> None:
+    """Lost messages are a reason to look, not to go deaf."""
+    ours, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    woken: queue.Queue[None] = queue.Queue()
+    listener = UeventListener(lambda: woken.put(None), connect=lambda: cast("socket.socket", Burst(ours)))
+    assert listener.start()
+    woken.get(timeout=5)
+    kernel.send(b"add@/devices/x\0ACTION=add\0SUBSYSTEM=usb\0")
+    kernel.send(b"add@/devices/pci0000:16/0000:17:00.0\0ACTION=add\0SUBSYSTEM=pci\0")
+    woken.get(timeout=5)
+    kernel.close()
+    assert woken.empty()
+
+
+def test_without_the_right_to_listen() -> None:
+    def refuse() -> socket.socket:
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    assert not UeventListener(lambda: None, connect=refuse).start()
