@@ -11,7 +11,9 @@ from attestation.errors import Untrusted
 from attestation.findings import Finding, Result, passed
 from attestation.formats.nv_report import GpuFacts, SwitchFacts
 from attestation.formats.spdm import SpdmReport
+from attestation.values import JsonObject
 from attestation.verify.chain import VerifiedPath
+from attestation.verify.device_claims import content_claims
 from attestation.verify.identity import DeviceCertificate, FwidMatch, match_fwid
 from attestation.verify.nv_policy import NvPolicy, Unchecked, judge, remark, version_key
 from attestation.verify.rim import RimNeed, gpu_needs, switch_needs
@@ -24,7 +26,7 @@ _FWID_SINCE = 550  # major driver version from which every GPU reports its FWID 
 class Content:
     """Facts, the documents that they call for, and what `policy` says to them; `report` is the one that said it first.
 
-    `proven` are the findings up to the signature, `judged` those of the policy.
+    `proven` are the findings up to the signature, `judged` those of the policy, `claims` what they add up to.
     """
 
     report: SpdmReport
@@ -34,6 +36,7 @@ class Content:
     needs: tuple[RimNeed, ...]
     proven: tuple[Finding, ...]
     judged: tuple[Finding, ...]
+    claims: JsonObject
 
 
 def judge_content(
@@ -67,6 +70,7 @@ def judge_content(
             _judge_fwid(fwid, facts, policy, subject),
         ),
         judged=tuple(_judge_facts(certificate, facts, policy, subject)),
+        claims=content_claims(certificate, facts, fwid),
     )
 
 

@@ -141,7 +141,7 @@ def prove_device(
         vbios_version=facts.bios if isinstance(facts, SwitchFacts) else facts.vbios,
         signed_digest=Digest("sha384", digest),
         claims=device_claims(
-            certificate, facts, parsed, path=path, revocations=[status for status, _ in revocations], fwid=fwid,
+            content.claims, parsed, is_switch=is_switch, path=path, revocations=[status for status, _ in revocations],
             comparisons=comparisons, signers={c.need.slot: _signer_statuses(c, collateral) for c in comparisons},
             needs=needs, nonce_given=nonce is not None, level=level,
         ),
