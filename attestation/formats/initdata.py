@@ -22,7 +22,7 @@ VERSION = "0.1.0"
 ALGORITHMS = ("sha256", "sha384", "sha512")
 MAX_KEY_DOTS = 100  # of all keys together; the standard parser takes quadratic time for `a.a.a... = 1`
 MAX_CLAIM_DEPTH = 64  # far above aa.toml and cdh.toml; claims are written as JSON, which a deep value would break
-MAX_CLAIM_BITS = 64  # integers of TOML 1.0.0
+MAX_CLAIM_BITS = 63  # and a sign: integers of TOML 1.0.0, and of policy engines
 _POLICY_DATA = "policy_data := {"
 # TOML strings and comments, each to its end or, where it has none, to the end of line or document: one linear pass.
 _STRINGS_AND_COMMENTS = re.compile(

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from attestation.values import JsonValue
 
 DEADLINE_S = 5.0  # the first call starts the child and compiles: 0.3 s; later ones take milliseconds
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
+_INT64 = (-(1 << 63), (1 << 63) - 1)
 _CHILD = Path(__file__).with_name("rego_child.py")
 
 
@@ -42,7 +43,9 @@ class RegoWorker:
     def appraise(
         self, policy: str, document: Mapping[str, JsonValue], references: Mapping[str, JsonValue]
     ) -> Mapping[str, JsonValue]:
-        """`data.policy.trust_claims`; Malformed where the policy gives no object."""
+        """`data.policy.trust_claims`; Malformed where the policy gives no object, or the engine would misread input."""
+        if (reason := _misread(document)) is not None:
+            raise Malformed("rego-input", "the policy engine would not see what is there", where="input", got=reason)
         data = {"__rvps": dict(references)}
         answer = self._ask({"query": "trust_claims", "policy": policy, "data": data, "input": document})
         value = answer.get("value")
@@ -53,7 +56,9 @@ class RegoWorker:
         return value
 
     def allow(self, policy: str, document: Mapping[str, JsonValue], data: Mapping[str, JsonValue]) -> bool:
-        """`data.policy.allow`; undefined, errors and anything but `true` deny."""
+        """`data.policy.allow`; undefined, errors, misread input and anything but `true` deny."""
+        if _misread([document, data]) is not None:
+            return False
         answer = self._ask({"query": "allow", "policy": policy, "data": dict(data), "input": document})
         return answer.get("value") is True
 
@@ -100,6 +105,23 @@ class RegoWorker:
             for pipe in (child.stdin, child.stdout):
                 if pipe is not None:
                     pipe.close()
+
+
+def _misread(document: JsonValue) -> str | None:
+    """What the engine takes for something else: texts end at NUL for it, and integers are modulo 2**64."""
+    left = [document]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            if "\0" in value:
+                return "NUL in a text"
+        elif isinstance(value, Mapping):
+            left += [*value, *value.values()]
+        elif isinstance(value, Sequence):
+            left += value
+        elif isinstance(value, int) and not _INT64[0] <= value <= _INT64[1]:
+            return "an integer beyond 64 bits"
+    return None
 
 
 def _write(descriptor: int, body: bytes, until: float) -> None:

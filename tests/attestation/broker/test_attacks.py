@@ -26,6 +26,7 @@ from attestation.ops.attest import attest
 from attestation.ops.challenge import issue_challenge
 from attestation.ops.external import external_token
 from attestation.ops.release import Credentials
+from attestation.sources.rego_worker import RegoWorker
 from tests.attestation.broker.broker import ADMIN, NOW, Broker, Served, broker, ready_broker, served
 from tests.attestation.broker.issuer import Signer
 from tests.attestation.tee.world import Guest
@@ -172,3 +173,37 @@ def test_times_that_no_clock_shows(tmp_path: Path, claim: dict[str, Any], code: 
     with pytest.raises((Untrusted, Malformed)) as caught_too:
         verify_external(FOREIGN.token(claims, kid="k1"), trust, now=NOW)
     assert caught_too.value.code in (f"token-{code}", "json")
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[RegoWorker]:
+    worker = RegoWorker()
+    yield worker
+    worker.close()
+
+
+@pytest.mark.parametrize(
+    ("rule", "sent"),
+    [
+        pytest.param('input.image == "good"', {"image": "good\0evil"}, id="text-ends-at-nul"),
+        pytest.param('not contains(input.image, "evil")', {"image": "good\0evil"}, id="text-hidden-after-nul"),
+        pytest.param('input.image == "good"', {"image\0": "good", "image": "evil"}, id="name-ends-at-nul"),
+        pytest.param("input.svn < 5", {"svn": 2**64 + 1}, id="number-wraps"),
+        pytest.param("input.svn < 5", {"deep": [{"svn": 1}], "svn": 2**63}, id="number-becomes-negative"),
+    ],
+)
+def test_what_the_policy_engine_would_misread(engine: RegoWorker, rule: str, sent: dict[str, Any]) -> None:
+    """The engine ends texts at NUL and takes integers modulo 2**64: such input is refused, and so is the release."""
+    policy = f"package policy\nimport rego.v1\nallow if {rule}\ntrust_claims := {{}} if {rule}\n"
+    assert not engine.allow(policy, sent, {})
+    with pytest.raises(Malformed) as caught:
+        engine.appraise(policy, sent, {})
+    assert caught.value.code == "rego-input"
+
+
+def test_what_the_policy_engine_reads_well(engine: RegoWorker) -> None:
+    """Everything else goes through as it is."""
+    policy = (
+        'package policy\nimport rego.v1\nallow if { input.a == "gr\u00fcn"; input.b == [9223372036854775807, null] }\n'
+    )
+    assert engine.allow(policy, {"a": "gr\u00fcn", "b": [2**63 - 1, None]}, {})
