@@ -25,7 +25,7 @@ from attestation.values import Architecture
 from tests.attestation.service.certificates import Pair, pair
 from tests.demo import free_port
 from tests.e2e.balancer import Balancer
-from tests.e2e.program import Program, command, until
+from tests.e2e.program import Console, Program, until
 
 REPLICAS = 2
 RENEWED = "collateral.renewed"  # event of the log
@@ -42,7 +42,7 @@ def listens(port: int) -> bool:
 class Brokers:
     """Started by `start`; every operation of an operator is a command line."""
 
-    work: Path
+    console: Console
     store: str
     token: HsmKey
     rim_signer_ends: datetime  # genuine signers end two years after they were made
@@ -52,21 +52,22 @@ class Brokers:
     admins: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.work = self.console.log.parent
         self.tls = pair(self.work, "kbs")
         pin = self.token.pin_file
         (self.work / "roots.toml").write_text(
             f'version = 1\n[root]\nprovider = "pkcs11"\nmodule = "{self.token.module}"\ntoken = "{self.token.token}"\n'
             f'key = "{self.token.label}"\npin_file = "{pin}"\n'
         )
-        command("kata-gpu-kbs", "root-key", "create", "--pkcs11-module", self.token.module, "--token", self.token.token,
+        self.console("kata-gpu-kbs", "root-key", "create", "--pkcs11-module", self.token.module, "--token", self.token.token,
                 "--key", self.token.label, "--pin-file", pin)  # fmt: skip
-        command("kata-gpu-kbs", "simulate", "roots", self.work / "roots")
+        self.console("kata-gpu-kbs", "simulate", "roots", self.work / "roots")
         published = self.work / "published"
         published.mkdir()
         vbios_rim = NvidiaForge().rim(Architecture.HOPPER, driver=False, specs=self._rim_signers)
         for name, document in ((HOPPER.driver_rim, self._driver_rim), (HOPPER.vbios_rim, vbios_rim)):
             (published / f"{name}.swidtag").write_bytes(document)
-        command("kata-gpu-kbs", "collateral", "import", "--store", self.collateral, "--rims", published)
+        self.console("kata-gpu-kbs", "collateral", "import", "--store", self.collateral, "--rims", published)
         measured = self.work / "measured.json"
         measured.write_text(json.dumps({"snp_launch_measurement": [MEASUREMENT.hex()]}))
         self.operate("reference", "import", measured, "--days", "730")
@@ -122,11 +123,10 @@ class Brokers:
         self.balancer.close()
         self.admin_balancer.close()
 
-    def operate(self, *argv: str | Path, expect: int = 0) -> str:
+    def operate(self, *argv: str | Path, secret: bool = False) -> str:
         """A `kata-gpu-kbs` command on the store."""
-        return command(
-            "kata-gpu-kbs", *argv, "--store", self.store, "--root-key", self.work / "roots.toml", expect=expect
-        )
+        where = ("--store", self.store, "--root-key", self.work / "roots.toml")
+        return self.console("kata-gpu-kbs", *argv, *where, secret=secret)
 
     def retire_rim(self) -> None:
         """The operator no longer accepts the driver's document."""
@@ -166,7 +166,7 @@ class Brokers:
 
     def _set(self, state: str, kind: Kind, identifier: str, content: bytes) -> None:
         digest = hashlib.sha256(content).hexdigest()
-        command("kata-gpu-kbs", "collateral", state, "--store", self.collateral, kind, identifier, digest)
+        self.console("kata-gpu-kbs", "collateral", state, "--store", self.collateral, kind, identifier, digest)
 
     @contextmanager
     def _noticed(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ import pytest
 from attestation.sources.roots.hsm import HsmKey
 from tests.attestation.broker.postgres import ABSENT, FOUND, Cluster, cluster
 from tests.attestation.broker.test_root_keys import token
+from tests.e2e.program import Console
 from tests.e2e.report import Report
 from tests.e2e.site import Site
 from tests.kata_gpu.dra.conftest import real_api
@@ -38,7 +39,7 @@ def site(database: Cluster, token: HsmKey, real_api: RealApi | None) -> Iterator
     api.store.create(NODES, "", {"metadata": {"name": NODE}})
     work = Path(tempfile.mkdtemp(prefix="e2e"))  # short: a socket path has 107 bytes
     try:
-        with Site.started(work, api, database, token) as made:
+        with Site.started(Console(work / "commands.log"), api, database, token) as made:
             yield made
     finally:
         api.reset() if real_api else api.stop()

@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,7 +18,7 @@ from kata_gpu.host.simkernel.presets import GPU_BUSES
 from kata_gpu.ops.publish import SLICES as SLICES_PATH
 from kata_gpu.ops.report import CONDITION
 from tests.demo import free_port
-from tests.e2e.program import Program, command
+from tests.e2e.program import Console, Program
 from tests.kata_gpu.dra.fake_kubelet import FakeKubelet, KubeletError
 from tests.kata_gpu.dra.fake_node import FakeNode
 from tests.kata_gpu.dra.test_agent import get
@@ -70,13 +69,14 @@ def gpus_in(resource_slice: dict[str, Any]) -> list[dict[str, Any]]:
 class Node:
     """Started by `start`. `rack` says which GPU sits in which slot: the truth that only hardware knows."""
 
-    work: Path
+    console: Console
     api: Any
     world: World = field(init=False)
 
     def __post_init__(self) -> None:
+        self.work = self.console.log.parent
         self.sim = self.work / "host.sim"
-        command("kata-gpu", "sim", "create", "--preset", "hgx-h100", self.sim)
+        self.console("kata-gpu", "sim", "create", "--preset", "hgx-h100", self.sim)
         (self.work / "policy.yaml").write_text(POLICY)
         self.rack = {f"0000:{bus:02x}:00.0": serial for serial, bus in enumerate(GPU_BUSES)}
         self.root = self.work / "k"

@@ -1,6 +1,5 @@
-"""A long-running command of ours as a process of its own, with a log of its own."""
+"""Commands of ours as processes of their own: long-running ones with a log each, short ones at a console."""
 
-import os
 import subprocess
 import sys
 import time
@@ -79,14 +78,19 @@ class Program:
             self._process.wait(STOP_S)
 
 
-def command(*argv: str | Path, expect: int = 0) -> str:
-    """Run one of our commands to its end; its stdout. Another exit code than `expect` fails with what it said."""
-    words = [str(word) for word in argv]
-    done = subprocess.run(
-        [str(BIN / words[0]), *words[1:]], capture_output=True, text=True, timeout=START_S, check=False, env=os.environ
-    )
-    if done.returncode != expect:
-        raise AssertionError(
-            f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+@dataclass(frozen=True)
+class Console:
+    """Runs our commands to their ends and keeps what they say."""
+
+    log: Path
+
+    def __call__(self, *argv: str | Path, secret: bool = False) -> str:
+        """Stdout, which is not kept where it is `secret`. A command that fails fails the test with what it said."""
+        words = [str(word) for word in argv]
+        done = subprocess.run(
+            [str(BIN / words[0]), *words[1:]], capture_output=True, text=True, timeout=START_S, check=False
         )
-    return done.stdout
+        with self.log.open("a") as log:
+            log.write(f"$ {' '.join(words)}\n{'' if secret else done.stdout}{done.stderr}")
+        assert done.returncode == 0, f"{words}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        return done.stdout

@@ -27,13 +27,14 @@ from tests.e2e.brokers import Brokers, listens
 from tests.e2e.leaks import Secrets
 from tests.e2e.machine import Hardware
 from tests.e2e.node import Launch, Node, Pod
-from tests.e2e.program import Program, command, until
+from tests.e2e.program import Console, Program, until
 from tests.e2e.report import Report, Row
 
 KEY = "kbs:///models/e2e/key"
 PATH = "models/e2e/key"
 WEIGHTS = "model.safetensors"
 TICKET = re.compile(r"ticket ([0-9a-f]{16})")
+MARKER_BYTES = 32  # of a tensor
 SIGNER_DAYS = 180  # then the vendor's signer ends
 POLICY = """\
 version = 1
@@ -44,7 +45,7 @@ tee = "snp"
 measurement = {{ reference = "snp_launch_measurement" }}
 
 [gpus]
-count = {count}
+count = 1
 arch = "hopper"
 mode = "on"
 driver_version = {{ at_least = "{driver}" }}
@@ -92,7 +93,7 @@ class Vm:
 class Site:
     """Made by `started`. Broken links are repaired by who breaks them."""
 
-    work: Path
+    console: Console
     node: Node
     brokers: Brokers
     desk: Path  # the owner's private folder: plaintext and key may be here
@@ -104,18 +105,23 @@ class Site:
 
     @classmethod
     @contextmanager
-    def started(cls, work: Path, api: Any, database: Cluster, token: HsmKey) -> "Iterator[Site]":
+    def started(cls, console: Console, api: Any, database: Cluster, token: HsmKey) -> "Iterator[Site]":
         """All processes up, the model encrypted."""
         with tempfile.TemporaryDirectory(prefix="e2e-owner-", dir=MEMORY) as desk, ExitStack() as stack:
-            node = Node(work, api)
+            node = Node(console, api)
             stack.callback(node.close)
             signer_ends = utc_now() + timedelta(days=SIGNER_DAYS)
-            brokers = Brokers(work, database.url, token, signer_ends)
+            brokers = Brokers(console, database.url, token, signer_ends)
             stack.callback(brokers.close)
-            site = cls(work, node, brokers, Path(desk), [database.folder, token.pin_file.parent])
+            site = cls(console, node, brokers, Path(desk), [database.folder, token.pin_file.parent])
             stack.callback(site.close)
             site.encrypt_model()
             yield site
+
+    @property
+    def work(self) -> Path:
+        """Everything that is not secret: logs, ciphertext, configuration, what guests received."""
+        return self.console.log.parent
 
     # The owner.
 
@@ -123,12 +129,12 @@ class Site:
         """Init-data, policy, key and ciphertext, with the owner's commands."""
         self.annotation = self.build_init_data(AGENT_POLICY)
         (self.work / "annotation").write_text(self.annotation)
-        digest = command("kata-gpu", "initdata", "digest", self.work / "annotation", "--output", "json")
+        digest = self.console("kata-gpu", "initdata", "digest", self.work / "annotation", "--output", "json")
         self.init_data = json.loads(digest)["digest"]
         make_source(self.desk, megabytes=1)
         self.brokers.operate("user", "add", "owner", "--role", "admin")
-        (self.desk / "token").write_text(self.brokers.operate("user", "token", "owner"))
-        command("kata-gpu-kbs", "model", "encrypt", self.desk / "source", self.work / "model.kgm",
+        (self.desk / "token").write_text(self.brokers.operate("user", "token", "owner", secret=True))
+        self.console("kata-gpu-kbs", "model", "encrypt", self.desk / "source", self.work / "model.kgm",
                 "--key-file", self.desk / "model.key", "--key", KEY, "--policy", self.policy(), "--label", "test",
                 "--broker", self.brokers.admin_url, "--broker-cert", self.brokers.tls.certificate,
                 "--admin-token-file", self.desk / "token")  # fmt: skip
@@ -136,21 +142,19 @@ class Site:
     def build_init_data(self, agent_policy: str) -> str:
         """The annotation's value: broker, its certificate and the agent's policy."""
         (self.work / "agent-policy.rego").write_text(agent_policy)
-        built = command("kata-gpu", "initdata", "build", "--tee", "snp", "--kbs-url", self.brokers.url,
+        built = self.console("kata-gpu", "initdata", "build", "--tee", "snp", "--kbs-url", self.brokers.url,
                         "--kbs-cert", self.brokers.tls.certificate, "--policy", self.work / "agent-policy.rego",
                         "--annotation")  # fmt: skip
         return built.split()[-1]
 
-    def policy(self, *, count: int = 1, driver: str = "550.90.07") -> Path:
+    def policy(self, *, driver: str = "550.90.07") -> Path:
         """The next release policy: one of the owner's own GPUs."""
         self.epoch += 1
         forge = NvidiaForge()
         owned = [forge.chip_id(Architecture.HOPPER, serial) for serial in range(len(self.node.rack))]
         path = self.work / f"policy-{self.epoch}.toml"
         path.write_text(
-            POLICY.format(
-                epoch=self.epoch, count=count, driver=driver, identity=json.dumps(owned), init_data=self.init_data
-            )
+            POLICY.format(epoch=self.epoch, driver=driver, identity=json.dumps(owned), init_data=self.init_data)
         )
         return path
 
@@ -254,8 +258,13 @@ class Site:
                 (self.work / f"metrics-{index}").write_bytes(answer.content)
         middle = len(self.weights) // 2
         secret = Secrets(
-            {"key": (self.desk / "model.key").read_bytes(), "plaintext": self.weights[middle : middle + 32]}
+            {
+                "key": (self.desk / "model.key").read_bytes(),
+                "plaintext": self.weights[middle : middle + MARKER_BYTES],
+                "admin token": (self.desk / "token").read_bytes().strip(),
+            }
         )
+        assert len(secret.found_in([self.desk])) == len(secret.named), "the search finds what is there"
         return secret.found_in([self.work, *self.elsewhere, *(vm.folder for vm in self.vms)])
 
     def refusal(self, ticket: str) -> dict[str, str]:
