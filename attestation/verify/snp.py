@@ -1,6 +1,6 @@
 """SEV-SNP verification in the order of tee.md 1.10: what cannot be believed raises, what can be believed is judged."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from datetime import datetime
 
 from cryptography.exceptions import InvalidSignature
@@ -17,7 +17,7 @@ from attestation.values import JsonObject, JsonValue, Tee
 from attestation.verify import snp_policy as bits
 from attestation.verify.expected import CpuExpected, verify_init_data, verify_report_data
 from attestation.verify.snp_certs import AmdCache, VerifiedVek, verify_vek
-from attestation.verify.snp_policy import SnpFacts, SnpPolicy, check_snp_policy
+from attestation.verify.snp_policy import JudgedLaunch, SnpFacts, SnpPolicy, check_snp_policy
 from attestation.verify.snp_trust import AmdCollateral, AmdTrust, LeafKind
 from attestation.verify.verified import VerifiedCpu
 
@@ -67,7 +67,42 @@ def verify_snp(
 
     # 3. - 5. Chain, signature, and agreement of leaf and report, for the first candidate leaf that fits.
     cache = AmdCache() if cache is None else cache
-    vek, facts = _verify_endorsed(report, kind, evidence, trust, collateral, policy, now, cache)
+    vek, launch = _verify_endorsed(report, kind, evidence, trust, collateral, policy, now, cache)
+    if isinstance(launch, SnpFacts):
+        # 6. Policy: of a launch that it has not judged before.
+        launch = _judge(launch, vek, trust, policy)
+        cache.launches.put(_launch_key(report, vek, trust, policy), launch)
+
+    # 7. Binding.  8. Claims.
+    return VerifiedCpu(
+        tee=Tee.SNP,
+        product=launch.product,
+        chip_id=launch.chip_id,
+        report_data=report.report_data,
+        init_data=report.host_data,
+        measurement=report.measurement.hex(),
+        claims={
+            **launch.claims,
+            "report_data": report.report_data.hex(),
+            "report_id": report.report_id.hex(),
+        },
+        findings=(
+            *launch.proven,
+            _crl_finding(vek),
+            *launch.judged,
+            verify_report_data(report.report_data, expected),
+            verify_init_data(report.host_data, expected),
+        ),
+    )
+
+
+def _launch_key(report: SnpReport, vek: VerifiedVek, trust: AmdTrust, policy: SnpPolicy) -> Hashable:
+    return policy, trust.simulated, vek.leaf, report.launch
+
+
+def _judge(facts: SnpFacts, vek: VerifiedVek, trust: AmdTrust, policy: SnpPolicy) -> JudgedLaunch:
+    """Reserved fields of a genuine report, and everything that the policy asks. Raises Untrusted."""
+    report = facts.report
     reserved = report.reserved_nonzero()
     if reserved:
         raise Untrusted("snp-reserved", "reserved fields are not zero", where="snp", expected="zeros", got=reserved)
@@ -75,27 +110,12 @@ def verify_snp(
         raise Untrusted(
             "snp-vmpl-range", "the host asked for this report", where="snp.vmpl", expected="0..3", got=report.vmpl
         )
-
-    # 6. Policy.  7. Binding.
-    findings = (
-        passed("snp-signature", f"{vek.kind.value} of {vek.product.value}"),
-        _root_finding(vek, trust),
-        _crl_finding(vek),
-        *cache.judged.remember((policy, facts.key), lambda: check_snp_policy(facts, policy)),
-        verify_report_data(report.report_data, expected),
-        verify_init_data(report.host_data, expected),
-    )
-
-    # 8. Claims.
-    return VerifiedCpu(
-        tee=Tee.SNP,
+    return JudgedLaunch(
         product=facts.product,
         chip_id="" if facts.masked else report.chip_id[: facts.product.chip_id_bytes].hex(),
-        report_data=report.report_data,
-        init_data=report.host_data,
-        measurement=report.measurement.hex(),
+        proven=(passed("snp-signature", f"{vek.kind} of {vek.product}"), _root_finding(vek, trust)),
+        judged=check_snp_policy(facts, policy),
         claims=_claims(facts),
-        findings=findings,
     )
 
 
@@ -108,8 +128,11 @@ def _verify_endorsed(
     policy: SnpPolicy,
     now: datetime,
     cache: AmdCache,
-) -> tuple[VerifiedVek, SnpFacts]:
-    """The host's table may hold a stale leaf after a firmware update, so the store is asked as well."""
+) -> tuple[VerifiedVek, JudgedLaunch | SnpFacts]:
+    """The host's table may hold a stale leaf after a firmware update, so the store is asked as well.
+
+    Facts of a launch that agreed with this leaf and was judged before are not worked out again.
+    """
     known = None if report.cpuid is None else product_of(*report.cpuid[:2])
     if report.cpuid is not None and known is None:
         raise Untrusted("snp-product-unknown", "unknown processor generation", where="snp.cpuid", got=report.cpuid)
@@ -123,7 +146,8 @@ def _verify_endorsed(
                 cache=cache,
             )  # fmt: skip
             _verify_signature(report, vek)
-            return vek, _agree(report, vek, known)
+            launch = cache.launches.get(_launch_key(report, vek, trust, policy))
+            return vek, launch or _agree(report, vek, known)
         except (Malformed, Untrusted) as exc:
             failure = failure or exc
     if failure is not None:
@@ -241,7 +265,6 @@ def _claims(facts: SnpFacts) -> JsonObject:
         "platform_tsme_enabled": report.platform_bit(bits.P_TSME),
         "platform_smt_enabled": report.platform_bit(bits.P_SMT),
         "measurement": report.measurement.hex(),
-        "report_data": report.report_data.hex(),
         "init_data": report.host_data.hex(),
         "chip_id": report.chip_id.hex(),
         "version": report.version,
@@ -264,7 +287,6 @@ def _claims(facts: SnpFacts) -> JsonObject:
         "image_id": report.image_id.hex(),
         "id_key_digest": report.id_key_digest.hex(),
         "author_key_digest": report.author_key_digest.hex(),
-        "report_id": report.report_id.hex(),
         "launch_mit_vector": report.launch_mit_vector,
         "current_mit_vector": report.current_mit_vector,
     }

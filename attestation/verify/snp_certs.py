@@ -16,12 +16,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from attestation.errors import Malformed, Unavailable, Untrusted
-from attestation.findings import Finding
 from attestation.formats import der
 from attestation.formats.der import Certificate, parse_certificate
 from attestation.formats.snp_tcb import Product, Tcb
 from attestation.verify.cache import BoundedCache
 from attestation.verify.snp_leaf import LeafFacts, leaf_facts
+from attestation.verify.snp_policy import JudgedLaunch
 from attestation.verify.snp_trust import AmdCollateral, AmdTrust, ChainRules, CrlMode, LeafKind
 from attestation.verify.unreadable import UNREADABLE
 
@@ -59,6 +59,7 @@ class VerifiedVek:
     public_key: ec.EllipticCurvePublicKey
     not_after: datetime
     crl_checked: bool
+    leaf: bytes  # as it came, DER or PEM
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +83,13 @@ class _Endorsement:
 
 @dataclass(frozen=True, slots=True)
 class AmdCache:
-    """Certificates that were read, and what verified; owned by the caller. Pins are part of the keys of the latter.
-
-    `judged` is what a policy said about everything in a report but its report data, report id and signature.
-    """
+    """Certificates that were read, and what verified; owned by the caller. Pins are part of the keys of the latter."""
 
     certificates: BoundedCache[Certificate] = field(default_factory=lambda: BoundedCache(_MAX_LEAVES))
     leaves: BoundedCache[_Endorsement] = field(default_factory=lambda: BoundedCache(_MAX_LEAVES))
     authorities: BoundedCache[_Authority] = field(default_factory=lambda: BoundedCache(_MAX_LISTS))
     lists: BoundedCache[x509.CertificateRevocationList] = field(default_factory=lambda: BoundedCache(_MAX_LISTS))
-    judged: BoundedCache[tuple[Finding, ...]] = field(default_factory=lambda: BoundedCache(_MAX_LEAVES))
+    launches: BoundedCache[JudgedLaunch] = field(default_factory=lambda: BoundedCache(_MAX_LEAVES))
 
 
 def split_pem(data: bytes) -> list[bytes]:
@@ -160,6 +158,7 @@ def verify_vek(
         public_key=endorsed.public_key,
         not_after=leaf.not_after,
         crl_checked=_verify_crl(collateral.crl(product, kind), authority, rules.crl, now, cache),
+        leaf=leaf_bytes,
     )
 
 

@@ -3,7 +3,7 @@
 Every rule gives one finding; nothing here raises. DEBUG, migration and the architectural bit have no switch.
 """
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -11,6 +11,7 @@ from attestation.errors import Misconfigured
 from attestation.findings import Finding, Result, failed, passed
 from attestation.formats.snp_report import Firmware, SnpReport
 from attestation.formats.snp_tcb import Product, Tcb
+from attestation.values import JsonObject
 from attestation.verify.snp_trust import ChainRules, LeafKind
 
 SMT, MUST_BE_ONE, MIGRATE_MA, DEBUG, SINGLE_SOCKET, CXL = 16, 17, 18, 19, 20, 21
@@ -105,14 +106,22 @@ class SnpFacts:
     launch: Tcb
 
     @property
-    def key(self) -> Hashable:
-        """All that a policy looks at: facts with one key are judged alike."""
-        return self.product, self.kind, self.csp_id, self.report.launch
-
-    @property
     def masked(self) -> bool:
         """Whether the platform hides CHIP_ID."""
         return not any(self.report.chip_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedLaunch:
+    """What follows from one leaf and everything in a report but its report data, report id and signature, under one
+    policy: the same whenever this guest attests on this platform. `chip_id` is empty where it is masked.
+    """
+
+    product: Product
+    chip_id: str
+    proven: tuple[Finding, ...]
+    judged: tuple[Finding, ...]
+    claims: JsonObject
 
 
 def check_snp_policy(facts: SnpFacts, policy: SnpPolicy) -> tuple[Finding, ...]:
