@@ -10,12 +10,15 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from attestation import __version__
 from attestation.errors import AttestationError, ExitCode
+
+if TYPE_CHECKING:
+    from attestation.guest.machine import Machine
 
 TERMINATION_LOG = "/dev/termination-log"  # Kubernetes' default terminationMessagePath
 MAX_TERMINATION_BYTES = 4096  # kubelet cuts there
@@ -60,8 +63,7 @@ class _LazyGroup(click.Group):
     show_default=True,
     help="Write the reason of a failure here too, if the file exists.",
 )
-@click.pass_context
-def cli(ctx: click.Context, termination_log: Path) -> None:
+def cli(termination_log: Path) -> None:
     """Evidence, key and weights inside a confidential VM.
 
     Results go to stdout, logs to stderr. Exit codes: 0 ok, 1 refused or not authentic, 2 usage or bad input,
@@ -72,17 +74,19 @@ def cli(ctx: click.Context, termination_log: Path) -> None:
       kata-gpu-guest model decrypt /models/llama.kgm /weights --key kbs:///models/llama/key \\
           --init-data /run/initdata.toml
     """
-    ctx.obj = termination_log
 
 
-def run(argv: list[str] | None = None) -> int:
-    """Run a command line; errors go to stderr and the termination message as one clear line. Returns the exit code."""
+def run(argv: list[str] | None = None, *, machine: "Machine | None" = None) -> int:
+    """Run a command line; errors go to stderr and the termination message as one clear line. Returns the exit code.
+
+    `machine` is where evidence comes from: this VM, unless a test has another one.
+    """
     with suppress(ValueError):  # only the main thread of a process may; anything else is a test
         signal.signal(signal.SIGTERM, _stop)
     arguments = sys.argv[1:] if argv is None else argv
     log = _termination_log(arguments)
     try:
-        result = cli.main(args=arguments, standalone_mode=False)
+        result = cli.main(args=arguments, standalone_mode=False, obj=machine)
     except click.exceptions.Exit as exc:
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):

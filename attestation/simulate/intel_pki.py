@@ -81,7 +81,7 @@ def certificate(
     if sgx is not None:
         extension = x509.UnrecognizedExtension(x509.ObjectIdentifier(_SGX), sgx)
         builder = builder.add_extension(extension, critical=False)
-    return builder.sign(derive_key(issuer), _SHA256)
+    return builder.sign(derive_key(issuer), _SHA256, ecdsa_deterministic=True)  # the root is pinned by its digest
 
 
 def sgx_extension(

@@ -58,12 +58,14 @@ def source_options(command: F) -> F:
 @contextmanager
 def evidence_provider(settings: GuestSettings, expected: int | None) -> Iterator[EvidenceProvider]:
     """The sources of this VM: every NVIDIA device that the kernel lists must answer."""
+    from attestation.guest.machine import Machine
     from attestation.guest.nscq import open_nscq
     from attestation.guest.nvml import open_nvml
     from attestation.guest.pci import count_devices
-    from attestation.guest.tsm import ConfigfsTsm, KernelConfigfs
+    from attestation.guest.tsm import ConfigfsTsm
 
-    there = count_devices()
+    machine = click.get_current_context().find_object(Machine) or Machine()
+    there = count_devices(machine.pci)
     with ExitStack() as stack:
         devices: list[DeviceSource] = []
         if there.gpus:
@@ -76,7 +78,7 @@ def evidence_provider(settings: GuestSettings, expected: int | None) -> Iterator
         if expected is None:
             expected = there.gpus + there.switches if measured is None else measured
         yield EvidenceProvider(
-            cpu=ConfigfsTsm(configfs=KernelConfigfs()),
+            cpu=ConfigfsTsm(configfs=machine.configfs, ccel=machine.ccel),
             devices=tuple(devices),
             init_data=settings.init_data,
             expected_devices=expected,

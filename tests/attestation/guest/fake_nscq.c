@@ -1,12 +1,10 @@
-/* A libnvidia-nscq.so.2 for tests: two LS10 switches that answer from files.
+/* A libnvidia-nscq.so.2 for tests: LS10 switches.
  *
- * FAKE_NSCQ_DIR   folder with switch0.report, switch0.chain, ...; the nonce goes into report bytes 4..35
+ * FAKE_NSCQ_DIR   folder with switch0.chain, ..., and switch0.report, ... where no forge signs (fake_forge.h)
+ * FAKE_NSCQ_SWITCHES  how many (2)
  * FAKE_NSCQ_ARCH  architecture number (2 is LS10)      FAKE_NSCQ_BROKEN  index of a switch whose report fails
  */
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "fake_forge.h"
 
 typedef struct { uint8_t bytes[16]; } uuid_t;
 typedef struct { char data[64]; } label_t;
@@ -14,23 +12,8 @@ typedef struct { int8_t rc; void *session; } session_result_t;
 typedef struct { uint32_t size; uint8_t data[0x2000]; } report_t;
 typedef struct { uint8_t data[0x1400]; uint32_t size; } chain_t;
 
-static uint8_t nonce[32];
+static uint8_t nonce[NONCE_BYTES];
 static int open_sessions;
-
-static int number(const char *name, int otherwise) {
-    const char *text = getenv(name);
-    return text ? atoi(text) : otherwise;
-}
-
-static uint32_t fill(const char *kind, int index, uint8_t *out, size_t limit) {
-    char path[4096];
-    snprintf(path, sizeof path, "%s/switch%d.%s", getenv("FAKE_NSCQ_DIR"), index, kind);
-    FILE *file = fopen(path, "rb");
-    if (!file) return 0;
-    uint32_t size = (uint32_t)fread(out, 1, limit, file);
-    fclose(file);
-    return size;
-}
 
 session_result_t nscq_session_create(uint32_t flags) {
     session_result_t result = {flags == 1 ? 0 : -1, &open_sessions};
@@ -57,7 +40,7 @@ int8_t nscq_session_path_observe(void *session, const char *path, void (*callbac
     (void)session; (void)flags;
     int index = 0;
     if (strcmp(path, "/drv/nvswitch/{device}/uuid") == 0) {
-        for (index = 1; index >= 0; index--) {
+        for (index = number("FAKE_NSCQ_SWITCHES", 2) - 1; index >= 0; index--) {
             uuid_t uuid = {{(uint8_t)index}};
             ((void (*)(const uuid_t *, int8_t, const uuid_t *, void *))callback)(&uuid, 0, &uuid, user);
         }
@@ -70,12 +53,11 @@ int8_t nscq_session_path_observe(void *session, const char *path, void (*callbac
     } else if (strstr(path, "/config/attestation_report")) {
         report_t report = {0};
         int8_t rc = index == number("FAKE_NSCQ_BROKEN", -1) ? -7 : 0;
-        report.size = fill("report", index, report.data, sizeof report.data);
-        memcpy(report.data + 4, nonce, sizeof nonce);
+        report.size = report_over("FAKE_NSCQ_DIR", "switch", index, nonce, report.data, sizeof report.data);
         ((void (*)(const uuid_t *, int8_t, report_t, void *))callback)(&uuid, rc, report, user);
     } else if (strstr(path, "/config/certificate")) {
         chain_t chain = {0};
-        chain.size = fill("chain", index, chain.data, sizeof chain.data);
+        chain.size = from_file("FAKE_NSCQ_DIR", "switch", index, "chain", chain.data, sizeof chain.data);
         ((void (*)(const uuid_t *, int8_t, chain_t, void *))callback)(&uuid, 0, chain, user);
     } else {
         return -5;

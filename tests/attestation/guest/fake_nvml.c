@@ -1,42 +1,19 @@
 /* A libnvidia-ml.so.1 for tests: the calls that the guest makes, answered from environment variables and files.
  *
- * FAKE_NVML_DIR    folder with gpu0.report, gpu0.chain, gpu1.report, ...; the nonce is written into report bytes 4..35
+ * FAKE_NVML_DIR    folder with gpu0.chain, gpu1.chain, ..., and gpu0.report, ... where no forge signs (fake_forge.h)
  * FAKE_NVML_GPUS   number of GPUs                    FAKE_NVML_ARCH   architecture number (9 Hopper)
  * FAKE_NVML_CC     1 confidential mode on            FAKE_NVML_DEV    1 devtools
  * FAKE_NVML_OLD    1: a driver without the settings  FAKE_NVML_BROKEN index of a GPU whose report fails
  * FAKE_NVML_SIZE   a report size that is a lie
  * The ready state is the file `ready` in the folder, as the driver's is system-wide.
  */
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "fake_forge.h"
 
 #define OK 0
 #define UNINITIALIZED 1
 #define INVALID_ARGUMENT 2
 #define NOT_SUPPORTED 3
 #define UNKNOWN 999
-
-static int number(const char *name, int otherwise) {
-    const char *text = getenv(name);
-    return text ? atoi(text) : otherwise;
-}
-
-static FILE *in_folder(const char *name, const char *mode) {
-    char path[4096];
-    snprintf(path, sizeof path, "%s/%s", getenv("FAKE_NVML_DIR") ? getenv("FAKE_NVML_DIR") : ".", name);
-    return fopen(path, mode);
-}
-
-static unsigned fill(const char *kind, int gpu, unsigned char *out, unsigned limit) {
-    char name[64];
-    snprintf(name, sizeof name, "gpu%d.%s", gpu, kind);
-    FILE *file = in_folder(name, "rb");
-    if (!file) return 0;
-    unsigned size = (unsigned)fread(out, 1, limit, file);
-    fclose(file);
-    return size;
-}
 
 static int handles[64];
 
@@ -89,7 +66,8 @@ typedef struct { unsigned size, attestation_size; unsigned char chain[0x1000], a
 
 int nvmlDeviceGetConfComputeGpuCertificate(int *device, chain_t *chain) {
     if (!number("FAKE_NVML_CC", 1)) return NOT_SUPPORTED;
-    chain->attestation_size = fill("chain", *device, chain->attestation_chain, sizeof chain->attestation_chain);
+    chain->attestation_size = 
+        from_file("FAKE_NVML_DIR", "gpu", *device, "chain", chain->attestation_chain, sizeof chain->attestation_chain);
     return chain->attestation_size ? OK : UNKNOWN;
 }
 
@@ -101,15 +79,14 @@ typedef struct {
 int nvmlDeviceGetConfComputeGpuAttestationReport(int *device, report_t *report) {
     if (!number("FAKE_NVML_CC", 1)) return NOT_SUPPORTED;
     if (*device == number("FAKE_NVML_BROKEN", -1)) return UNKNOWN;
-    report->size = fill("report", *device, report->report, sizeof report->report);
+    report->size = report_over("FAKE_NVML_DIR", "gpu", *device, report->nonce, report->report, sizeof report->report);
     if (!report->size) return UNKNOWN;
-    memcpy(report->report + 4, report->nonce, 32);
     report->size = (unsigned)number("FAKE_NVML_SIZE", (int)report->size);
     return OK;
 }
 
 int nvmlSystemGetConfComputeGpusReadyState(unsigned *ready) {
-    FILE *file = in_folder("ready", "rb");
+    FILE *file = in_folder("FAKE_NVML_DIR", "ready", "rb");
     *ready = 0;
     if (file) {
         *ready = fgetc(file) == '1';
@@ -119,7 +96,7 @@ int nvmlSystemGetConfComputeGpusReadyState(unsigned *ready) {
 }
 
 int nvmlSystemSetConfComputeGpusReadyState(unsigned ready) {
-    FILE *file = in_folder("ready", "wb");
+    FILE *file = in_folder("FAKE_NVML_DIR", "ready", "wb");
     if (!file) return INVALID_ARGUMENT;
     fputc(ready ? '1' : '0', file);
     fclose(file);
