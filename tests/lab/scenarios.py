@@ -24,12 +24,14 @@ from kata_gpu.core.gpu import CcMode
 from kata_gpu.core.node_policy import NodePolicy
 from kata_gpu.core.pci import PciFunction
 from kata_gpu.errors import KataGpuError
+from kata_gpu.host import isolate
+from kata_gpu.host.cc.admin_tools import ENTRY, AdminToolsBackend
 from kata_gpu.host.durable import DurableDir
 from kata_gpu.host.real import RealHost
 from kata_gpu.host.uevents import UeventListener
 from kata_gpu.host.vfio_device import VfioSession
 from kata_gpu.ops import setup
-from kata_gpu.ops.node import Node, observe_node
+from kata_gpu.ops.node import Node, observe_node, read_modes
 from kata_gpu.ops.observe import observe
 from kata_gpu.ops.recover import recover
 from kata_gpu.ops.status import status
@@ -393,7 +395,57 @@ def uevents() -> None:
     listener.stop()
 
 
-SCENARIOS = {f.__name__: f for f in (whole, lockdown, faults, guard, crashes, resets, uevents)}
+class Sampler(threading.Thread):
+    """Tries to take every device as a VM would, all the while NVIDIA's tool runs."""
+
+    def __init__(self, nodes: list[str]) -> None:
+        super().__init__(daemon=True)
+        self.nodes, self.stopped = nodes, threading.Event()
+        self.results: set[str] = set()
+
+    def run(self) -> None:
+        while not self.stopped.is_set():
+            for node in self.nodes:
+                self.results.add(refused_by_kernel(lambda node=node: os.close(os.open(node, os.O_RDWR))))
+            time.sleep(0.02)
+
+
+def admin_tools() -> None:
+    """NVIDIA's own tool behind our adapter: the same modes as by our own backend, and no device free while it runs."""
+    path, digest = json.loads((SHARE / "admin-tools").read_text())
+    host = RealHost()
+    ours = node_on(host)
+    theirs = replace(ours, backend=AdminToolsBackend.pinned(host, Path(path), digest, lambda: observe(host).devices))
+    setup.bind(ours, [d.function.address for d in observe(host).devices])
+    groups = [f"/dev/vfio/{d.function.iommu_group}" for d in observe(host).devices]
+    taken: set[str] = set()
+    run, calls = isolate.run, list[str]()
+
+    def watched(command: Any, **options: Any) -> Any:
+        if not any(str(part).endswith(ENTRY) for part in command):
+            return run(command, **options)
+        calls.append(command[-1])
+        sampler = Sampler(groups)
+        sampler.start()
+        try:
+            return run(command, **options)
+        finally:
+            sampler.stopped.set()
+            sampler.join()
+            taken.update(sampler.results)
+
+    isolate.run = watched
+    for name, policy in (("on", ON), ("ppcie", PPCIE), ("off", OFF)):
+        began = time.monotonic()
+        result = refused(lambda policy=policy: setup.setup(theirs, policy))
+        seen = read_modes(ours, observe_node(ours).inventory)
+        say(name, result=result, modes=modes(), ours=[str(d.cc_mode) for d in seen.devices],
+            seconds=round(time.monotonic() - began, 1))  # fmt: skip
+    say("held", taken=sorted(taken), calls=calls)
+    setup.reset(ours)
+
+
+SCENARIOS = {f.__name__: f for f in (whole, lockdown, faults, guard, crashes, resets, uevents, admin_tools)}
 
 if __name__ == "__main__":
     SCENARIOS[sys.argv[1]]()

@@ -5,6 +5,7 @@ vfio-user, cannot be had, one line says so.
 """
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from kata_gpu.host.cc.admin_tools import read_tool, tool_digest
 from kata_gpu.host.softgpu.server import SoftGpuServer
 from tests.kata_gpu.node.conformance import ROWS
 from tests.lab import debian
@@ -21,6 +23,7 @@ from tests.lab.machine import PYTHON, Kernel, boot, gpu_devices, iommufd_kernel,
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(4500)]  # the first run builds a kernel
 RUN_S = 900.0
+TOOL = "KATA_GPU_ADMIN_TOOLS"
 ON, HOPPER_PPCIE, SWITCH_PPCIE, CC_OFF = 1, 0x20, 1, 0
 BOARD = {"gpu0": "h100", "gpu1": "h100", "switch0": "nvswitch"}
 HGX = {f"gpu{i}": "h100" for i in range(8)} | {f"switch{i}": "nvswitch" for i in range(4)}
@@ -153,6 +156,28 @@ def test_removal_and_return_are_heard(run: Run) -> None:
     facts = {row["step"]: row for row in run("uevents", {"gpu0": "h100"})}
     assert facts["removed"] == {"step": "removed", "listening": True, "woken": True, "there": False}
     assert facts["returned"] == {"step": "returned", "listening": True, "woken": True, "there": True}
+
+
+@pytest.fixture(scope="session")
+def gpu_admin_tools() -> tuple[str, str]:
+    """Path and digest of NVIDIA's tool, which is neither vendored nor downloaded."""
+    path = os.environ.get(TOOL)
+    if path is None:
+        pytest.skip(f"lab: left out, {TOOL} names no copy of NVIDIA's gpu-admin-tools")
+    return path, tool_digest(read_tool(Path(path)))
+
+
+def test_gpu_admin_tools_agrees_and_is_alone(run: Run, tmp_path: Path, gpu_admin_tools: tuple[str, str]) -> None:
+    """NVIDIA's tool through our adapter, and our own backend reads what it set. Nobody gets a device meanwhile."""
+    (tmp_path / "share" / "admin-tools").write_text(json.dumps(gpu_admin_tools))
+    facts = {row["step"]: row for row in run("admin_tools", BOARD)}
+    assert facts["on"]["modes"] == [ON, ON, CC_OFF], facts["on"]
+    assert facts["on"]["ours"] == ["on", "on", "off"]
+    assert facts["ppcie"]["modes"] == [HOPPER_PPCIE, HOPPER_PPCIE, SWITCH_PPCIE], facts["ppcie"]
+    assert facts["ppcie"]["ours"] == ["ppcie"] * 3
+    assert facts["off"]["modes"] == [CC_OFF] * 3, facts["off"]
+    assert facts["held"]["taken"] == ["OSError"], facts["held"]
+    assert {"--set-cc-mode=on", "--set-ppcie-mode=on"} <= set(facts["held"]["calls"])
 
 
 def test_a_fault_at_any_device_leaves_none_mixed(run: Run) -> None:

@@ -45,7 +45,7 @@ def settle(machine: Machine, function: Function) -> None:
                 case ["bind", driver]:
                     bind(machine, driver, function.address.encode())
                 case ["override", text]:
-                    set_override(function, text.encode())
+                    set_override(machine, function, text.encode())
                 case ["reset"]:
                     reset(machine, function, b"1")
                 case ["remove"]:
@@ -181,13 +181,13 @@ def drivers_probe(machine: Machine, text: bytes) -> None:
     autoprobe(machine, find(machine, text))
 
 
-def set_override(function: Function, data: bytes) -> None:
+def set_override(machine: Machine, function: Function, data: bytes) -> None:
     """Write to `driver_override`: cut at the first newline or NUL, empty clears, an empty write does nothing."""
     if not data:
         return
     if len(data) >= OVERRIDE_LIMIT:
         raise fail(errno.EINVAL)
-    if function.pending:
+    if function.pending and machine.kernel.override_blocks:
         raise _wait(function, "override", data.decode("utf-8", "replace"))
     text = data.split(b"\n", 1)[0].split(b"\0", 1)[0].decode("utf-8", "replace")
     function.override = text or None

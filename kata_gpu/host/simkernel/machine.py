@@ -12,15 +12,15 @@ VFIO_DRIVERS = frozenset({"vfio-pci", "nvgrace-gpu-vfio-pci"})
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelProfile:
     """What differs between kernels. Debian's have neither IOMMUFD nor the unsafe mode without an IOMMU, that of
-    tests/lab has both. While an unbind is blocked, reads of the override block on 6.1 and Ubuntu's, those of the uevent
-    on 6.1.
+    tests/lab has both. While an unbind is blocked, reads and writes of the override block on 6.1 and Ubuntu's, reads of
+    the uevent on 6.1.
     """
 
     name: str
     release: str
     iommufd: bool
     noiommu: bool
-    override_read_blocks: bool
+    override_blocks: bool
     uevent_read_blocks: bool = False
 
 
@@ -32,16 +32,14 @@ PROFILES = {
             release="6.1.0-50-amd64",
             iommufd=False,
             noiommu=False,
-            override_read_blocks=True,
+            override_blocks=True,
             uevent_read_blocks=True,
         ),
         KernelProfile(
-            name="debian-6.12", release="6.12.95+deb12-amd64", iommufd=False, noiommu=False, override_read_blocks=False
+            name="debian-6.12", release="6.12.95+deb12-amd64", iommufd=False, noiommu=False, override_blocks=False
         ),
-        KernelProfile(name="lab-6.12", release="6.12.107", iommufd=True, noiommu=True, override_read_blocks=False),
-        KernelProfile(
-            name="ubuntu-6.17", release="6.17.0-5-generic", iommufd=True, noiommu=True, override_read_blocks=True
-        ),
+        KernelProfile(name="lab-6.12", release="6.12.107", iommufd=True, noiommu=True, override_blocks=False),
+        KernelProfile(name="ubuntu-6.17", release="6.17.0-5-generic", iommufd=True, noiommu=True, override_blocks=True),
     )
 }
 

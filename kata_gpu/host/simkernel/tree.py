@@ -168,7 +168,7 @@ def _function(machine: Machine, f: Function) -> Dir:
     up = _up(f)
 
     def override() -> bytes:
-        if f.pending and machine.kernel.override_read_blocks:
+        if f.pending and machine.kernel.override_blocks:
             raise Blocked
         return f"{'(null)' if f.override is None else f.override}\n".encode()
 
@@ -205,7 +205,7 @@ def _function(machine: Machine, f: Function) -> Dir:
         "enable": Attr(show=lambda: b"%d\n" % (f.driver is not None and f.driver not in VFIO_DRIVERS), store=enable),
         "modalias": text(_modalias(f)),
         "uevent": Attr(show=uevent),
-        "driver_override": Attr(show=override, store=lambda data: drivers.set_override(f, data)),
+        "driver_override": Attr(show=override, store=lambda data: drivers.set_override(machine, f, data)),
         "remove": Attr(store=lambda data: drivers.remove(machine, f, data)),
         "rescan": Attr(store=lambda data: drivers.rescan(machine, data)),
         "power_state": text("D3hot" if suspended else "D0"),

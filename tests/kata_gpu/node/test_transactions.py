@@ -1,5 +1,7 @@
 """Crash anywhere, fail anywhere: the node is as before or as after, never between, and status says which."""
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,20 +9,31 @@ import pytest
 
 from kata_gpu.core.gpu import CcMode
 from kata_gpu.core.node_policy import NodePolicy
+from kata_gpu.core.pci import PciAddress
 from kata_gpu.errors import InUse, KataGpuError, LockedOutOfBand, RolledBack, TimedOut, Unavailable
-from kata_gpu.host.simkernel.kernel import Crashed
+from kata_gpu.host.simkernel.kernel import Crashed, SimKernel
 from kata_gpu.host.simkernel.machine import Machine
 from kata_gpu.host.simkernel.presets import hgx_b200, hgx_h100, mixed
 from kata_gpu.ops import setup
+from kata_gpu.ops.observe import observe
 from kata_gpu.ops.recover import recover
 from kata_gpu.ops.status import status
 from tests.kata_gpu.node.conftest import OFF, ON, PPCIE, World
 
 Make = Callable[[Machine], World]
+EVERY = 9  # of the steps, one in so many with a process of its own; the first test has all of them
 
 
 def _small(profile: str = "ubuntu-6.17") -> Machine:
     return hgx_h100(profile, gpus=2, switches=1)
+
+
+def _devices(world: World) -> list[PciAddress]:
+    return [d.function.address for d in observe(world.kernel).devices]
+
+
+def _gpus(world: World) -> list[PciAddress]:
+    return [d.function.address for d in observe(world.kernel).gpus]
 
 
 PLANS: dict[str, tuple[Callable[[], Machine], NodePolicy | None, Callable[[World], object]]] = {
@@ -32,6 +45,9 @@ PLANS: dict[str, tuple[Callable[[], Machine], NodePolicy | None, Callable[[World
     "on-to-reset": (_small, ON, lambda w: setup.reset(w.node)),
     "mixed-cold-to-on": (mixed, None, lambda w: setup.setup(w.node, ON)),
     "mixed-on-to-reset": (mixed, ON, lambda w: setup.reset(w.node)),
+    "bind": (mixed, None, lambda w: setup.bind(w.node, _devices(w))),
+    "release": (mixed, ON, lambda w: setup.release(w.node, _devices(w))),
+    "mode": (_small, OFF, lambda w: setup.set_mode(w.node, _gpus(w), CcMode.DEVTOOLS)),
 }
 
 
@@ -76,6 +92,39 @@ def test_kill_after_every_step(make_world: Make, tmp_path: Path, name: str) -> N
         act(world)
         assert world.snapshot() == after, f"not repaired, after step {k}"
     assert "before" in outcomes
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_sigkill_of_a_process(make_world: Make, tmp_path: Path, name: str) -> None:
+    """The same with a process of its own, which the kernel kills, and only files left of it."""
+    start, act = _start(make_world, name)
+    before, began = start.snapshot(), start.machine.writes
+    whole = start.clone(tmp_path / "whole")
+    act(whole)
+    after, steps = whole.snapshot(), whole.machine.writes - began
+    for k in {*range(0, steps, EVERY), steps - 1}:
+        base = tmp_path / f"step-{k}"
+        world = start.clone(base)
+        path = base / "host.sim"
+        base.mkdir(exist_ok=True)
+        world.machine.crash_after = began + k
+        SimKernel.create(world.machine, path)
+        pid = os.fork()
+        if pid == 0:
+            act(world.restarted(SimKernel(path=path)))
+            os._exit(0)
+        _, ended = os.waitpid(pid, 0)
+        assert os.WIFSIGNALED(ended)
+        assert os.WTERMSIG(ended) == signal.SIGKILL
+        kernel = SimKernel(path=path)
+        kernel.machine.crash_after = None
+        world = world.restarted(kernel)
+        open_before = world.node.journal.open_transaction()
+        assert (status(world.node).state == "between") is (open_before is not None)
+        recover(world.node)
+        found = world.snapshot()
+        assert found == before if open_before is not None else found in (before, after)
+        assert status(world.node).state != "between"
 
 
 def test_kill_during_recovery(make_world: Make) -> None:
