@@ -1,17 +1,32 @@
 """The parts of a request that every endpoint reads: bounded body, session cookie, bearer token, decoded path."""
 
+from ipaddress import IPv6Address
+
 from starlette.requests import Request
 
 from attestation.errors import Denied, Malformed
 from attestation.ops.release import Credentials
 
 COOKIE = "kbs-session-id"
+_HOST_BITS = 64
 MAX_COOKIE_CHARS = 128  # 64 hex digits of ours; anything longer is no session of ours
 
 
 def peer(request: Request) -> str:
-    """The address that a connection comes from. Forwarding headers are not believed: anybody can write them."""
-    return request.client.host if request.client else ""
+    """The address that a connection comes from; of IPv6 its /64, which one machine has to itself (RFC 4291 2.5.4).
+
+    Forwarding headers are not believed: anybody can write them.
+    """
+    host = request.client.host if request.client else ""
+    if ":" not in host:
+        return host
+    try:
+        address = IPv6Address(host)
+    except ValueError:
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(IPv6Address(int(address) >> _HOST_BITS << _HOST_BITS))
 
 
 async def read_body(request: Request, limit: int) -> bytes:

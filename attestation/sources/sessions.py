@@ -1,13 +1,14 @@
 """Handshakes: who holds which nonce, and that exactly one body answers it, whichever replica receives it."""
 
 import hashlib
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from threading import Lock
 from typing import NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from attestation.broker.session import Challenged
 from attestation.errors import Unavailable, Untrusted
@@ -19,6 +20,9 @@ from attestation.values import BindingProfile, Tee
 # A replica that died while verifying: after this time the same body may be tried again (verification takes ms).
 CLAIM_TIMEOUT = timedelta(seconds=60)
 CACHE_ENTRIES = 1024  # as many as attestations that are remembered
+# Unauthenticated callers write these rows, a few hundred bytes each. One address alone, at its rate, cannot fill them.
+MAX_SESSIONS = 1_000_000
+COUNT_S = 1.0  # how long a count is believed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +95,19 @@ class SessionStore:
         self._db = database
         self._live: OrderedDict[str, LiveSession] = OrderedDict()
         self._lock = Lock()
+        self._counted, self._full = float("-inf"), False
+
+    def _require_room(self) -> None:
+        if (at := time.monotonic()) - self._counted > COUNT_S:
+            with self._db.read() as connection:
+                count = connection.execute(select(func.count()).select_from(sessions)).scalar_one()
+            self._counted, self._full = at, count >= MAX_SESSIONS
+        if self._full:
+            raise Unavailable("sessions-full", "too many handshakes are under way; try again", expected=MAX_SESSIONS)
 
     def add(self, key: str, challenged: Challenged) -> None:
-        """A new handshake."""
+        """A new handshake. Unavailable where there are too many."""
+        self._require_room()
         with self._db.write() as connection:
             _ADD.run(
                 connection,
