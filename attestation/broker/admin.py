@@ -71,8 +71,9 @@ def verify_admin_token(
             if claims is not None:
                 _check(claims, issuer=issuer.issuer, audience=issuer.audience, now=now)
                 subject = claims.get("sub")
+                # The audit log has this name: whom a provider calls `root` is not taken for a user of ours.
                 return AdminClaims(
-                    subject=subject if isinstance(subject, str) else f"{issuer.issuer}",
+                    subject=f"{issuer.issuer}/{subject}" if isinstance(subject, str) else f"{issuer.issuer}",
                     role=_text(claims, "role"),
                     epoch=None,
                     issuer=issuer,

@@ -223,6 +223,8 @@ def _issuer(path: Path) -> Any:
         roles = {str(name): Role(role) for name, role in document["roles"].items()}
         kind = {"ed25519": "OKP", "es256": "EC", "rs256": "RSA"}[document["algorithm"]]
         key = JWKRegistry.import_key(pem, kind)
+        # Both: what the provider issued for another service is not for this one.
+        issuer, audience = str(document["issuer"]), str(document["audience"])
     except (OSError, KeyError, ValueError, AttributeError, JoseError) as exc:
         raise Misconfigured(
             "admin-issuer",
@@ -230,4 +232,4 @@ def _issuer(path: Path) -> Any:
             where=str(path),
             expected='issuer, audience, algorithm = "ed25519|es256|rs256", public_key = "FILE", [roles]',
         ) from exc
-    return AdminIssuer(key=key, issuer=document.get("issuer"), audience=document.get("audience"), roles=roles)
+    return AdminIssuer(key=key, issuer=issuer, audience=audience, roles=roles)

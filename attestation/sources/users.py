@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import insert, select, update
 
 from attestation.broker.roles import Role
 from attestation.errors import Misconfigured
@@ -67,8 +67,3 @@ class UserStore:
         with self._db.write(durable=True) as connection:
             query = update(users).where(users.c.name == name).values(epoch=users.c.epoch + 1)
             return connection.execute(query).rowcount == 1
-
-    def delete(self, name: str) -> bool:
-        """Remove a user; false where there was none."""
-        with self._db.write(durable=True) as connection:
-            return connection.execute(delete(users).where(users.c.name == name)).rowcount == 1
