@@ -87,7 +87,10 @@ def put_key(
     if record is None:
         world.tenants.require_room(path.repository)
     version = world.keys.put(path, secret, kind=kind, labels=labels, policy=policy, expected=expected, now=now)
-    _record(world, who, "key-stored", str(path), {"version": version, "kind": str(kind)}, now)
+    body: dict[str, JsonValue] = {"version": version, "kind": str(kind), "labels": list(labels)}
+    if policy is not None:
+        body["policy"] = str(conditions_of(policy).digest)
+    _record(world, who, "key-stored", str(path), body, now)
     return version
 
 

@@ -10,24 +10,31 @@ from urllib.parse import urlsplit
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc.jwk import ECKey
+from starlette.requests import Request
 
 from attestation.broker.admin import AdminIssuer
 from attestation.broker.endorsement import TokenTrust
 from attestation.broker.external import verify_external
 from attestation.broker.roles import Role
-from attestation.broker.session import Submission
+from attestation.broker.session import CHALLENGE_LIFETIME, Submission
+from attestation.cli.serve import _issuer
 from attestation.crypto.b64 import b64url
 from attestation.crypto.jwk import tee_key_of
-from attestation.errors import Malformed, Untrusted
+from attestation.errors import Malformed, Misconfigured, Unavailable, Untrusted
 from attestation.formats.initdata import parse_init_data
 from attestation.ops.administer import add_user, authenticate_admin, issue_admin_token
 from attestation.ops.attest import attest
 from attestation.ops.challenge import issue_challenge
 from attestation.ops.external import external_token
 from attestation.ops.release import Credentials
+from attestation.ops.world import conditions_of
+from attestation.service.request import peer
+from attestation.sources import sessions
 from attestation.sources.rego_worker import RegoWorker
-from tests.attestation.broker.broker import ADMIN, NOW, Broker, Served, broker, ready_broker, served
+from attestation.values import ResourcePath
+from tests.attestation.broker.broker import ADMIN, GPU_POLICY, NOW, Broker, Served, broker, ready_broker, served
 from tests.attestation.broker.issuer import Signer
 from tests.attestation.tee.world import Guest
 
@@ -173,6 +180,70 @@ def test_times_that_no_clock_shows(tmp_path: Path, claim: dict[str, Any], code: 
     with pytest.raises((Untrusted, Malformed)) as caught_too:
         verify_external(FOREIGN.token(claims, kid="k1"), trust, now=NOW)
     assert caught_too.value.code in (f"token-{code}", "json")
+
+
+def test_nobody_signs_the_log_with_the_name_of_another(tmp_path: Path) -> None:
+    """Whom an identity provider calls `root` is not the `root` of this broker: the audit log tells them apart."""
+    claims = {"iss": "idp", "aud": "kbs", "sub": "root", "role": "boss", "exp": int(NOW.timestamp()) + 60}
+    issuer = AdminIssuer(key=ECKey.import_key(FOREIGN.key), issuer="idp", audience="kbs", roles={"boss": Role.ADMIN})
+    with broker(tmp_path, admin_issuers=(issuer,)) as made:
+        assert authenticate_admin(made.world, FOREIGN.token(claims), now=NOW).name == "idp/root"
+
+
+@pytest.mark.parametrize("missing", ["issuer", "audience"])
+def test_an_identity_provider_without_names(tmp_path: Path, missing: str) -> None:
+    """Its tokens for other services would be tokens of administrators here."""
+    (tmp_path / "key.pem").write_bytes(
+        FOREIGN.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
+    lines = {"issuer": 'issuer = "idp"', "audience": 'audience = "kbs"', "algorithm": 'algorithm = "es256"'}
+    rest = 'public_key = "key.pem"\n[roles]\nboss = "admin"\n'
+    file = tmp_path / "idp.toml"
+    file.write_text("\n".join([*lines.values(), rest]))
+    assert _issuer(file).audience == "kbs"
+    del lines[missing]
+    file.write_text("\n".join([*lines.values(), rest]))
+    with pytest.raises(Misconfigured):
+        _issuer(file)
+
+
+@pytest.mark.parametrize(
+    ("host", "bucket"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::"),
+        ("2001:db8:1:2:ffff::1", "2001:db8:1:2::"),
+        ("::1", "::"),
+        ("fe80::1%eth0", "fe80::"),
+        ("testclient", "testclient"),
+    ],
+)
+def test_one_machine_has_one_bucket(host: str, bucket: str) -> None:
+    """An IPv6 host has 2**64 addresses: its network is what is counted."""
+    assert peer(Request({"type": "http", "client": (host, 1)})) == bucket
+
+
+def test_challenges_end_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may ask for one; the table is bounded, and expired rows make room."""
+    monkeypatch.setattr(sessions, "MAX_SESSIONS", 3)
+    with broker(tmp_path) as made:
+        monkeypatch.setattr(sessions, "COUNT_S", 0.0)
+        for _ in range(3):
+            issue_challenge(made.world, version="0.4.0", tee="snp", now=NOW)
+        with pytest.raises(Unavailable) as caught:
+            issue_challenge(made.world, version="0.4.0", tee="snp", now=NOW)
+        assert caught.value.code == "sessions-full"
+        made.world.sessions.sweep(NOW + CHALLENGE_LIFETIME)
+        issue_challenge(made.world, version="0.4.0", tee="snp", now=NOW + CHALLENGE_LIFETIME)
+
+
+def test_a_new_key_is_recorded_with_its_policy(kbs: Served) -> None:
+    """The first policy and the labels of a key decide who gets it: they are in the log as later ones are."""
+    kbs.broker.put(ResourcePath.parse("default/new/key"), labels=("test",), policy=GPU_POLICY)
+    body = kbs.broker.world.audit.tail(1)[0].body
+    assert body["labels"] == ["test"]
+    assert body["policy"] == str(conditions_of(GPU_POLICY).digest)
 
 
 @pytest.fixture(scope="module")
