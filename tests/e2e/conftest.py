@@ -11,6 +11,7 @@ import pytest
 from attestation.sources.roots.hsm import HsmKey
 from tests.attestation.broker.postgres import ABSENT, FOUND, Cluster, cluster
 from tests.attestation.broker.test_root_keys import token
+from tests.attestation.guest.drivers import build
 from tests.e2e.program import Console
 from tests.e2e.report import Report
 from tests.e2e.site import Site
@@ -33,13 +34,19 @@ def database() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def site(database: Cluster, token: HsmKey, real_api: RealApi | None) -> Iterator[Site]:
+def drivers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our NVIDIA driver library, compiled."""
+    return build(tmp_path_factory.mktemp("drivers"))
+
+
+@pytest.fixture(scope="session")
+def site(database: Cluster, token: HsmKey, drivers: Path, real_api: RealApi | None) -> Iterator[Site]:
     """Everything started, the model encrypted and its key in the broker."""
     api: Any = real_api or FakeApi()
     api.store.create(NODES, "", {"metadata": {"name": NODE}})
     work = Path(tempfile.mkdtemp(prefix="e2e"))  # short: a socket path has 107 bytes
     try:
-        with Site.started(Console(work / "commands.log"), api, database, token) as made:
+        with Site.started(Console(work / "commands.log"), api, database, token, drivers) as made:
             yield made
     finally:
         api.reset() if real_api else api.stop()

@@ -1,5 +1,6 @@
 """Commands of ours as processes of their own: long-running ones with a log each, short ones at a console."""
 
+import os
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ class Program:
 
     argv: list[str]
     log: Path
+    environment: dict[str, str] = field(default_factory=dict)
     _process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
 
     @property
@@ -51,7 +53,9 @@ class Program:
         """Returns when `ready`."""
         with self.log.open("ab") as log:
             program = self.argv[0] if "/" in self.argv[0] else str(BIN / self.argv[0])
-            self._process = subprocess.Popen([program, *self.argv[1:]], stdout=log, stderr=log, cwd=ROOT)
+            self._process = subprocess.Popen(
+                [program, *self.argv[1:]], stdout=log, stderr=log, cwd=ROOT, env=os.environ | self.environment
+            )
 
         def up() -> bool:
             if self.code is not None:

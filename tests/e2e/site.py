@@ -65,6 +65,7 @@ class Vm:
     launch: Launch
     folder: Path
     token: str
+    power: ExitStack
 
     @property
     def url(self) -> str:
@@ -97,6 +98,7 @@ class Site:
     node: Node
     brokers: Brokers
     desk: Path  # the owner's private folder: plaintext and key may be here
+    drivers: Path  # the VMs' driver library
     elsewhere: list[Path]  # folders of the database and of the HSM
     annotation: str = ""
     init_data: str = ""
@@ -105,7 +107,7 @@ class Site:
 
     @classmethod
     @contextmanager
-    def started(cls, console: Console, api: Any, database: Cluster, token: HsmKey) -> "Iterator[Site]":
+    def started(cls, console: Console, api: Any, database: Cluster, token: HsmKey, drivers: Path) -> "Iterator[Site]":
         """All processes up, the model encrypted."""
         with tempfile.TemporaryDirectory(prefix="e2e-owner-", dir=MEMORY) as desk, ExitStack() as stack:
             node = Node(console, api)
@@ -113,7 +115,7 @@ class Site:
             signer_ends = utc_now() + timedelta(days=SIGNER_DAYS)
             brokers = Brokers(console, database.url, token, signer_ends)
             stack.callback(brokers.close)
-            site = cls(console, node, brokers, Path(desk), [database.folder, token.pin_file.parent])
+            site = cls(console, node, brokers, Path(desk), drivers, [database.folder, token.pin_file.parent])
             stack.callback(site.close)
             site.encrypt_model()
             yield site
@@ -165,7 +167,7 @@ class Site:
 
     # VMs.
 
-    def boot(self, pod: Pod, *, omitted: int = 0, hold: str = "") -> Vm:
+    def boot(self, pod: Pod, *, hidden: int = 0, hold: Path | None = None) -> Vm:
         """What Kata's runtime asks for, then a VM of it; it attests and serves, or ends. Nothing else reaches it."""
         launch = self.node.launch(pod, self.annotation)
         folder = Path(tempfile.mkdtemp(prefix="e2e-vm-", dir=MEMORY))
@@ -174,21 +176,22 @@ class Site:
         (folder / "initdata.toml").write_bytes(launch.init_data)
         name = f"vm-{len(self.vms)}"
         hardware = Hardware(
-            folder=str(folder),
+            folder=folder,
             host_data=launch.host_data,
-            gpus=list(launch.serials),
+            serials=launch.serials,
             cc=launch.cc,
-            omitted=omitted,
-            wire=str(self.work / f"{name}.wire"),
+            hidden=hidden,
+            wire=self.work / f"{name}.wire",
             hold=hold,
         )
+        power = ExitStack()
         program = Program(
-            [sys.executable, "-m", "tests.e2e.machine", str(hardware.save(folder / "hardware.json")),
-             "model", "serve", str(self.work / "model.kgm"), "--token-file", str(folder / "token"),
-             "--key", KEY, "--init-data", str(folder / "initdata.toml")],
+            [sys.executable, "-m", "tests.e2e.machine", str(folder), "model", "serve", str(self.work / "model.kgm"),
+             "--token-file", str(folder / "token"), "--key", KEY, "--init-data", str(folder / "initdata.toml")],
             self.work / f"{name}.log",
+            power.enter_context(hardware.powered(self.drivers)),
         )  # fmt: skip
-        vm = Vm(program, launch, folder, token)
+        vm = Vm(program, launch, folder, token, power)
         self.vms.append(vm)
         program.start(lambda: True)
         self.node.hold(program.pid, launch)
@@ -198,6 +201,7 @@ class Site:
         """The VM ends, then its pod."""
         if vm.program.code is None:
             vm.program.stop()
+        vm.power.close()
         self.node.drop(vm.program.pid)
         self.node.end(pod)
 
@@ -282,4 +286,5 @@ class Site:
         """At the end."""
         for vm in self.vms:
             vm.program.kill()
+            vm.power.close()
             shutil.rmtree(vm.folder)

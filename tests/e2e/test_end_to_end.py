@@ -76,7 +76,7 @@ def test_cc_off(site: Site, report: Report) -> None:
 def test_gpu_left_out(site: Site, report: Report) -> None:
     """A guest that hides the GPU that cannot attest."""
     with site.broken(report, "GPU left out of the evidence") as row:
-        site.denied(row, "gpu-count-wrong", omitted=1)
+        site.denied(row, "gpu-count-wrong", hidden=1)
 
 
 def test_init_data_of_the_host(site: Site, report: Report) -> None:
@@ -143,7 +143,7 @@ def test_replica_killed(site: Site, report: Report) -> None:
         pipe, brokers = site.work / "pipe", site.brokers
         os.mkfifo(pipe)
         pod = site.node.pod()
-        vm = site.boot(pod, hold=str(pipe))
+        vm = site.boot(pod, hold=pipe)
         with pipe.open("wb"):  # opens when the VM has its challenge and collects; it waits for the end of this block
             victim = brokers.balancer.taken[-1]
             brokers.replicas[victim].kill()

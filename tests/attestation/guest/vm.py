@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,8 +96,11 @@ class SimulatedGuest:
 
 
 @contextmanager
-def forge(mode: GpuMode = GpuMode.ON) -> Iterator[Path]:
-    """Signs reports over whatever nonce a fake driver hands in. The path is short: it is a socket's."""
+def forge(mode: GpuMode = GpuMode.ON, serials: Sequence[int] = range(256)) -> Iterator[Path]:
+    """Signs reports over whatever nonce a fake driver hands in. The path is short: it is a socket's.
+
+    `serials` says which device is at which index.
+    """
     vendor = NvidiaForge()
     with TemporaryDirectory(prefix="forge-") as folder, socket.socket(socket.AF_UNIX) as listener:
         path = Path(folder, "s")
@@ -115,7 +118,7 @@ def forge(mode: GpuMode = GpuMode.ON) -> Iterator[Path]:
                     if len(request) == _REQUEST_BYTES:
                         arch = Architecture.LS10 if request[:1] == b"s" else Architecture.HOPPER
                         of_device = mode if arch is Architecture.HOPPER else GpuMode.ON
-                        report = vendor.device(arch, request[1], nonce=request[2:], mode=of_device).report
+                        report = vendor.device(arch, serials[request[1]], nonce=request[2:], mode=of_device).report
                         connection.sendall(len(report).to_bytes(4, "little") + report)
 
         thread = threading.Thread(target=answer, daemon=True)
