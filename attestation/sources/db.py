@@ -4,11 +4,12 @@ Two kinds of write: `durable` ones survive power loss when the call returns (a k
 survive the death of the process and become durable with the next durable one, because the log is sequential.
 """
 
+import os
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,7 +72,10 @@ class Database:
             return cls("postgresql+psycopg://" + where.split("://", 1)[1])
         if "://" in where:
             raise Misconfigured("store-url", "unknown store", expected="a directory or postgresql://", got=where[:40])
-        return cls(f"sqlite:///{Path(where).absolute() / _FILE}")
+        file = Path(where).absolute() / _FILE
+        with suppress(OSError):  # SQLite says better what is wrong; its journals take the mode of this file
+            os.close(os.open(file, os.O_CREAT | os.O_CLOEXEC, 0o600))
+        return cls(f"sqlite:///{file}")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import stat
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -278,3 +279,13 @@ def test_what_the_policy_engine_reads_well(engine: RegoWorker) -> None:
         'package policy\nimport rego.v1\nallow if { input.a == "gr\u00fcn"; input.b == [9223372036854775807, null] }\n'
     )
     assert engine.allow(policy, {"a": "gr\u00fcn", "b": [2**63 - 1, None]}, {})
+
+
+def test_the_store_is_for_its_owner_alone(tmp_path: Path) -> None:
+    """In a directory that everybody can read, too: there are names, policies and the audit log in it."""
+    (tmp_path / "store").mkdir(mode=0o755)
+    with broker(tmp_path) as made:
+        made.put()
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "store").iterdir()}
+    assert {"kbs.sqlite3", "kbs.sqlite3-wal", "root.key"} <= set(modes)
+    assert set(modes.values()) == {0o600}
