@@ -123,7 +123,9 @@ def render_admission(*, runtime_classes: Sequence[str] = KATA_CLASSES) -> list[J
         [("resource.k8s.io", "v1", "resourceclaims"), ("resource.k8s.io", "v1", "resourceclaimtemplates")],
         {
             "spec": "has(object.spec.spec) ? object.spec.spec : object.spec",
-            "requests": "has(variables.spec.devices.requests) ? variables.spec.devices.requests : []",
+            # A claim without requests has a null here.
+            "requests": "has(variables.spec.devices.requests) && type(variables.spec.devices.requests) == list ? "
+            "variables.spec.devices.requests : []",
             "ours": "variables.requests.filter(r, (has(r.exactly) && r.exactly.deviceClassName in " + classes + ") || "
             "(has(r.firstAvailable) && r.firstAvailable.exists(s, s.deviceClassName in " + classes + ")))",
             "configs": "has(variables.spec.devices.config) ? variables.spec.devices.config : []",

@@ -1,15 +1,20 @@
 """What `install` applies, in an API server: every object is accepted, and admission gives the linter's verdict."""
 
 import copy
-from collections.abc import Callable
+import re
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import combinations
 from typing import Any
 
-import celpy
 import pytest
-from celpy.adapter import json_to_cel
 
+from kata_gpu.core.beside_nvidia import OUR_CLASSES
+from kata_gpu.core.kata.initdata import ANNOTATION
+from kata_gpu.core.lint import claim, pod
 from kata_gpu.core.lint.lint import lint
+from kata_gpu.core.lint.mutation import KEY, NAME, mutation
 from kata_gpu.core.manifests.install import Verb, plan_install, plan_uninstall, wanted
 from kata_gpu.core.manifests.values import VALUES
 from kata_gpu.errors import Unavailable
@@ -18,42 +23,41 @@ from kata_gpu.ops.install import install, observe, uninstall
 from runtimeclass.model import Tee
 from tests.kata_gpu.dra.fake_rules import ADMIN_ACCESS
 from tests.kata_gpu.dra.fake_store import KINDS, ApiError, Kind, Object, Store
-from tests.kata_gpu.kata.test_lint import BAD_CLAIMS, BAD_PODS, CLAIM, POD, bad_pod, changed
+from tests.kata_gpu.kata.cel import evaluate, mutate, variables
+from tests.kata_gpu.kata.test_lint import BAD_CLAIMS, BAD_PODS, CLAIM, GOOD, POD, bad_pod, changed
 
 API = "admissionregistration.k8s.io/v1"
 POLICIES, BINDINGS = (KINDS[API, f"validatingadmissionpolic{e}"] for e in ("ies", "ybindings"))
+MUTATIONS, MUTATION_BINDINGS = (KINDS[API, f"mutatingadmissionpolic{e}"] for e in ("ies", "ybindings"))
 CLASSES = KINDS["node.k8s.io/v1", "runtimeclasses"]
-NAMESPACES = KINDS["v1", "namespaces"]
+NAMESPACES, CONFIG_MAPS = KINDS["v1", "namespaces"], KINDS["v1", "configmaps"]
 PODS, TEMPLATES = KINDS["v1", "pods"], KINDS["resource.k8s.io/v1", "resourceclaimtemplates"]
+CLAIMS = KINDS["resource.k8s.io/v1", "resourceclaims"]
+OBJECTS = wanted(VALUES, default_tee=Tee.NONE, with_broker=True)
+POLICY_S = 30.0  # the server compiles a new policy in the background
 
 
 def admission(store: Store) -> Callable[[Kind, Object, str], str | None]:
-    """ValidatingAdmissionPolicies with variables and RuntimeClass parameters, as the API server evaluates them."""
-    environment = celpy.Environment()
-    programs: dict[str, Any] = {}
-
-    def true(expression: str, activation: dict[str, Any]) -> Any:
-        if expression not in programs:
-            programs[expression] = environment.program(environment.compile(expression))
-        return programs[expression].evaluate(activation)
+    """Mutating, then validating policies with variables and parameters, as the API server evaluates them."""
 
     def admit(kind: Kind, obj: Object, _user: str) -> str | None:
+        if kind is PODS:
+            for policy in store.objects[MUTATIONS].values():
+                params = store.objects[CONFIG_MAPS].get((obj["metadata"]["namespace"], NAME))
+                if params:
+                    obj |= mutate(policy, obj, params)
         for binding in list(store.objects[BINDINGS].values()):
             policy = store.objects[POLICIES]["", binding["spec"]["policyName"]]
             rules = policy["spec"]["matchConstraints"]["resourceRules"]
             if "matchConditions" in policy["spec"] or not any(kind.resource in r["resources"] for r in rules):
                 continue  # the own-node policy is about the agent's account only
             wanted_labels = binding["spec"].get("paramRef", {}).get("selector", {}).get("matchLabels")
-            params = [c for c in store.objects[CLASSES].values()
-                      if wanted_labels and wanted_labels.items() <= c["metadata"].get("labels", {}).items()]  # fmt: skip
-            for param in params if wanted_labels else [{}]:
-                activation: dict[str, Any] = {"object": json_to_cel(obj), "params": json_to_cel(param)}
-                variables = celpy.celtypes.MapType()
-                for v in policy["spec"].get("variables", []):
-                    variables[celpy.celtypes.StringType(v["name"])] = true(v["expression"], activation)
-                activation["variables"] = variables
+            params_of = [c for c in store.objects[CLASSES].values()
+                         if wanted_labels and wanted_labels.items() <= c["metadata"].get("labels", {}).items()]  # fmt: skip
+            for param in params_of if wanted_labels else [{}]:
+                named = variables(policy, object=obj)
                 for rule in policy["spec"]["validations"]:
-                    if not true(rule["expression"], activation):
+                    if not evaluate(rule["expression"], object=obj, params=param, variables=named):
                         return f"ValidatingAdmissionPolicy '{policy['metadata']['name']}' denied: {rule['message']}"
         return None
 
@@ -63,9 +67,7 @@ def admission(store: Store) -> Callable[[Kind, Object, str], str | None]:
 @pytest.fixture
 def cluster(api: Any) -> Any:
     """A server after `install`, with its admission at work."""
-    objects = wanted(VALUES, default_tee=Tee.NONE, with_broker=True)
-    kube = KubeApi.connect(server=api.url)
-    install(kube, objects, say=lambda _: None)
+    install(KubeApi.connect(server=api.url), OBJECTS, say=lambda _: None)
     api.store.admit = admission(api.store)
     return api
 
@@ -80,25 +82,23 @@ def whole(obj: Object) -> Object:
 
 @pytest.mark.envtest
 def test_the_server_keeps_every_field_that_install_sets(cluster: Any) -> None:
-    objects = wanted(VALUES, default_tee=Tee.NONE, with_broker=True)
     kube = KubeApi.connect(server=cluster.url)
-    assert plan_install(objects, observe(kube, objects)) == ()
+    assert plan_install(OBJECTS, observe(kube, OBJECTS)) == ()
 
 
 @pytest.mark.envtest
 def test_uninstall_says_what_only_a_controller_manager_can_end(cluster: Any) -> None:
     cluster.store.controllers = False  # the real server has none anyway
-    objects = wanted(VALUES, default_tee=Tee.NONE, with_broker=True)
     kube = KubeApi.connect(server=cluster.url)
     with pytest.raises(Unavailable) as caught:
-        uninstall(kube, objects, say=lambda _: None, wait_s=0)
+        uninstall(kube, OBJECTS, say=lambda _: None, wait_s=0)
     assert caught.value.code == "install-deleting"
-    left = plan_uninstall(objects, observe(kube, objects))
+    left = plan_uninstall(OBJECTS, observe(kube, OBJECTS))
     assert {s.verb for s in left} == {Verb.WAIT}
     assert [s.path.rsplit("/", 2)[1] for s in left] == ["persistentvolumeclaims", "namespaces"]
     cluster.store.finish_deletions()
-    assert plan_uninstall(objects, observe(kube, objects)) == ()
-    assert len(install(kube, objects, say=lambda _: None)) == len(objects)
+    assert plan_uninstall(OBJECTS, observe(kube, OBJECTS)) == ()
+    assert len(install(kube, OBJECTS, say=lambda _: None)) == len(OBJECTS)
 
 
 @pytest.mark.envtest
@@ -109,34 +109,89 @@ def test_policies_compile_without_a_warning(cluster: Any) -> None:
         assert checked.get("expressionWarnings", []) == [], policy["metadata"]["name"]
 
 
+def pairs() -> Iterator[tuple[str, Object]]:
+    """Pods with two things wrong, where both can be wrong at once."""
+    for first, second in combinations(BAD_PODS, 2):
+        obj = bad_pod(*first.values[:3])  # type: ignore[arg-type]
+        with suppress(KeyError):  # the first took away what the second changes
+            for path, value in {second.values[0]: second.values[1], **second.values[2]}.items():  # type: ignore[dict-item]
+                obj = changed(obj, str(path), value)
+            yield f"{first.id}+{second.id}", obj
+
+
+def refused(store: Any, kind: Kind, obj: Object, namespace: str = "admin") -> str:
+    """The rule that the server names, or nothing where it creates the object."""
+    try:
+        store.create(kind, namespace, obj)
+    except ApiError as denied:
+        rule = re.search(r"\[([a-z-]+)\] ", str(denied))
+        assert rule is not None, denied
+        return rule[1]
+    return ""
+
+
 @pytest.mark.envtest
 def test_admission_gives_the_verdict_of_the_linter(cluster: Any) -> None:
     """One server for the whole corpus: starting one costs more than all of it."""
     store = cluster.store
-    refused, differ = set(), []
-    for name in {"runc", *(p.values[1] for p in BAD_PODS if p.values[0] == "spec/runtimeClassName")}:
+    rows = [(f"good-{n}", obj) for n, obj in enumerate(GOOD)]
+    rows += [(str(p.id), bad_pod(*p.values[:3])) for p in BAD_PODS]  # type: ignore[arg-type]
+    rows += [(str(p.id), changed(CLAIM, str(p.values[0]), p.values[1])) for p in BAD_CLAIMS]
+    rows += pairs()
+    for name in {o["spec"].get("runtimeClassName", "runc") for _, o in rows}:
         with suppress(ApiError):  # ours exist
             store.create(CLASSES, "", {"metadata": {"name": name}, "handler": "runc"})
     # In other namespaces the server itself refuses adminAccess.
     store.create(NAMESPACES, "", {"metadata": {"name": "admin", "labels": {ADMIN_ACCESS: "true"}}})
-    rows = [(PODS, bad_pod(*p.values[:3]), str(p.values[3]), p.id) for p in BAD_PODS]  # type: ignore[arg-type]
-    rows += [(TEMPLATES, changed(CLAIM, str(p.values[0]), p.values[1]), str(p.values[2]), p.id) for p in BAD_CLAIMS]
-    for number, (kind, obj, rule, name) in enumerate(rows):
-        body = changed(whole(obj) if kind is PODS else obj, "metadata/name", f"bad-{number}")
-        says = "accepted"
-        try:
-            store.create(kind, "admin", body)
-        except ApiError as denied:
-            says = str(denied)
-        if f"[{rule}]" in says:
-            refused.add(rule)
-        else:
-            differ.append((name, says))
-    assert differ == [("zero", "accepted")], "the server makes a count of 0 a 1 before admission sees it"
-    assert len(refused) > 15
-    for number, (kind, obj) in enumerate([(PODS, whole(POD)), (TEMPLATES, CLAIM)]):
-        assert lint([obj]) == ()
-        assert store.create(kind, "default", changed(obj, "metadata/name", f"good-{number}"))["metadata"]["uid"]
+    kinds = {k.kind: k for k in (PODS, TEMPLATES, CLAIMS)}
+    seen, differ = set(), []
+    for number, (name, obj) in enumerate(rows):
+        expected = {v.rule for v in lint([obj]) if v.scope == "object"} or {""}
+        kind = kinds[obj["kind"]]
+        got = refused(store, kind, changed(whole(obj) if kind is PODS else obj, "metadata/name", f"n-{number}"))
+        seen.add(got)
+        if got not in expected:
+            differ.append((name, got))
+    assert differ == [("zero", "")], "the server makes a count of 0 a 1 before admission sees it"
+    assert seen == {"", *(r.id for r in (*pod.RULES, *claim.RULES))}
+    assert len(rows) > 150
+
+
+@pytest.mark.envtest
+def test_rules_beside_nvidias_driver_leave_other_claims_alone(api: Any) -> None:
+    objects = wanted(VALUES, default_tee=Tee.NONE, with_broker=False, with_nvidia=True)
+    install(KubeApi.connect(server=api.url), objects, say=lambda _: None)
+    api.store.admit = admission(api.store)
+    ours = {"devices": {"requests": [{"name": "g", "exactly": {"deviceClassName": OUR_CLASSES[0]}}]}}
+    for name, spec in (("empty", {}), ("cgpu-one", ours)):
+        assert refused(api.store, CLAIMS, {"metadata": {"name": name}, "spec": spec}, "default") == ""
+    with pytest.raises(ApiError, match="named cgpu-"):
+        api.store.create(CLAIMS, "default", {"metadata": {"name": "mine"}, "spec": ours})
+
+
+@pytest.mark.envtest
+def test_init_data_is_added_to_confidential_pods_that_bring_none(cluster: Any) -> None:
+    store = cluster.store
+    bare = whole(changed(POD, "metadata/annotations", None))
+    plain = changed(bare, "spec/runtimeClassName", "kata-nvidia-gpu")
+    until = time.monotonic() + POLICY_S
+    # Not in OBJECTS: the real server reads ConfigMaps once for the first such policy of its life, then never again.
+    policy, binding = mutation()
+    store.create(NAMESPACES, "", {"metadata": {"name": "team"}})
+    store.create(CONFIG_MAPS, "team", {"metadata": {"name": NAME}, "data": {KEY: "of-the-team"}})
+    store.create(MUTATIONS, "", policy)
+    store.create(MUTATION_BINDINGS, "", binding)
+    while says := refused(store, PODS, bare, "team"):
+        assert says == "init-data-missing"
+        assert time.monotonic() < until, "the policy does not work"
+        time.sleep(0.1)
+    made = store.get(PODS, "team", POD["metadata"]["name"])
+    assert made["metadata"]["annotations"] == {ANNOTATION: "of-the-team"}
+    own = store.create(PODS, "team", changed(whole(POD), "metadata/name", "own"))
+    assert own["metadata"]["annotations"] == POD["metadata"]["annotations"]
+    assert "annotations" not in store.create(PODS, "team", changed(plain, "metadata/name", "plain"))["metadata"]
+    with pytest.raises(ApiError, match="init-data-missing"):
+        store.create(PODS, "default", changed(bare, "metadata/name", "elsewhere"))
 
 
 @pytest.mark.envtest

@@ -67,13 +67,16 @@ def _no_mig(obj: Json) -> bool:
     return not (classes(obj) & set(CLASSES) and MIG_CLASS in classes(obj))
 
 
+def _requests(spec: str) -> str:
+    there = f"{spec}.devices.requests"
+    return f"(has({spec}.devices) && has({there}) && type({there}) == list ? {there} : [])"
+
+
 _IN = f"[{', '.join(repr(c) for c in CLASSES)}]"
-# CEL has no flatten: each predicate is asked of `exactly` and of every alternative.
-REQUESTS_CEL = ("object.kind == 'ResourceClaimTemplate' ? "
-                "(has(object.spec.spec.devices) && has(object.spec.spec.devices.requests) ? "
-                "object.spec.spec.devices.requests : []) : "
-                "(has(object.spec.devices) && has(object.spec.devices.requests) ? "
-                "object.spec.devices.requests : [])")  # fmt: skip
+# CEL has no flatten: each predicate is asked of `exactly` and of every alternative. A claim without requests reaches
+# admission with a null, for which `has` is true.
+REQUESTS_CEL = (f"object.kind == 'ResourceClaimTemplate' ? {_requests('object.spec.spec')} : "
+                f"{_requests('object.spec')}")  # fmt: skip
 
 
 def _all(predicate: str) -> str:

@@ -59,6 +59,8 @@ KINDS = {
         Kind("resource.k8s.io/v1beta2", "devicetaintrules", "DeviceTaintRule", status=True),
         Kind(_ADMISSION, "validatingadmissionpolicies", "ValidatingAdmissionPolicy", status=True),
         Kind(_ADMISSION, "validatingadmissionpolicybindings", "ValidatingAdmissionPolicyBinding"),
+        Kind(_ADMISSION, "mutatingadmissionpolicies", "MutatingAdmissionPolicy"),
+        Kind(_ADMISSION, "mutatingadmissionpolicybindings", "MutatingAdmissionPolicyBinding"),
         Kind("node.k8s.io/v1", "runtimeclasses", "RuntimeClass"),
         Kind("config.kata-gpu.dev/v1alpha1", "nodepolicies", "NodePolicy", status=True),
     )

@@ -2,12 +2,9 @@
 
 import copy
 import json
-from functools import cache
 from typing import Any
 
-import celpy
 import pytest
-from celpy.adapter import json_to_cel
 
 from kata_gpu.cli.main import cli, run
 from kata_gpu.core.kata.agent_policy import parse_policy_data, vfio_counts, with_devices
@@ -20,6 +17,7 @@ from kata_gpu.core.lint.lint import lint
 from kata_gpu.errors import Malformed, Misconfigured
 from runtimeclass.model import Tee
 from runtimeclass.render import objects as runtime_classes
+from tests.kata_gpu.kata.cel import evaluate
 
 PEM = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 POLICY = "package agent_policy\n\ndefault ExecProcessRequest := false\n\npolicy_data := " + json.dumps(
@@ -147,6 +145,7 @@ GOOD = [
     {"kind": "ResourceClaim", "metadata": {"name": "other"},
      "spec": {"devices": {"requests": [{"name": "a", "exactly": {"deviceClassName": "x", "adminAccess": True}}]}}},
     {"kind": "ResourceClaim", "metadata": {"name": "empty"}, "spec": {}},
+    {"kind": "ResourceClaim", "metadata": {"name": "null"}, "spec": {"devices": {"requests": None}}},
 ]  # fmt: skip
 
 
@@ -166,19 +165,9 @@ def test_workloads_are_seen_through_their_template() -> None:
         assert [(v.rule, v.subject) for v in lint([obj])] == [("host-namespace", subject)]
 
 
-@cache
-def _program(expression: str) -> Any:
-    environment = celpy.Environment()
-    return environment.program(environment.compile(expression))
-
-
-def cel(expression: str, obj: dict[str, Any], variables: str | None = None) -> bool:
-    context: Any = {"object": json_to_cel(obj)}
-    if variables is not None:
-        context["variables"] = celpy.celtypes.MapType({
-            celpy.celtypes.StringType("requests"): _program(variables).evaluate(context)
-        })  # fmt: skip
-    return bool(_program(expression).evaluate(context))
+def cel(expression: str, obj: dict[str, Any], requests: str | None = None) -> bool:
+    named = {} if requests is None else {"variables": {"requests": evaluate(requests, object=obj)}}
+    return bool(evaluate(expression, object=obj, **named))
 
 
 def corpus(bad: list[Any], base: dict[str, Any]) -> list[dict[str, Any]]:

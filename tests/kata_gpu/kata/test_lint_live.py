@@ -5,21 +5,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import celpy
 import pytest
-from celpy.adapter import json_to_cel
 
 from kata_gpu.cli.main import cli, run
 from kata_gpu.core.device_classes import render_device_classes
 from kata_gpu.core.kata.initdata import ANNOTATION
 from kata_gpu.core.lint.admission import CLASS_POLICY, policies
 from kata_gpu.core.lint.lint import lint
-from kata_gpu.core.lint.mutation import KEY, PATCH, mutation
+from kata_gpu.core.lint.mutation import KEY, mutation
 from kata_gpu.errors import ExitCode
 from runtimeclass.model import Tee
 from runtimeclass.render import objects as runtime_classes
 from tests.kata_gpu.dra.fake_api import FakeApi
 from tests.kata_gpu.dra.fake_store import KINDS
+from tests.kata_gpu.kata.cel import evaluate, mutate
 from tests.kata_gpu.kata.test_lint import CLAIM, POD, REQUEST, changed, init_data
 
 Object = dict[str, Any]
@@ -79,13 +78,6 @@ def test_an_unreachable_server_is_unavailable(api: FakeApi, tmp_path: Path) -> N
     assert run(cli, ["lint", "--live", "--server", api.url, str(file)]) == ExitCode.UNAVAILABLE
 
 
-def evaluate(expression: str, **context: Any) -> Any:
-    """One CEL expression over JSON values."""
-    environment = celpy.Environment()
-    program = environment.program(environment.compile(expression))
-    return program.evaluate({name: json_to_cel(value) for name, value in context.items()})
-
-
 @pytest.mark.parametrize(("tee", "name", "annotated", "allowed"), [
     pytest.param(Tee.NONE, "kata-nvidia-gpu", True, False, id="no-default-tee"),
     pytest.param(Tee.NONE, "kata-nvidia-gpu", False, True, id="no-init-data"),
@@ -107,23 +99,17 @@ def test_admission_knows_whether_the_default_class_has_a_tee(
     assert all(bool(evaluate(rule["expression"], object=pod, params=p)) for p in params) == allowed
 
 
-def mutate(pod: Object, config_map: Object) -> Object:
-    """The policy on a pod, with its apply configuration carried out by hand: cel-python has no `Object`."""
+def with_init_data(pod: Object, config_map: Object) -> Object:
+    """The pod as the policy leaves it."""
     policy, _ = mutation()
-    if not all(evaluate(c["expression"], object=pod) for c in policy["spec"]["matchConditions"]):
-        return pod
-    (variable,) = policy["spec"]["variables"]
-    assert policy["spec"]["mutations"][0]["applyConfiguration"]["expression"] == PATCH
-    head, key, tail = "Object{metadata: Object.metadata{annotations: {'", ANNOTATION, "': variables.value}}}"
-    assert head + key + tail == PATCH
-    return changed(pod, f"metadata/annotations/{key}", str(evaluate(variable["expression"], params=config_map)))
+    return mutate(policy, pod, config_map)
 
 
 def test_init_data_is_added_where_the_pod_brings_none() -> None:
     bare = changed(POD, "metadata/annotations", None)
     value = init_data("package p")
-    added = mutate(bare, {"data": {KEY: value}})
-    assert added["metadata"]["annotations"] == {ANNOTATION: value}
+    added = with_init_data(bare, {"data": {KEY: value}})
+    assert added == changed(bare, "metadata/annotations", {ANNOTATION: value})
     assert {v.rule for v in lint([bare])} == {"init-data-missing"}
     assert "init-data-missing" not in {v.rule for v in lint([added])}
 
@@ -134,10 +120,10 @@ def test_init_data_is_added_where_the_pod_brings_none() -> None:
     pytest.param(changed(changed(POD, "metadata/annotations", None), "spec/runtimeClassName", None), id="no-class"),
 ])  # fmt: skip
 def test_other_pods_are_left_alone(pod: Object) -> None:
-    assert mutate(pod, {"data": {KEY: "x"}}) == pod
+    assert with_init_data(pod, {"data": {KEY: "x"}}) == pod
 
 
 @pytest.mark.parametrize("config_map", [{}, {"data": {}}, {"data": {"other": "x"}}])
 def test_an_empty_config_map_is_refused_by_the_validating_policy(config_map: Object) -> None:
-    mutated = mutate(changed(POD, "metadata/annotations", None), config_map)
+    mutated = with_init_data(changed(POD, "metadata/annotations", None), config_map)
     assert [v.rule for v in lint([mutated])] == ["init-data-missing"]
