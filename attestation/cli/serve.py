@@ -115,14 +115,14 @@ def serve(**options: Any) -> None:
         click.echo(f"administrators: {admin.url}")
         sys.stdout.flush()
 
-    _log_to_stderr(options["log_format"])
+    log_to_stderr(options["log_format"])
     try:
         run(service, world, how, clock=clock, ready=ready)
     finally:
         close_world(world)
 
 
-def _log_to_stderr(form: str) -> None:
+def log_to_stderr(form: str) -> None:
     import structlog
 
     render: Any = structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"])

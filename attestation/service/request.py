@@ -31,18 +31,21 @@ def peer(request: Request) -> str:
 
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body, or Denied once it exceeds `limit`; chunked bodies included."""
-    too_large = Denied("body-too-large", "request body is too large", expected=f"at most {limit} bytes")
     length = request.headers.get("content-length", "0")
     if length.isascii() and length.isdigit() and int(length) > limit:
-        raise too_large
+        raise _too_large(limit)
     parts: list[bytes] = []
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit:
-            raise too_large
+            raise _too_large(limit)
         parts.append(chunk)
     return b"".join(parts)
+
+
+def _too_large(limit: int) -> Denied:
+    return Denied("body-too-large", "request body is too large", expected=f"at most {limit} bytes")
 
 
 def session_cookie(request: Request) -> str | None:

@@ -3,13 +3,15 @@
 The stub lives here and nowhere else: it believes whatever it is sent, which is the cost of everything but believing.
 """
 
-import sys
+import argparse
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from attestation.broker.session import Challenged, Submission
 from attestation.cli.platform import BUILTIN, platform_verifier
+from attestation.cli.serve import log_to_stderr
 from attestation.ops.local_verifier import LocalVerifier
 from attestation.ops.open_world import WorldOptions, close_world, open_world
 from attestation.service.app import Service, ServiceLimits
@@ -32,15 +34,15 @@ class Stub:
         return self._known
 
 
-def main(folder: Path, *, stub: bool, sample: bool = False) -> None:
-    """Serve until terminated; prints the guests' address."""
-    import structlog
-
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-    verifier: Any = platform_verifier(collateral=None, simulated_roots=BUILTIN, sample=sample)
-    tees = frozenset({Tee.SNP, Tee.SAMPLE} if sample else {Tee.SNP})
-    options = WorldOptions(store=str(folder), tees=tees)
-    world = open_world(options, Stub(verifier) if stub else verifier, now=NOW)
+def main(store: str, mode: str, root_key: Path | None, core: int | None) -> None:
+    """Serve until terminated; prints the guests' address. Logs as `kata-gpu-kbs serve` does."""
+    if core is not None:
+        os.sched_setaffinity(0, {core})  # threads are born with it
+    log_to_stderr("logfmt")
+    verifier: Any = platform_verifier(collateral=None, simulated_roots=BUILTIN, sample=mode == "sample")
+    tees = frozenset({Tee.SNP, Tee.SAMPLE} if mode == "sample" else {Tee.SNP})
+    options = WorldOptions(store=store, root_key=root_key, tees=tees)
+    world = open_world(options, Stub(verifier) if mode == "stub" else verifier, now=NOW)
     unlimited = ServiceLimits(rate_per_s=1e9, burst=10**9, chip_rate_per_s=1e9, chip_burst=10**9)
     service = Service(world, clock=lambda: NOW, limits=unlimited)
     guest, admin = listen("127.0.0.1:0"), listen("127.0.0.1:0")
@@ -55,4 +57,10 @@ def main(folder: Path, *, stub: bool, sample: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), stub=sys.argv[2] == "stub", sample=sys.argv[2] == "sample")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("store", help="folder or postgresql:// URL")
+    parser.add_argument("mode", choices=("real", "stub", "sample"))
+    parser.add_argument("--root-key", type=Path)
+    parser.add_argument("--core", type=int, help="stay on this core")
+    given = parser.parse_args()
+    main(given.store, given.mode, given.root_key, given.core)

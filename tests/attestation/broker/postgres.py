@@ -27,6 +27,7 @@ class Cluster:
     """One server that can be stopped and started again."""
 
     folder: Path
+    fsync: bool = False  # tests crash the server, not the machine
 
     @property
     def url(self) -> str:
@@ -36,7 +37,8 @@ class Cluster:
         _run([str(FOUND[-1] / "pg_ctl"), "-D", str(self.folder / "data"), "-w", "-s", *argv])
 
     def start(self) -> None:
-        options = f"-c listen_addresses='' -c unix_socket_directories={self.folder} -c fsync=off"
+        options = f"-c listen_addresses='' -c unix_socket_directories={self.folder}"
+        options += "" if self.fsync else " -c fsync=off"
         self._ctl("-l", f"{self.folder}/log", "-o", options, "start")
 
     def stop(self, how: str = "immediate") -> None:
@@ -45,7 +47,7 @@ class Cluster:
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
+def cluster(*, fsync: bool = False) -> Iterator[Cluster]:
     """A running, empty cluster."""
     folder = Path(tempfile.mkdtemp(prefix="pg"))  # short: a socket path has 107 characters
     try:
@@ -53,7 +55,7 @@ def cluster() -> Iterator[Cluster]:
             os.chown(folder, pwd.getpwnam(_USER).pw_uid, -1)
         data = str(folder / "data")
         _run([str(FOUND[-1] / "initdb"), "-D", data, "-U", "kbs", "-A", "trust", "-N", "--no-instructions"])
-        made = Cluster(folder)
+        made = Cluster(folder, fsync)
         made.start()
         try:
             yield made

@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 from tests.attestation.broker.broker import PATH, ready_broker
-from tests.bench.broker import attester, server
+from tests.bench.broker import Site, server
 from tests.conformance.rust_client import RustClient, TeeKey, Wire
+from tests.conformance.transcripts import snp_attester
 
 TIMES = 5  # capacity
 NEIGHBOUR_S = 0.05  # what tests beside this one add to a time on a shared machine
@@ -21,10 +22,10 @@ def overload(folder: Path, *, seconds: float, warm: float) -> tuple[dict[str, An
     """What the load generator saw, and the growth of the server's memory from the end of a first overload."""
     with ready_broker(folder):
         pass
-    with server(folder, "real") as (url, process):
+    with server(Site(store=str(folder / "store")), "real") as (url, process):
         cookies = []
         for _ in range(10):
-            client = RustClient(wire=Wire(url), tee="snp", attester=attester, key=TeeKey.make())
+            client = RustClient(wire=Wire(url), tee="snp", attester=snp_attester, key=TeeKey.make())
             client.handshake()
             cookies.append(client.cookie)
             client.wire.close()
@@ -62,7 +63,7 @@ def test_overload_for_a_minute(tmp_path: Path) -> None:
 
 def growth_of(folder: Path, *, first: int, then: int) -> float:
     """Resident memory after `then` more handshakes, as a multiple of that after the first ones."""
-    with server(folder, "sample") as (url, process):
+    with server(Site(store=str(folder / "store")), "sample") as (url, process):
         wire, key = Wire(url), TeeKey.make()
         sizes = []
         for count in (first, then):
