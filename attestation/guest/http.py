@@ -172,7 +172,7 @@ class _PinnedAdapter(HTTPAdapter):
 def _hung_up(exc: BaseException) -> bool:
     """Whether the connection ended before TLS said anything: a balancer whose server is gone, not another server."""
     cause: BaseException | None = exc
-    while cause is not None and not isinstance(cause, ssl.SSLEOFError):
+    while cause is not None and not isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):  # by OpenSSL version
         cause = cause.__context__  # requests' error, urllib3's, ssl's
     return cause is not None
 
