@@ -22,7 +22,8 @@ from kata_gpu.dra.watch import SliceWatch
 from kata_gpu.host.claim_cdi_dir import ClaimCdiDir
 from kata_gpu.host.claim_file import ClaimFileStore
 from kata_gpu.host.uevents import UeventListener
-from kata_gpu.ops.agent import PERIOD, Agent, Parts, Picture
+from kata_gpu.ops.agent import ADVISORY, PERIOD, Agent, Parts, Picture
+from kata_gpu.ops.claim_status import ClaimStatus
 from kata_gpu.ops.deadline import Deadline
 from kata_gpu.ops.modes import ModeChanger
 from kata_gpu.ops.node import Node as HostNode
@@ -87,6 +88,7 @@ class AgentProcess:
                 publisher=publisher,
                 reconciler=ClaimReconciler(self._store, kube, preparer, self._devices, self._listed),
                 reporter=NodeReporter(kube, settings.node),
+                status=ClaimStatus(kube),
                 slices=self._watch,
                 modes=ModeChanger(
                     host, self._store, kube, name=settings.node, drain=settings.drain, quiet=self._devices.quiet
@@ -155,7 +157,7 @@ class AgentProcess:
 
     def _readyz(self) -> tuple[int, str, bytes]:
         registered = self.plugin.registered
-        why = dict(self._picture.problems)
+        why = {step: error for step, error in self._picture.problems.items() if step not in ADVISORY}
         if not registered.ok:
             why["registration"] = registered.error or "kubelet has not registered the plugin"
         if not self._picture.published:

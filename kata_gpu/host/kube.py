@@ -33,7 +33,7 @@ class KubeApi:
     def __init__(self, configuration: Configuration) -> None:
         configuration.retries = False
         self._configuration = configuration
-        self._rest = RESTClientObject(configuration)
+        self._pool = RESTClientObject(configuration).pool_manager
 
     @classmethod
     def connect(cls, *, kubeconfig: Path | None = None, server: str = "") -> Self:
@@ -145,14 +145,14 @@ class KubeApi:
         if content_type:
             headers["Content-Type"] = content_type
         try:
-            answer = self._rest.request(  # type: ignore[no-untyped-call]
+            response = self._pool.request(
                 method,
                 self._configuration.host + path,
                 headers=headers,
-                body=body,
-                _request_timeout=(min(CONNECT_S, timeout_s), timeout_s),
+                body=None if body is None else encode(body),
+                timeout=urllib3.Timeout(connect=min(CONNECT_S, timeout_s), read=timeout_s),
+                preload_content=False,
             )
-            response = answer.response
             if 200 <= response.status < 300:
                 return response
             message = response.read(1 << 16).decode(errors="replace")
@@ -164,6 +164,13 @@ class KubeApi:
         except (ValueError, KeyError, TypeError):
             message = message[:200]
         raise _error(response.status, path, message)
+
+
+def encode(body: JsonObject) -> bytes:
+    """As Go writes JSON: no blanks, sorted. The server keeps opaque parameters byte by byte and rewrites them in this
+    form at every patch; had they another, a patch of the claim's status would change its immutable allocation.
+    """
+    return json.dumps(body, separators=(",", ":"), sort_keys=True).encode()
 
 
 def _lines(response: Any, path: str) -> Iterator[bytes]:

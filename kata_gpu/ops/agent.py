@@ -16,6 +16,7 @@ from kata_gpu.core.labels import render_labels
 from kata_gpu.core.node_policy import NodePolicy
 from kata_gpu.core.slices import Offer, Unfit, offers_of
 from kata_gpu.errors import KataGpuError
+from kata_gpu.ops.claim_status import ClaimStatus
 from kata_gpu.ops.deadline import Deadline
 from kata_gpu.ops.modes import MODE_CHANGE, ModeChanger, ModeState, Phase
 from kata_gpu.ops.prepare import ClaimPreparer
@@ -29,6 +30,7 @@ FULL_COMPARE = timedelta(minutes=10)  # slices and claims against the API, witho
 FIRST_BACKOFF = timedelta(seconds=2)
 MAX_BACKOFF = timedelta(minutes=5)
 REFRESH_S = 5.0
+ADVISORY = frozenset({"condition", "events", "status"})  # steps that only tell: no pod is worse off while they fail
 MAX_CONDITION = 512  # characters; the whole list is in `kata-gpu status`
 
 
@@ -93,6 +95,7 @@ class Parts:
     publisher: SlicePublisher
     reconciler: ClaimReconciler
     reporter: NodeReporter
+    status: ClaimStatus
     slices: SliceView
     modes: ModeChanger | None
     policy: Callable[[], NodePolicy | None]
@@ -105,9 +108,8 @@ class Agent:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._retries = {
-            n: Retry() for n in ("observe", "refresh", "claims", "policy", "slices", "labels", "condition", "events")
-        }
+        steps = ("observe", "refresh", "claims", "policy", "slices", "labels", *ADVISORY)
+        self._retries = {name: Retry() for name in steps}
         self._offers: tuple[Offer, ...] | None = None
         self._compared: datetime | None = None
         self._reconciled: datetime | None = None
@@ -128,6 +130,9 @@ class Agent:
             self._retries["policy"].run(lambda: self._policy(now), now)
             self._retries["slices"].run(lambda: self._publish(now), now)
             self._retries["labels"].run(lambda: parts.reporter.labels(render_labels(self._inventory or inventory)), now)
+            self._retries["status"].run(
+                lambda: parts.status.run(self._checkpoint, self._inventory or inventory, now), now
+            )
         self._retries["condition"].run(lambda: self._condition(now), now)
         self._retries["events"].run(lambda: self._events(now), now)
         return Picture(
@@ -194,7 +199,7 @@ class Agent:
         return {name: str(r.error) for name, r in self._retries.items() if r.error is not None}
 
     def _condition(self, now: datetime) -> None:
-        problems = {n: e for n, e in self._problems().items() if n not in {"condition", "events"}}
+        problems = {n: e for n, e in self._problems().items() if n not in ADVISORY}
         unfit = [f"{o.device.name}: {o.unfit.code}" for o in self._offers or () if o.unfit]
         if problems:
             name = min(problems)

@@ -49,6 +49,9 @@ ROLE = Document(
             ),
             _rule("resource.k8s.io", ["resourceclaims"], ["get", "list", "watch"]),
             _rule("resource.k8s.io", ["resourceclaims/status"], ["patch", "update"]),
+            # status.devices of claims allocated on the token's own node, and of no other driver's devices (1.36).
+            _rule("resource.k8s.io", ["resourceclaims/driver"], ["associated-node:patch", "associated-node:update"])
+            | {"resourceNames": [DRIVER]},
             _rule("resource.k8s.io", ["deviceclasses"], ["get", "list"]),
             # Labels, taints and conditions of its own node; the admission policy below keeps it to that node.
             _rule("", ["nodes"], ["get", "list", "watch", "patch"]),
@@ -184,6 +187,7 @@ _AGENT = {
         _mount("cdi", "/var/run/cdi"),
         _mount("plugins", "${node.kubeletRoot}/plugins"),
         _mount("registry", "${node.kubeletRoot}/plugins_registry"),
+        _mount("device-plugins", "${node.kubeletRoot}/device-plugins"),
         _mount("pod-resources", "${node.kubeletRoot}/pod-resources", read_only=True),
         _mount("policy", "/etc/kata-gpu", read_only=True),
     ],
@@ -237,6 +241,7 @@ DAEMONSET = Document(
                         _host("cdi", "/var/run/cdi", "DirectoryOrCreate"),
                         _host("plugins", "${node.kubeletRoot}/plugins", "Directory"),
                         _host("registry", "${node.kubeletRoot}/plugins_registry", "Directory"),
+                        _host("device-plugins", "${node.kubeletRoot}/device-plugins", "Directory"),
                         _host("pod-resources", "${node.kubeletRoot}/pod-resources", "Directory"),
                         {"name": "policy", "configMap": {"name": "kata-gpu-node-policy"}},
                     ],

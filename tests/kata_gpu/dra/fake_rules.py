@@ -3,6 +3,7 @@
 Each rule was seen on kube-apiserver 1.36.2; the `envtest` suite runs the same tests there.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -64,6 +65,26 @@ def _allocation(obj: Object, old: Object | None) -> None:
         if result["request"] not in names:
             where = f"status.allocation.devices.results[{index}].request"
             raise _invalid("ResourceClaim.resource.k8s.io", where, "must be the name of a request in the claim")
+    _device_status(obj, new or {})
+
+
+def _device_status(obj: Object, allocation: Object) -> None:
+    """An entry per allocated device at most, within its bounds."""
+    given = {_allocated(r) for r in allocation.get("devices", {}).get("results", ())}
+    for index, row in enumerate(obj.get("status", {}).get("devices") or ()):
+        where = f"status.devices[{index}]"
+        if _allocated(row) not in given:
+            raise _invalid("ResourceClaim.resource.k8s.io", where, "must be an allocated device in the claim")
+        if len(row.get("conditions") or ()) > 8:
+            raise _invalid("ResourceClaim.resource.k8s.io", f"{where}.conditions", "Too many")
+        if len(json.dumps(row.get("data"))) > 10 << 10:
+            raise _invalid(
+                "ResourceClaim.resource.k8s.io", f"{where}.data", "Too long: may not be more than 10240 bytes"
+            )
+
+
+def _allocated(row: Object) -> tuple[Any, ...]:
+    return row.get("driver"), row.get("pool"), row.get("device"), row.get("shareID")
 
 
 def _canonical(quantities: Object) -> None:

@@ -149,6 +149,8 @@ class Store:
                 result = self.create(kind, namespace, created)
                 self.owners[result["metadata"]["uid"]][manager] = set(applied)
                 return result
+            if body.get("metadata", {}).get("uid", old["metadata"]["uid"]) != old["metadata"]["uid"]:
+                raise ApiError(422, "Invalid", "metadata.uid: field is immutable")
             owners = self.owners[old["metadata"]["uid"]]
             manager = f"{manager}/status" if status else manager  # each subresource has its own entry
             present = leaves(old)

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +24,7 @@ from ssl import CERT_NONE, PROTOCOL_TLS_CLIENT, SSLContext
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
+from kata_gpu.host.kube import encode
 from tests.kata_gpu.dra.fake_api import APPLY, MERGE, route
 from tests.kata_gpu.dra.fake_store import HELD, KINDS, NAMESPACES, ApiError, Kind, Object
 
@@ -36,6 +37,7 @@ POLICY, POLICY_BINDING = (
     KINDS["admissionregistration.k8s.io/v1", f"validatingadmissionpolic{e}"] for e in ("ies", "ybindings")
 )
 OURS = quote("!kubernetes.io/bootstrapping")  # roles that the server made at its start are left alone
+NOBODY_ELSE: Mapping[str, str] = {}  # no impersonation
 ADMISSION_S = 30.0  # policies are compiled in the background
 
 
@@ -111,7 +113,9 @@ class RealApi:
     def __init__(self, assets: Path, *, closed: frozenset[str] = frozenset()) -> None:
         """`closed` names gates of GATES."""
         gates = ",".join(f"{gate}={str(name not in closed).lower()}" for name, gate in GATES.items())
-        gates += f",DRADeviceTaintRules={str('taints' not in closed).lower()}"  # off in 1.36, and useless without taints
+        gates += (
+            f",DRADeviceTaintRules={str('taints' not in closed).lower()}"  # off in 1.36, and useless without taints
+        )
         self._dir = Path(tempfile.mkdtemp(prefix="envtest"))
         self._token = secrets.token_hex(16)
         etcd, peer, port = (_free_port() for _ in range(3))
@@ -207,8 +211,12 @@ class RealApi:
             return True
         return False
 
-    def ask(self, method: str, path: str, body: Object | None = None, kind: str = "application/json") -> Object:
-        status, data = self.forward(method, path, json.dumps(body).encode() if body is not None else b"", kind)
+    def ask(
+        self, method: str, path: str, body: Object | None = None, kind: str = "application/json",
+        headers: Mapping[str, str] = NOBODY_ELSE,
+    ) -> Object:  # fmt: skip
+        """`headers` may impersonate."""
+        status, data = self.forward(method, path, encode(body) if body is not None else b"", kind, headers)
         try:
             answer: Object = json.loads(data)
         except ValueError:  # a group that is not served is answered in plain text
@@ -217,8 +225,10 @@ class RealApi:
             raise ApiError(status, str(answer.get("reason")), str(answer.get("message")))
         return answer
 
-    def forward(self, method: str, path: str, body: bytes, kind: str) -> tuple[int, bytes]:
-        connection, response = self._request(method, path, body, kind)
+    def forward(
+        self, method: str, path: str, body: bytes, kind: str, headers: Mapping[str, str] = NOBODY_ELSE
+    ) -> tuple[int, bytes]:
+        connection, response = self._request(method, path, body, kind, headers)
         try:
             return response.status, response.read()
         finally:
@@ -238,10 +248,12 @@ class RealApi:
             self._watches.discard(connection)
             connection.close()
 
-    def _request(self, method: str, path: str, body: bytes, kind: str) -> tuple[HTTPConnection, HTTPResponse]:
+    def _request(
+        self, method: str, path: str, body: bytes, kind: str, more: Mapping[str, str] = NOBODY_ELSE
+    ) -> tuple[HTTPConnection, HTTPResponse]:
         connection: HTTPConnection = HTTPSConnection("127.0.0.1", self._port, timeout=60, context=self._tls)
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": kind, "Accept": "application/json"}
-        connection.request(method, path, body or None, headers)
+        connection.request(method, path, body or None, headers | dict(more))
         return connection, connection.getresponse()
 
     def reset(self) -> None:

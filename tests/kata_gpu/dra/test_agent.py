@@ -33,6 +33,7 @@ from kata_gpu.host.simkernel.presets import hgx_h100
 from kata_gpu.host.uevents import concerns_us
 from kata_gpu.ops import setup
 from kata_gpu.ops.agent import Agent, Parts
+from kata_gpu.ops.claim_status import ClaimStatus
 from kata_gpu.ops.deadline import Deadline
 from kata_gpu.ops.modes import CORDONED_BY, MAX_ATTEMPTS, ModeChanger, Phase
 from kata_gpu.ops.node import Node as HostNode
@@ -94,6 +95,7 @@ class Loop:
                 publisher=SlicePublisher(world.kube, NODE),
                 reconciler=ClaimReconciler(world.store, world.kube, preparer, devices, self.ids),
                 reporter=NodeReporter(world.kube, NODE),
+                status=ClaimStatus(world.kube),
                 slices=self.slices,
                 modes=self.modes,
                 policy=lambda: self.policy,

@@ -19,6 +19,7 @@ import pytest
 
 from kata_gpu.core.claim import DRIVER
 from kata_gpu.core.device_classes import render_device_classes
+from kata_gpu.core.manifests.node import ACCOUNT, BINDING, ROLE
 from kata_gpu.dra._pb import podresources_v1_pb2 as pb
 from kata_gpu.dra._pb import podresources_v1_pb2_grpc as rpc
 from kata_gpu.host.simkernel.kernel import SimKernel
@@ -33,6 +34,8 @@ pytestmark = [pytest.mark.envtest, pytest.mark.timeout(300)]
 NO_KUBELET = "envtest: KUBEBUILDER_ASSETS is not set: no kubelet"
 PODS = KINDS["v1", "pods"]
 CLASSES = KINDS["resource.k8s.io/v1", "deviceclasses"]
+ROLES = KINDS["rbac.authorization.k8s.io/v1", "clusterroles"]
+BINDINGS = KINDS["rbac.authorization.k8s.io/v1", "clusterrolebindings"]
 TEMPLATES = KINDS["resource.k8s.io/v1", "resourceclaimtemplates"]
 POLICY = "apiVersion: config.kata-gpu.dev/v1alpha1\nkind: NodePolicy\ndevices:\n  - select: all\n    mode: on\n"
 GPUS = 2
@@ -167,7 +170,7 @@ def site() -> Iterator[Site]:
         )
         yield made
     finally:
-        for child in [c for c, _ in made.agents.values()] + ([bridge] if bridge else []):
+        for child in [c for c, _ in made.agents.values()] + ([bridge] if bridge is not None else []):
             child.kill()
             child.wait(30)
         node.stop()
@@ -197,6 +200,10 @@ def test_a_pod_gets_its_gpu_and_gives_it_back(site: Site, case: None) -> None:
     (device,) = entry["containerEdits"]["deviceNodes"]
     assert device["path"] in site.node.devices_of(uid)  # containerd resolved the id that kubelet passed on
     assert site.ask_bridge("p") == [cdi]
+    site.node.wait(lambda: bool(status_devices(site)), "the agent says what it prepared")
+    (row,) = status_devices(site)
+    assert row["data"]["vfio"] == [device["path"]]
+    assert {c["type"]: c["status"] for c in row["conditions"]} == {"Ready": "True", "ConfidentialMode": "True"}
     site.delete("p")
     assert list(site.node.cdi.iterdir()) == []
     assert site.calls("a")[-2:] == [("prepare", "ok"), ("unprepare", "ok")]
@@ -329,6 +336,60 @@ def test_the_scheduler_selects_as_written(
     site.api.store.delete(PODS, "default", "p")
     site.node.wait(lambda: not site.state("p"), "the pod ends")
     site.api.store.delete(CLAIMS, "default", "c")
+
+
+REFUSED = 'changing status.devices requires resource="resourceclaims/driver"'
+WHO = [
+    pytest.param(DRIVER, NODE, "", id="own-node"),
+    pytest.param(DRIVER, "node-z", REFUSED, id="other-node"),
+    pytest.param("gpu.nvidia.com", NODE, REFUSED, id="other-driver"),
+]
+
+
+@pytest.mark.parametrize(("driver", "node", "error"), WHO)
+def test_the_agents_rights_are_for_its_own_devices_on_its_own_node(
+    site: Site, driver: str, node: str, error: str
+) -> None:
+    """`status.devices` under the granular authorization of 1.36, with the role that is installed."""
+    account = ACCOUNT.obj["metadata"]["name"]
+    role = {k: v for k, v in ROLE.obj.items() if k not in {"apiVersion", "kind"}}
+    if driver != DRIVER:
+        role = json.loads(json.dumps(role).replace(DRIVER, driver))
+    site.api.store.create(ROLES, "", role)
+    subject = {"kind": "ServiceAccount", "name": account, "namespace": "default"}
+    site.api.store.create(
+        BINDINGS, "", {"metadata": {"name": account}, "roleRef": BINDING.obj["roleRef"], "subjects": [subject]}
+    )
+    site.pod("p")
+    site.running("p")
+    (claim,) = site.api.store.list(CLAIMS)[0]
+    (given,) = claim["status"]["allocation"]["devices"]["results"]
+    device = {k: given[k] for k in ("driver", "pool", "device")} | {"data": {"by": account}}
+    body = {"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim", "status": {"devices": [device]}}
+    path = f"/apis/resource.k8s.io/v1/namespaces/default/resourceclaims/{claim['metadata']['name']}/status"
+    who = {"Impersonate-User": f"system:serviceaccount:default:{account}",
+           "Impersonate-Extra-authentication.kubernetes.io%2Fnode-name": node}  # fmt: skip
+
+    def answer() -> str:
+        try:
+            site.api.ask("PATCH", f"{path}?fieldManager=t&force=true", body, "application/apply-patch+yaml", who)
+        except ApiError as exc:
+            return str(exc)
+        return ""
+
+    try:
+        site.node.wait(lambda: "cannot patch resource" not in answer(), "the role takes effect")
+        assert error in answer() if error else answer() == ""
+    finally:
+        site.api.store.delete(BINDINGS, "", account)
+        site.api.store.delete(ROLES, "", account)
+
+
+def status_devices(site: Site) -> list[dict[str, Any]]:
+    """What the one claim says."""
+    (claim,) = site.api.store.list(CLAIMS)[0]
+    rows: list[dict[str, Any]] = claim["status"].get("devices") or []
+    return rows
 
 
 def phases(site: Site, phase: str) -> list[str]:
