@@ -60,6 +60,11 @@ def _canonical_members(nonce_text: str, tee_jwk: Mapping[str, str]) -> bytes:
     return _encoded(_CANONICAL.encode({"nonce": nonce_text, "tee-pubkey": require_jwk(tee_jwk)}))
 
 
+def _primary(members: bytes, additional_evidence: str) -> bytes:
+    """RFC 8785 form with "additional-evidence", which sorts before the other members."""
+    return b'{"additional-evidence":%b,%b' % (_canonical_text(additional_evidence), members[1:])
+
+
 def _canonical_text(text: str) -> bytes:
     """RFC 8785 form of a text. Quotes and backslashes are all that has to be escaped where nothing is a control."""
     raw = _encoded(text)
@@ -95,8 +100,7 @@ def trustee_primary_digest(
     nonce_text: str, tee_jwk: Mapping[str, str], additional_evidence: str, hash_name: str = DEFAULT_HASH
 ) -> bytes:
     """H(JCS({"additional-evidence", "nonce", "tee-pubkey"})); the evidence string exactly as sent, "" when none."""
-    rest = _canonical_members(nonce_text, tee_jwk)[1:]  # "additional-evidence" sorts before the other members
-    return _digest(b'{"additional-evidence":%b,%b' % (_canonical_text(additional_evidence), rest), hash_name)
+    return _digest(_primary(_canonical_members(nonce_text, tee_jwk), additional_evidence), hash_name)
 
 
 def trustee_report_data(
@@ -104,6 +108,18 @@ def trustee_report_data(
 ) -> bytes:
     """The primary digest, zero padded to the 64 bytes of REPORT_DATA."""
     return trustee_primary_digest(nonce_text, tee_jwk, additional_evidence, hash_name).ljust(REPORT_DATA_BYTES, b"\0")
+
+
+def trustee_binding(
+    nonce_text: str, tee_jwk: Mapping[str, str], additional_evidence: str, hash_name: str = DEFAULT_HASH
+) -> tuple[Nonce, bytes]:
+    """`trustee_device_nonce` and `trustee_report_data` at once, for who needs both."""
+    members = _canonical_members(nonce_text, tee_jwk)
+    primary = _primary(members, additional_evidence)
+    return (
+        Nonce(_digest(members, hash_name)[:NONCE_BYTES]),
+        _digest(primary, hash_name).ljust(REPORT_DATA_BYTES, b"\0"),
+    )
 
 
 def nonce_bytes(nonce_text: str) -> Nonce:

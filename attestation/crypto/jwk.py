@@ -23,15 +23,17 @@ _CURVE_NAMES = {"secp256r1": "P-256", "secp521r1": "P-521"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EcTeeKey:
-    """EC public key on P-256 or P-521 for ECDH-ES+A256KW."""
+    """EC public key on P-256 or P-521 for ECDH-ES+A256KW. `x` and `y` are its coordinates as they travel."""
 
     crv: str
+    x: str
+    y: str
     public: ec.EllipticCurvePublicKey
 
     @property
     def jwk(self) -> dict[str, str]:
         """The members that travel and are hashed."""
-        return {"kty": "EC", "crv": self.crv, "alg": ECDH_ES_A256KW, **ec_coordinates(self.public)}
+        return {"kty": "EC", "crv": self.crv, "alg": ECDH_ES_A256KW, "x": self.x, "y": self.y}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +64,7 @@ def tee_key_of(public: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> TeePubli
         return parse_tee_key(RsaTeeKey(public=public).jwk)
     if public.curve.name not in _CURVE_NAMES:
         raise Malformed("tee-key-curve", "unknown curve", expected="P-256 or P-521", got=public.curve.name)
-    return EcTeeKey(crv=_CURVE_NAMES[public.curve.name], public=public)
+    return EcTeeKey(crv=_CURVE_NAMES[public.curve.name], public=public, **ec_coordinates(public))
 
 
 def parse_tee_key(members: object, *, where: str = "tee-pubkey") -> TeePublicKey:
@@ -93,7 +95,8 @@ def _parse_ec(members: Mapping[object, object], where: str) -> EcTeeKey:
         )
     _algorithm(members["alg"], ECDH_ES_A256KW, where)
     curve, size = CURVES[crv]
-    raw = [parse_b64url(members[name], where=f"{where}.{name}") for name in ("x", "y")]
+    texts = {name: str(members[name]) for name in ("x", "y")}
+    raw = [parse_b64url(members[name], where=f"{where}.{name}") for name in texts]
     if any(len(part) != size for part in raw):
         raise Malformed(
             "tee-key-coordinate",
@@ -103,7 +106,7 @@ def _parse_ec(members: Mapping[object, object], where: str) -> EcTeeKey:
             got=",".join(str(len(part)) for part in raw),
         )
     try:
-        return EcTeeKey(crv=crv, public=_point(curve, raw[0], raw[1]))
+        return EcTeeKey(crv=crv, public=_point(curve, raw[0], raw[1]), **texts)
     except ValueError as exc:
         raise Malformed("tee-key-point", "the point is not on the curve", where=where, expected=crv) from exc
 

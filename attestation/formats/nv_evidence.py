@@ -8,6 +8,7 @@ import binascii
 import json
 import re
 from dataclasses import dataclass
+from typing import Protocol
 
 from attestation.errors import Malformed
 from attestation.formats.certs import MAX_BUNDLE_BYTES
@@ -28,6 +29,13 @@ _ARCHITECTURES = {
     "LS10": Architecture.LS10,
     "LS_10": Architecture.LS10,
 }
+
+
+class Decoder(Protocol):
+    """As `decode_base64`."""
+
+    def __call__(self, text: str, *, where: str) -> bytes:
+        """The bytes, or Malformed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +78,16 @@ def parse_evidence(data: bytes) -> tuple[NvEvidence, ...]:
     return read_evidence(document)
 
 
-def read_evidence(document: object) -> tuple[NvEvidence, ...]:
-    """Devices of a JSON document that was parsed before: the same shapes as `parse_evidence`. Raises Malformed."""
+def decode_base64(text: str, *, where: str) -> bytes:
+    """Canonical base64, no white space. Raises Malformed."""
+    return _base64(text.encode("utf-8", "replace"), where=where)
+
+
+def read_evidence(document: object, decode_chain: Decoder = decode_base64) -> tuple[NvEvidence, ...]:
+    """Devices of a JSON document that was parsed before: the same shapes as `parse_evidence`. Raises Malformed.
+
+    `decode_chain` may remember the chains of devices that attest again and again: each is several thousand characters.
+    """
     shared_arch = document.get("arch") if isinstance(document, dict) else None
     if isinstance(document, dict):
         document = next((document[name] for name in _LISTS if name in document), [document])
@@ -83,7 +99,7 @@ def read_evidence(document: object) -> tuple[NvEvidence, ...]:
             expected=f"1 to {MAX_DEVICES} devices",
             got=len(document) if isinstance(document, list) else type(document).__name__,
         )
-    return tuple(_device(item, shared_arch, where=f"evidence[{i}]") for i, item in enumerate(document))
+    return tuple(_device(item, shared_arch, decode_chain, where=f"evidence[{i}]") for i, item in enumerate(document))
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -93,17 +109,20 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return members
 
 
-def _device(item: object, shared_arch: object, *, where: str) -> NvEvidence:
+def _device(item: object, shared_arch: object, decode_chain: Decoder, *, where: str) -> NvEvidence:
     if not isinstance(item, dict):
         raise Malformed("evidence-json", "not an object", where=where, got=type(item).__name__)
     fields: list[bytes] = []
-    for name, bound in (("evidence", MAX_REPORT_BYTES), ("certificate", MAX_BUNDLE_BYTES)):
+    for name, bound, decode in (
+        ("evidence", MAX_REPORT_BYTES, decode_base64),
+        ("certificate", MAX_BUNDLE_BYTES, decode_chain),
+    ):
         value = item.get(name)
         if not isinstance(value, str):
             raise Malformed("evidence-json", "no base64 text", where=f"{where}.{name}", got=type(value).__name__)
         if len(value) > bound * 2:
             raise Malformed("evidence-size", "too large", where=f"{where}.{name}", expected=bound * 2, got=len(value))
-        fields.append(_base64(value.encode("utf-8", "replace"), where=f"{where}.{name}"))
+        fields.append(decode(value, where=f"{where}.{name}"))
     return NvEvidence(report=fields[0], chain=fields[1], arch=_architecture(item.get("arch", shared_arch), where))
 
 

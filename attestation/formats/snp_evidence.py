@@ -116,18 +116,14 @@ def _tcb(document: Mapping[str, Any], name: str) -> bytes:
     parts = require_object(document.get(name), f"snp-evidence.{name}")
     if "fmc" not in parts:
         raise _bad("snp-evidence-tcb", "TCB without fmc member", name, expected="fmc: null or number")
-    return pack_tcb(
-        fmc=None if parts["fmc"] is None else _uint(parts, "fmc", 1),
-        bootloader=_uint(parts, "bootloader", 1),
-        tee=_uint(parts, "tee", 1),
-        snp=_uint(parts, "snp", 1),
-        microcode=_uint(parts, "microcode", 1),
-    )
+    fmc = None if parts["fmc"] is None else _uint(parts, "fmc", 1)
+    bootloader, tee, snp, microcode = (_uint(parts, part, 1) for part in ("bootloader", "tee", "snp", "microcode"))
+    return pack_tcb(fmc=fmc, bootloader=bootloader, tee=tee, snp=snp, microcode=microcode)
 
 
 def _firmware(document: Mapping[str, Any], name: str) -> bytes:
     parts = require_object(document.get(name), f"snp-evidence.{name}")
-    return bytes((_uint(parts, "build", 1), _uint(parts, "minor", 1), _uint(parts, "major", 1)))
+    return bytes([_uint(parts, part, 1) for part in ("build", "minor", "major")])
 
 
 def _nullable(document: Mapping[str, Any], name: str, size: int, *, present: bool) -> int:

@@ -73,7 +73,7 @@ class SnpReport:
 
     @property
     def launch(self) -> tuple[bytes, bytes, bytes]:
-        """All that is signed except REPORT_DATA and REPORT_ID: the same whenever this guest attests on this platform."""
+        """All that is signed except REPORT_DATA and REPORT_ID: the same whenever this guest attests on this chip."""
         return self.signed[:_REPORT_DATA], self.signed[_MEASUREMENT:_REPORT_ID], self.signed[_REPORT_ID_MA:]
 
     @property

@@ -14,7 +14,7 @@ from attestation.errors import Denied, Malformed, Untrusted
 from attestation.findings import Finding, Result, passed
 from attestation.formats.initdata import InitData, parse_init_data
 from attestation.formats.json_strict import parse_json, require_object
-from attestation.formats.nv_evidence import NvEvidence, read_evidence
+from attestation.formats.nv_evidence import Decoder, NvEvidence, decode_base64, read_evidence
 from attestation.values import Architecture, BindingProfile, DeviceKind, JsonObject, Nonce, Tee
 from attestation.verify.expected import CpuExpected
 from attestation.verify.verified import BoundPlatform, VerifiedCpu, VerifiedDevice
@@ -58,7 +58,7 @@ CpuVerifier = Callable[[Tee, JsonObject, CpuExpected], VerifiedCpu]
 DeviceVerifier = Callable[[Sequence[NvEvidence], Nonce], tuple[Sequence[VerifiedDevice], Sequence[Finding]]]
 
 
-def parse_additional(text: str) -> tuple[NvEvidence, ...]:
+def parse_additional(text: str, decode_chain: Decoder = decode_base64) -> tuple[NvEvidence, ...]:
     """The additional-evidence string to devices: "" or `{}` is none. Raises Malformed, also for unknown kinds."""
     if not text:
         return ()
@@ -70,16 +70,22 @@ def parse_additional(text: str) -> tuple[NvEvidence, ...]:
         raise Malformed(
             "device-kind-unknown", "unknown kind of device", where="additional-evidence", expected=NVIDIA, got=unknown
         )
-    return read_evidence(document[NVIDIA]) if document else ()
+    return read_evidence(document[NVIDIA], decode_chain) if document else ()
 
 
 def bind_platform(
-    evidence: PlatformEvidence, expected: Expected, *, cpu: CpuVerifier, devices: DeviceVerifier
+    evidence: PlatformEvidence,
+    expected: Expected,
+    *,
+    cpu: CpuVerifier,
+    devices: DeviceVerifier,
+    decode_chain: Decoder = decode_base64,
+    about_collateral: Sequence[Finding] = (),
 ) -> BoundPlatform:
     """Verify everything against the session. Raises the first error; a refused CPU is Denied before any device."""
     _require_session(evidence, expected)
     init_data = None if evidence.init_data is None else parse_init_data(evidence.init_data)
-    listed = parse_additional(evidence.additional)
+    listed = parse_additional(evidence.additional, decode_chain)
     _require_distinct_bytes(listed)
     nonce, report_data = _derive(evidence, expected, listed, init_data)
     wanted = CpuExpected(report_data=report_data, init_data=init_data, init_data_required=expected.init_data_required)
@@ -99,7 +105,11 @@ def bind_platform(
         init_data_digest=None if init_data is None else init_data.digest,
         init_data_claims=None if init_data is None else init_data.claims(),
         binding=_claims(expected.profile, len(ordered)),
-        findings=(*findings, passed("binding", f"{len(ordered)} devices", expected=expected.profile)),
+        findings=(
+            *findings,
+            passed("binding", f"{len(ordered)} devices", expected=expected.profile),
+            *about_collateral,
+        ),
     )
 
 
@@ -152,10 +162,7 @@ def _derive(
     """What devices and CPU must have answered, from the received bytes and nothing that the evidence claims."""
     jwk, text = evidence.tee_jwk, expected.nonce
     if expected.profile is BindingProfile.TRUSTEE_RCAR:
-        return (
-            binding.trustee_device_nonce(text, jwk, expected.hash_name),
-            binding.trustee_report_data(text, jwk, evidence.additional, expected.hash_name),
-        )
+        return binding.trustee_binding(text, jwk, evidence.additional, expected.hash_name)
     spki = binding.tee_spki(jwk)
     raw = [DeviceBytes(kind=_kind(device), report=device.report, chain=device.chain) for device in devices]
     document = None if init_data is None else init_data.text.encode()

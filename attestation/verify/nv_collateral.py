@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Literal
 
 from attestation.findings import Finding
+from attestation.formats.nv_evidence import decode_base64
 from attestation.verify.cache import MAX_CHAINS, MAX_DEVICES, MAX_RIMS, BoundedCache
 from attestation.verify.chain import ChainCache, PathCertificate, VerifiedPath
 from attestation.verify.identity import DeviceCertificate
@@ -23,6 +24,7 @@ from attestation.verify.rim import RimCache, RimSource
 from attestation.verify.roots import NvTrust
 
 _MAX_JUDGED = 1024  # certificates of 64 devices and their documents fit
+_MAX_TEXTS, _MAX_TEXT_BYTES = 256, 8 * 1024  # chains as base64 of PEM, 5600 characters each: 3 MB at most
 
 
 Role = Literal["rim", "device_ca", "device_leaf"]  # fields of RevocationPolicy
@@ -45,6 +47,13 @@ class NvCache:
     chains: ChainCache = field(default_factory=lambda: BoundedCache(MAX_CHAINS))
     rims: RimCache = field(default_factory=lambda: BoundedCache(MAX_RIMS))
     revocation: RevocationCache = field(default_factory=RevocationCache)
+    texts: BoundedCache[bytes] = field(default_factory=lambda: BoundedCache(_MAX_TEXTS))
+
+    def decode_chain(self, text: str, *, where: str) -> bytes:
+        """`decode_base64`, remembering texts of a usual size, whoever sent them: this proves nothing."""
+        if len(text) > _MAX_TEXT_BYTES:
+            return decode_base64(text, where=where)
+        return self.texts.remember(text, lambda: decode_base64(text, where=where))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from datetime import datetime
 from itertools import pairwise
 
 from attestation.errors import Untrusted
-from attestation.findings import Finding, Result, passed
+from attestation.findings import Finding, Result
 from attestation.formats.certs import parse_bundle
 from attestation.formats.nv_report import FEATURE_PPCIE, GpuFacts, SwitchFacts, parse_gpu_facts, parse_switch_facts
 from attestation.formats.spdm import SpdmReport, parse_report, reread_report
@@ -184,7 +184,7 @@ def _require_nonce(nonce: Nonce | None, parsed: SpdmReport, subject: str) -> Fin
             expected=nonce.hex(),
             got=parsed.nonce.hex(),
         )
-    return passed("nonce", nonce.hex(), subject=subject)
+    return Finding(check="nonce", result=Result.PASS, got=nonce.hex(), subject=subject)
 
 
 def _require_unrevoked(path: VerifiedPath, collateral: Collateral) -> list[tuple[Revocation, Finding]]:

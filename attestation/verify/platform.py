@@ -1,7 +1,7 @@
 """The one call that a broker makes: everything a guest sent, against everything that is trusted, at one time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from attestation.findings import Finding
@@ -100,8 +100,14 @@ def verify_platform(
         proofs = [prove_device(d.report, d.chain, known, nonce=nonce, arch=d.arch) for d in listed]
         return [proof.device for proof in proofs], list(check_set(proofs)) if proofs else []
 
-    platform = bind_platform(evidence, session, cpu=cpu, devices=devices)
-    return replace(platform, findings=(*platform.findings, recent))
+    return bind_platform(
+        evidence,
+        session,
+        cpu=cpu,
+        devices=devices,
+        decode_chain=collateral.nv_cache.decode_chain,
+        about_collateral=(recent,),
+    )
 
 
 def _verify_cpu(
