@@ -70,10 +70,12 @@ def release(
 
 
 @click.command()
+@click.argument("addresses", nargs=-1, metavar="[ADDRESS]...")
 @node_options
 @tool_options
 def recover(
     *,
+    addresses: tuple[str, ...],
     sim: Path | None,
     state_dir: Path | None,
     cdi_dir: Path | None,
@@ -83,21 +85,27 @@ def recover(
 ) -> None:
     """Undo what a killed run left half done. Safe to repeat; nothing to do is success.
 
+    With addresses, also bring those devices back that fell off the bus: wake, reset of the slot, remove and rescan.
+    Refused while anybody holds them (3); where only a power cycle is left, it says so (4).
+
     \b
     Example:
       kata-gpu recover
+      kata-gpu recover 0000:17:00.0
     """
     from kata_gpu.ops.recover import recover as run
+    from kata_gpu.ops.revive import revive
 
     world = open_node(
         sim=sim, state_dir=state_dir, cdi_dir=cdi_dir, admin_tools=admin_tools, admin_tools_sha256=admin_tools_sha256
     )
     with world.locked():
         done = run(world)
+        revived = [revive(world, address) for address in parse_addresses(addresses)]
     if output == "json":
-        echo_json({"recovered": done})
+        echo_json({"recovered": done, "revived": revived})
     else:
-        click.echo(done or "nothing to recover")
+        click.echo("\n".join([*([done] if done else []), *revived]) or "nothing to recover")
 
 
 @click.command()

@@ -20,6 +20,7 @@ _LAST = "last.json"
 _ORIGINS = "origins.json"
 _MODES = "modes.json"
 _WEDGED = "wedged.json"
+_REMOVED = "removed.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +125,15 @@ class Journal:
         """Replace them; written only when they change."""
         if wedged != self.wedged(boot_id):
             self._save(_WEDGED, {"boot_id": boot_id, "rows": {str(k): v for k, v in sorted(wedged.items())}})
+
+    def removed(self, boot_id: str) -> dict[PciAddress, str]:
+        """Functions that were taken off the bus in this boot to be found again, and their drivers."""
+        return {PciAddress.parse(k): str(v) for k, v in self._of_boot(_REMOVED, boot_id).items()}
+
+    def set_removed(self, boot_id: str, removed: dict[PciAddress, str]) -> None:
+        """Replace them; written only when they change."""
+        if removed != self.removed(boot_id):
+            self._save(_REMOVED, {"boot_id": boot_id, "rows": {str(k): v for k, v in sorted(removed.items())}})
 
     def _of_boot(self, name: str, boot_id: str) -> dict[str, Any]:
         data = self._load(name)

@@ -16,7 +16,7 @@ from typing import Self
 from kata_gpu.core import vfio
 from kata_gpu.core.pci import PciFunction
 from kata_gpu.errors import InUse, KataGpuError, TimedOut, Unavailable
-from kata_gpu.ports import FileKind, Host
+from kata_gpu.ports import FileKind, Host, HostFiles
 
 ALIVE_S = 10.0  # reading configuration space wakes the device; 13 to 78 ms on a healthy one
 _COMMAND = 4
@@ -125,12 +125,7 @@ class VfioSession:
 
     def _require_alive(self, function: PciFunction) -> None:
         """Opening a dead device blocks for minutes in the kernel, so ask its configuration space first, in a child."""
-        path = f"/sys/bus/pci/devices/{function.address}/config"
-        try:
-            first = self._host.read(path, max_bytes=4, deadline_s=ALIVE_S)
-        except OSError as exc:
-            raise _failed("config-read", "reading configuration space failed", path, exc) from exc
-        if first == b"\xff" * 4:
+        if not responds(self._host, function):
             raise device_dead(str(function))
 
     def _open_cdev(self, function: PciFunction) -> int:
@@ -185,6 +180,15 @@ class VfioSession:
             raise _failed("vfio-ioctl", f"VFIO request {request:#x} failed", where, exc) from exc
 
 
+def responds(host: HostFiles, function: PciFunction) -> bool:
+    """Whether its configuration space is more than all ones. Raises Unavailable, TimedOut."""
+    path = f"/sys/bus/pci/devices/{function.address}/config"
+    try:
+        return host.read(path, max_bytes=4, deadline_s=ALIVE_S) != b"\xff" * 4
+    except OSError as exc:
+        raise _failed("config-read", "reading configuration space failed", path, exc) from exc
+
+
 def device_dead(where: str) -> Unavailable:
     """The error for a device that answers all ones."""
     return Unavailable(
@@ -192,7 +196,7 @@ def device_dead(where: str) -> Unavailable:
         "the device does not answer",
         where=where,
         got="all ones",
-        hint="reset its slot or power cycle the node; see `kata-gpu doctor` IOM-14",
+        hint="`kata-gpu recover ADDRESS` resets its slot; see `kata-gpu doctor` IOM-14",
     )
 
 

@@ -8,6 +8,7 @@ from kata_gpu.host.journal import Transaction
 from kata_gpu.ops.apply import UNDONE, find_function, run_action, undo
 from kata_gpu.ops.node import Node
 from kata_gpu.ops.observe import boot_id, observe
+from kata_gpu.ops.revive import finish_revival
 
 
 def recover(node: Node) -> str:
@@ -15,17 +16,19 @@ def recover(node: Node) -> str:
 
     In the boot that began it, every action is undone, last first. After a reboot bindings and CDI files are gone by
     themselves; CC modes are not, and are brought back through a binding that lasts only as long as that takes.
-    Raises as `apply` does when undoing fails; the journal then stays open.
+    A device that was taken off the bus is found again first. Raises as `apply` does when undoing fails; the journal
+    then stays open.
     """
+    found = finish_revival(node)
     transaction = node.journal.open_transaction()
     if transaction is None:
-        return ""
+        return found
     if transaction.boot_id == boot_id(node.host):
         undo(node, transaction, reason=transaction.reason or "the process that did it has died")
     else:
         _after_reboot(node, transaction)
         node.journal.close(transaction, UNDONE)
-    return f"undone: {transaction}"
+    return "; ".join(part for part in (found, f"undone: {transaction}") if part)
 
 
 def _after_reboot(node: Node, transaction: Transaction) -> None:

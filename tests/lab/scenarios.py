@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -395,6 +396,10 @@ def uevents() -> None:
     listener.stop()
 
 
+def _open(path: str) -> None:
+    os.close(os.open(path, os.O_RDWR))
+
+
 class Sampler(threading.Thread):
     """Tries to take every device as a VM would, all the while NVIDIA's tool runs."""
 
@@ -406,7 +411,7 @@ class Sampler(threading.Thread):
     def run(self) -> None:
         while not self.stopped.is_set():
             for node in self.nodes:
-                self.results.add(refused_by_kernel(lambda node=node: os.close(os.open(node, os.O_RDWR))))
+                self.results.add(refused_by_kernel(partial(_open, node)))
             time.sleep(0.02)
 
 
@@ -437,7 +442,7 @@ def admin_tools() -> None:
     isolate.run = watched
     for name, policy in (("on", ON), ("ppcie", PPCIE), ("off", OFF)):
         began = time.monotonic()
-        result = refused(lambda policy=policy: setup.setup(theirs, policy))
+        result = refused(partial(setup.setup, theirs, policy))
         seen = read_modes(ours, observe_node(ours).inventory)
         say(name, result=result, modes=modes(), ours=[str(d.cc_mode) for d in seen.devices],
             seconds=round(time.monotonic() - began, 1))  # fmt: skip

@@ -66,8 +66,8 @@ def _link(f: HostFacts, _p: Profiles) -> Outcome:
     "IOM-13", "power states", Severity.WARNING,
     expected="no device in D3cold, and no slot that cuts the power of an idle device",
     symptom='after some pods the GPU is gone: "D3cold -> D0 inaccessible" (kata-containers#11708)',
-    fix="`echo Y > /sys/module/vfio_pci/parameters/disable_idle_d3`, and `options vfio_pci disable_idle_d3=1` in "
-    "/etc/modprobe.d/kata-gpu.conf",
+    fix="`kata-gpu recover ADDRESS` wakes it; `echo Y > /sys/module/vfio_pci/parameters/disable_idle_d3`, and `options "
+    "vfio_pci disable_idle_d3=1` in /etc/modprobe.d/kata-gpu.conf, keep it awake",
     after=("IOM-14",),
 )  # fmt: skip
 def _power(f: HostFacts, _p: Profiles) -> Outcome:
@@ -85,7 +85,7 @@ def _power(f: HostFacts, _p: Profiles) -> Outcome:
     "IOM-14", "devices alive", Severity.FATAL,
     expected="at least one NVIDIA device, and a first config word other than 0xffff",
     symptom='the GPU "fell off the bus": all reads give 0xff',
-    fix="`kata-gpu gpus` shows which; power-cycle the server if a reset does not bring it back, then `kata-gpu node "
+    fix="`kata-gpu recover ADDRESS` resets its slot; power-cycle the server where that says so, then `kata-gpu node "
     "status`",
 )  # fmt: skip
 def _alive(f: HostFacts, _p: Profiles) -> Outcome:

@@ -27,8 +27,9 @@ _STATUS = {"hopper": 0x1182CC, "blackwell": 0x590, "ls10": 0x28C50}
 class Chip:
     """State of one device. `knobs` survive everything, `active` changes at reset, the rest is lost at reset.
 
-    Faults: `dead`, `boot` ("never"), `boot_delay` (seconds), `reset` ("noop", "error"), `fsp` (status code),
-    `fsp_writes_left` (messages until `fsp` starts), `locked` (in-band changes forbidden).
+    Faults: `dead` (true, or "until-bus-reset": `drivers.device_reset`), `boot` ("never"), `boot_delay` (seconds),
+    `reset` ("noop", "error"), `fsp` (status code), `fsp_writes_left` (messages until `fsp` starts), `locked` (in-band
+    changes forbidden).
     """
 
     family: str

@@ -247,6 +247,9 @@ def rescan(machine: Machine, data: bytes) -> None:
     for address in sorted(machine.unplugged):
         function = machine.unplugged.pop(address)
         function.override = None
+        if function.chip is not None and function.chip.faults.get("dead") == "until-enumerated":
+            del function.chip.faults["dead"]
+            function.chip.reset(machine.now)
         machine.functions[address] = function
         _regroup(machine, function)
         autoprobe(machine, function)
@@ -277,6 +280,9 @@ def device_reset(machine: Machine, function: Function) -> None:
     chip = function.chip
     function.memory_enabled = False
     if chip is None:
+        return
+    if chip.faults.get("dead") == "until-bus-reset" and function.resets[0] == "bus":
+        chip.faults["dead"] = "until-enumerated"  # it answers, and its BARs are where all ones put them
         return
     if chip.faults.get("dead") or chip.faults.get("reset") == "hang":
         raise Blocked  # 70 to 208 s, then ENOTTY

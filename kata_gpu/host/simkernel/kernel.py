@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from kata_gpu.errors import Malformed, TimedOut, Unavailable
 from kata_gpu.host.durable import replace_file
-from kata_gpu.host.simkernel import drivers, tree, vfio
+from kata_gpu.host.simkernel import drivers, events, tree, vfio
 from kata_gpu.host.simkernel.drivers import Blocked, fail
 from kata_gpu.host.simkernel.machine import Handle, Machine, Process
 from kata_gpu.ports import READ_LIMIT, FileKind
@@ -40,6 +41,7 @@ class SimKernel:
         self._root: tree.Dir | None = None
         self._seen: tuple[int, int] | None = None
         self.machine = machine if machine is not None else Machine()
+        self._shape = events.shape(self.machine)
         if machine is None:
             self._load()
 
@@ -160,6 +162,12 @@ class SimKernel:
     def sleep(self, seconds: float) -> None:
         """Advance it: nothing waits."""
         self.machine.now += seconds
+
+    def uevents(self) -> socket.socket:
+        """Messages of this host for a new listener. Raises OSError."""
+        if self.path is None:
+            raise fail(errno.EOPNOTSUPP)
+        return events.listen(run_directory(self.path))
 
     # What tests and `kata-gpu sim` do to the machine.
 
@@ -298,6 +306,7 @@ class SimKernel:
             self.machine = Machine.from_json(data)
         except (ValueError, TypeError, KeyError, AttributeError) as exc:
             raise Malformed("sim-state", "not the state of a simulated host", where=str(self.path), got=exc) from exc
+        self._shape = events.shape(self.machine)
         for handle in list(self.machine.handles):
             if handle.pid not in self.machine.processes and handle.pid != self.pid and not _running(handle):
                 self._drop(self.machine, handle.pid)
@@ -309,6 +318,8 @@ class SimKernel:
         data = json.dumps({"format": FORMAT} | self.machine.to_json(), separators=(",", ":")).encode()
         replace_file(self.path, data, durable=False)
         self._seen = self._stamp()
+        before, self._shape = self._shape, events.shape(self.machine)
+        events.tell(run_directory(self.path), before, self._shape)
 
 
 def run_directory(path: Path) -> Path:

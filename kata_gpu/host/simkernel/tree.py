@@ -182,6 +182,8 @@ def _function(machine: Machine, f: Function) -> Dir:
         if value not in {"on", "auto"}:
             raise fail(errno.EINVAL)
         f.power_control = value
+        if value == "on":
+            f.faults.pop("cold", None)
 
     def enable(_data: bytes) -> None:
         if f.driver is not None:
@@ -208,7 +210,7 @@ def _function(machine: Machine, f: Function) -> Dir:
         "driver_override": Attr(show=override, store=lambda data: drivers.set_override(machine, f, data)),
         "remove": Attr(store=lambda data: drivers.remove(machine, f, data)),
         "rescan": Attr(store=lambda data: drivers.rescan(machine, data)),
-        "power_state": text("D3hot" if suspended else "D0"),
+        "power_state": text("D3cold" if f.faults.get("cold") else "D3hot" if suspended else "D0"),
         "power": {
             "control": Attr(show=f"{f.power_control}\n".encode, store=power),
             "runtime_status": text("suspended" if suspended else "active"),

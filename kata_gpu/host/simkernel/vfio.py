@@ -226,7 +226,8 @@ def pwrite(machine: Machine, pid: int, fd: int, data: bytes, offset: int) -> int
 
 def config_space(function: Function) -> bytes:
     """4096 bytes of configuration space: header, PM and PCIe capabilities, NVIDIA's DVSEC on its devices."""
-    if function.chip is not None and function.chip.faults.get("dead"):
+    dead = function.chip is not None and function.chip.faults.get("dead") not in {None, False, "until-enumerated"}
+    if dead or function.faults.get("cold"):
         return b"\xff" * 4096
     space = bytearray(4096)
     command = _MEMORY if function.memory_enabled else 0

@@ -19,6 +19,7 @@ from kata_gpu.host.durable import DurableDir
 from kata_gpu.host.simkernel.kernel import SimKernel
 from kata_gpu.host.simkernel.machine import Machine
 from kata_gpu.host.simkernel.presets import hgx_b200, hgx_h100
+from kata_gpu.host.vfio_device import VfioSession
 from kata_gpu.ops import setup
 from kata_gpu.ops.node import Node, observe_node, read_modes
 from kata_gpu.ops.observe import observe
@@ -256,6 +257,14 @@ def test_admin_tools_run_under_our_hold(tmp_path: Path) -> None:
     inventory = observe_node(node).inventory
     with VfioBackend(kernel, iommufd=True).session(inventory.devices) as session:
         assert {session.query(d.function.address) for d in inventory.devices} == {CcMode.PPCIE}
+
+
+def test_without_our_hold_the_proof_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above sees the difference: where nothing is held, the tool runs beside devices that anybody can take."""
+    monkeypatch.setattr(VfioSession, "hold", lambda *_: None)
+    node, _, log = _tool_node(tmp_path)
+    setup.setup(node, ON)
+    assert f"{GPU} NOT HELD" in log.read_text().splitlines()
 
 
 def test_admin_tools_refuse_while_anything_is_held(tmp_path: Path) -> None:
