@@ -7,7 +7,7 @@ value, and says what is known about indices 9 and 35, which make up most of the 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from attestation.findings import Finding, failed
+from attestation.findings import Finding, failed, passed
 from attestation.verify.rim import RimNeed, Slot, VerifiedRim
 
 MEASUREMENT = "measurement"  # name of the check; the index follows in brackets
@@ -85,6 +85,24 @@ def shared_indices(comparisons: Sequence[Comparison]) -> set[int]:
         return set()
     first, *others = (c.rim.content.golden.keys() for c in comparisons)
     return set(first).intersection(*others)
+
+
+def judge_conflicts(comparisons: Sequence[Comparison], subject: str) -> list[Finding]:
+    """3.4 rule 2: an index belongs to one document."""
+    if len(comparisons) < 2:
+        return []
+    shared = shared_indices(comparisons)
+    if shared:
+        return [
+            failed(
+                "index-conflict",
+                "rim-index-conflict",
+                expected="no index in two documents",
+                got=sorted(shared),
+                subject=subject,
+            )
+        ]
+    return [passed("index-conflict", "none", subject=subject)]
 
 
 def find_nearest(

@@ -6,7 +6,6 @@ measurements match. Whoever needs NVIDIA's shape adds them from `measres`.
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 from attestation.formats.nv_report import GpuFacts, SwitchFacts
 from attestation.formats.spdm import SpdmReport
@@ -19,6 +18,9 @@ from attestation.verify.rim import RimNeed, Slot
 
 SWITCH_LOCKED = "cgpu-switch-locked"
 _GPU, _SWITCH = "x-nvidia-gpu", "x-nvidia-switch"
+_NONCE_MATCH, _DEVICE_CHAIN = (  # of a GPU, of a switch
+    [f"{prefix}-attestation-report-{claim}" for prefix in (_GPU, _SWITCH)] for claim in ("nonce-match", "cert-chain")
+)
 _RIM_FLAGS = ("fetched", "signature-verified", "version-match", "measurements-available")
 _SEVERITY = {status: position for position, status in enumerate(("good", "unknown", "stale", "revoked"))}
 _FWID = {FwidMatch.MATCH: True, FwidMatch.MISMATCH: False, FwidMatch.ABSENT: None}
@@ -54,8 +56,29 @@ def content_claims(certificate: DeviceCertificate, facts: GpuFacts | SwitchFacts
     }
 
 
-def device_claims(
-    content: JsonObject,
+def document_claims(needs: Sequence[RimNeed], comparisons: Sequence[Comparison], *, is_switch: bool) -> JsonObject:
+    """Claims that follow from what a device measures and from its reference documents, whoever signed those."""
+    prefix = _SWITCH if is_switch else _GPU
+    complete = len(comparisons) == len(needs)
+    by_slot = {c.need.slot: c for c in comparisons}
+    claims: dict[str, JsonValue] = {
+        "measres": ("success" if all(c.matches for c in comparisons) else "fail") if complete else None,
+        "oemid": comparisons[0].rim.content.manufacturer_id if comparisons else None,
+        "x-nvidia-mismatch-measurement-records": _mismatches(comparisons) or None,
+    }
+    for need in needs:
+        comparison = by_slot.get(need.slot)
+        claims |= {f"{prefix}-{need.slot}-rim-{flag}": True if comparison else None for flag in _RIM_FLAGS}
+        claims[_signer_claim(is_switch, need.slot)] = None
+        claims[f"cgpu-{need.slot}-rim-id"] = need.rim_id
+        claims[f"cgpu-{need.slot}-rim-sha256"] = comparison.rim.sha256 if comparison else None
+    if not is_switch:
+        distinct = complete and not shared_indices(comparisons)
+        claims["x-nvidia-gpu-vbios-index-no-conflict"] = True if distinct else None
+    return claims
+
+
+def report_claims(
     report: SpdmReport,
     *,
     is_switch: bool,
@@ -63,56 +86,26 @@ def device_claims(
     revocations: Sequence[Revocation],
     comparisons: Sequence[Comparison],
     signers: Mapping[Slot, Sequence[Revocation]],
-    needs: Sequence[RimNeed],
     nonce_given: bool,
     level: Level,
 ) -> JsonObject:
-    """All claims of one report: those of its content, and the rest. A check that never ran is null."""
-    prefix = _SWITCH if is_switch else _GPU
-    by_slot = {c.need.slot: c for c in comparisons}
-    complete = len(comparisons) == len(needs)
+    """The other claims: of this report, at this time. A check that never ran is null."""
     claims: dict[str, JsonValue] = {
-        **content,
-        "measres": ("success" if all(c.matches for c in comparisons) else "fail") if complete else None,
-        "oemid": comparisons[0].rim.content.manufacturer_id if comparisons else None,
         "eat_nonce": report.nonce.hex(),
-        f"{prefix}-attestation-report-nonce-match": True if nonce_given else None,
-        f"{prefix}-attestation-report-cert-chain": _chain_claims(path, revocations),
-        "x-nvidia-mismatch-measurement-records": _mismatches(comparisons) or None,
-        "cgpu-level": str(level),
+        _NONCE_MATCH[is_switch]: True if nonce_given else None,
+        _DEVICE_CHAIN[is_switch]: _chain_claims(path, revocations),
+        "cgpu-level": level.value,
         "cgpu-trailing-zeros": report.trailing_zeros,
     }
-    for need in needs:
-        comparison = by_slot.get(need.slot)
-        found = True if comparison else None
-        names = _rim_claims(prefix, need.slot)
-        claims |= dict.fromkeys(names.flags, found)
-        claims[names.chain] = _chain_claims(comparison.rim.path, signers[need.slot]) if comparison else None
-        claims[names.rim_id] = need.rim_id
-        claims[names.sha256] = comparison.rim.sha256 if comparison else None
-    if not is_switch:
-        distinct = complete and not shared_indices(comparisons)
-        claims["x-nvidia-gpu-vbios-index-no-conflict"] = True if distinct else None
+    for comparison in comparisons:
+        slot = comparison.need.slot
+        claims[_signer_claim(is_switch, slot)] = _chain_claims(comparison.rim.path, signers[slot])
     return claims
 
 
-class _RimClaims(NamedTuple):
-    flags: tuple[str, ...]
-    chain: str
-    rim_id: str
-    sha256: str
-
-
-@lru_cache(maxsize=len(Slot))
-def _rim_claims(prefix: str, slot: Slot) -> _RimClaims:
-    """Names of the claims about one reference document."""
-    name = f"{prefix}-{slot}-rim"
-    return _RimClaims(
-        flags=tuple(f"{name}-{flag}" for flag in _RIM_FLAGS),
-        chain=f"{name}-cert-chain",
-        rim_id=f"cgpu-{slot}-rim-id",
-        sha256=f"cgpu-{slot}-rim-sha256",
-    )
+@lru_cache(maxsize=2 * len(Slot))
+def _signer_claim(is_switch: bool, slot: Slot) -> str:
+    return f"{_SWITCH if is_switch else _GPU}-{slot}-rim-cert-chain"
 
 
 def _mismatches(comparisons: Sequence[Comparison]) -> list[JsonValue]:

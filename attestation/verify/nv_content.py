@@ -5,7 +5,8 @@ once the signature held. Nothing that depends on the clock is in it: validity, r
 documents are judged on every use.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from attestation.errors import Untrusted
 from attestation.findings import Finding, Result, passed
@@ -13,12 +14,14 @@ from attestation.formats.nv_report import GpuFacts, SwitchFacts
 from attestation.formats.spdm import SpdmReport
 from attestation.values import JsonObject
 from attestation.verify.chain import VerifiedPath
-from attestation.verify.device_claims import content_claims
+from attestation.verify.compare import Comparison, judge_conflicts
+from attestation.verify.device_claims import content_claims, document_claims
 from attestation.verify.identity import DeviceCertificate, FwidMatch, match_fwid
 from attestation.verify.nv_policy import NvPolicy, Unchecked, judge, remark, version_key
 from attestation.verify.rim import RimNeed, gpu_needs, switch_needs
 from attestation.verify.roots import NvTrust
 
+_MAX_FITS = 16  # sets of documents that one device is compared with: stores change rarely
 _FWID_SINCE = 550  # major driver version from which every GPU reports its FWID (2.2)
 
 
@@ -36,6 +39,26 @@ class Content:
     needs: tuple[RimNeed, ...]
     proven: tuple[Finding, ...]
     judged: tuple[Finding, ...]
+    claims: JsonObject
+    fits: dict[tuple[str, ...], "Fit"] = field(default_factory=dict, compare=False, repr=False)
+
+    def fit(self, comparisons: Sequence[Comparison], subject: str) -> "Fit":
+        """What follows from these comparisons, which are the same whenever the documents are."""
+        key = tuple([comparison.rim.sha256 for comparison in comparisons])
+        known = self.fits.get(key)
+        if known is None:
+            claims = document_claims(self.needs, comparisons, is_switch=isinstance(self.facts, SwitchFacts))
+            known = Fit(conflicts=tuple(judge_conflicts(comparisons, subject)), claims={**self.claims, **claims})
+            if len(self.fits) < _MAX_FITS:
+                self.fits[key] = known
+        return known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """Claims of content and documents together, and whether two documents claim one index."""
+
+    conflicts: tuple[Finding, ...]
     claims: JsonObject
 
 

@@ -19,12 +19,12 @@ from attestation.formats.spdm import SpdmReport, parse_report, reread_report
 from attestation.values import Architecture, DeviceKind, Digest, GpuMode, Level, Nonce
 from attestation.verify.chain import VerifiedPath, require_valid, verify_path
 from attestation.verify.compare import Comparison
-from attestation.verify.device_claims import device_claims
+from attestation.verify.device_claims import report_claims
 from attestation.verify.identity import DeviceCertificate, read_device_certificate
 from attestation.verify.nv_collateral import Collateral, KnownDevice, NvCache
 from attestation.verify.nv_content import Content, judge_content, require_fwid
 from attestation.verify.nv_policy import NvPolicy
-from attestation.verify.reference import Signers, compare_slot, judge_conflicts
+from attestation.verify.reference import Signers, compare_slot
 from attestation.verify.revocation import Revocation, RevocationSource, RevocationStatus
 from attestation.verify.rim import RimSource
 from attestation.verify.roots import NvTrust
@@ -123,7 +123,8 @@ def prove_device(
         findings += reported
         if comparison is not None:
             comparisons.append(comparison)
-    findings += judge_conflicts(comparisons, subject)
+    fit = content.fit(comparisons, subject)
+    findings += fit.conflicts
 
     # 12. Policy over signed facts; 11 (mode here, the set of devices in `topology`).
     findings += content.judged
@@ -140,11 +141,14 @@ def prove_device(
         driver_version="" if isinstance(facts, SwitchFacts) else facts.driver,
         vbios_version=facts.bios if isinstance(facts, SwitchFacts) else facts.vbios,
         signed_digest=Digest("sha384", digest),
-        claims=device_claims(
-            content.claims, parsed, is_switch=is_switch, path=path, revocations=[status for status, _ in revocations],
-            comparisons=comparisons, signers={c.need.slot: _signer_statuses(c, collateral) for c in comparisons},
-            needs=needs, nonce_given=nonce is not None, level=level,
-        ),
+        claims={
+            **fit.claims,
+            **report_claims(
+                parsed, is_switch=is_switch, path=path, revocations=[status for status, _ in revocations],
+                comparisons=comparisons, signers={c.need.slot: _signer_statuses(c, collateral) for c in comparisons},
+                nonce_given=nonce is not None, level=level,
+            ),
+        },
         findings=tuple(findings),
     )  # fmt: skip
     return DeviceProof(device=device, certificate=certificate, facts=facts)

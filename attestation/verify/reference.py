@@ -17,7 +17,6 @@ from attestation.verify.compare import (
     compare_measurements,
     explain_mismatches,
     find_nearest,
-    shared_indices,
 )
 from attestation.verify.nv_collateral import Collateral
 from attestation.verify.nv_policy import remark
@@ -143,21 +142,3 @@ def _neighbours(collateral: Collateral, but: VerifiedRim) -> list[VerifiedRim]:
         if rim.sha256 != but.sha256:
             known.append(rim)
     return known
-
-
-def judge_conflicts(comparisons: Sequence[Comparison], subject: str) -> list[Finding]:
-    """3.4 rule 2: an index belongs to one document."""
-    if len(comparisons) < 2:
-        return []
-    shared = shared_indices(comparisons)
-    if shared:
-        return [
-            failed(
-                "index-conflict",
-                "rim-index-conflict",
-                expected="no index in two documents",
-                got=sorted(shared),
-                subject=subject,
-            )
-        ]
-    return [passed("index-conflict", "none", subject=subject)]
