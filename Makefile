@@ -68,7 +68,7 @@ test-deps: ## Debian packages for the tests that need a real server, browser or 
 		qemu-system-x86 busybox-static cpio kmod gcc libc6-dev flex bison bc libelf-dev
 
 e2e: $(VENV)/.dev ## Pod to plaintext with real processes, then each link broken in turn: who notices, what they are told
-	$(PYTEST) -m e2e -x tests/e2e --allowed-skips /dev/null  # all of it or none
+	$(PYTEST) -m e2e -x -vv tests/e2e --allowed-skips /dev/null  # all of it or none
 
 lab-short: $(VENV)/.dev ## The kernel's semantics on a stock Debian kernel in QEMU, row by row
 	$(PYTEST) -m lab tests/lab/test_lab_short.py
@@ -95,8 +95,8 @@ manifests: $(VENV)/.runtime ## Render RuntimeClasses, kustomize bases and the He
 	$(BIN)/python -m runtimeclass render runtimeclass/manifests
 	$(BIN)/python -m deploy.render
 
-images: $(VENV)/.runtime ## Build the three container images where podman, buildah or docker answers
-	@$(BIN)/python -m deploy.build_images
+images: $(VENV)/.runtime ## Build the three container images where podman, buildah or docker answers; BASE_IMAGE=name@sha256:...
+	@$(BIN)/python -m deploy.build_images $(if $(BASE_IMAGE),--base $(BASE_IMAGE))
 
 release: $(VENV)/.dev sbom ## Wheel and sdist built twice and equal, installed in an empty environment, SHA256SUMS, in out/release
 	@$(BIN)/python -m deploy.release out/release

@@ -20,7 +20,7 @@ BASES = {
     "init-data": classes.MUTATION,
     "node": (node.NAMESPACE, *node.DOCUMENTS),
     "broker": (*broker.COMMON, broker.SQLITE_VOLUME, broker.SQLITE),
-    "broker-postgres": (*broker.COMMON, broker.POSTGRES, broker.DISRUPTION),
+    "broker-postgres": (*broker.COMMON, broker.COLLATERAL_VOLUME, broker.POSTGRES, broker.DISRUPTION),
 }
 ALL = (*classes.documents(), *classes.MUTATION, *classes.NVIDIA, *node.DOCUMENTS, *broker.DOCUMENTS)
 NOTES = """\

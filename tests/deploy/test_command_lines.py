@@ -6,11 +6,12 @@ import click
 import pytest
 
 from attestation.cli.main import cli as kbs
-from deploy.render import BASES
+from attestation.service.server import DRAIN_S
+from deploy.render import BASES, DEPLOY
 from kata_gpu.cli.main import cli as kata_gpu
 from kata_gpu.core.kata.settings import Needs, Tee
-from kata_gpu.core.manifests import node
-from kata_gpu.core.manifests.template import fill
+from kata_gpu.core.manifests import broker, node
+from kata_gpu.core.manifests.template import Document, fill
 from kata_gpu.core.manifests.values import VALUES
 from kata_gpu.core.node_policy import parse_policy
 from kata_gpu.core.podresources import BRIDGE_SOCKET
@@ -61,6 +62,26 @@ def parse(entry: click.Group, argv: list[str], env: dict[str, str]) -> dict[str,
 def test_arguments_are_those_of_the_real_command(entry: click.Group, container: Object) -> None:
     env = {e["name"]: "value" for e in container.get("env", [])}
     parse(entry, list(container["args"]), env)
+
+
+@pytest.mark.parametrize("store", [broker.SQLITE, broker.POSTGRES], ids=["sqlite", "postgres"])
+def test_the_broker_drains_before_it_is_killed(store: Document) -> None:
+    pod = fill(store.obj, VALUES)["spec"]["template"]["spec"]
+    (serve,) = pod["containers"]
+    delay_s = parse(kbs, list(serve["args"]), {})["drain_delay"]
+    assert delay_s > 0
+    assert delay_s + DRAIN_S < pod["terminationGracePeriodSeconds"]
+
+
+def test_the_pod_of_the_page_brings_collateral() -> None:
+    text = (DEPLOY.parent / "docs/configuration.md").read_text()
+    pod = load(text.split("```yaml file=collateral-pod.yaml\n")[1].split("```")[0], where="page")
+    (container,) = pod["spec"]["containers"]
+    options = parse(kbs, list(container["args"]), {})
+    (volume, _) = pod["spec"]["volumes"]
+    assert volume["persistentVolumeClaim"]["claimName"] == VALUES["broker"]["collateralClaim"]
+    assert str(options["store"]) == container["volumeMounts"][0]["mountPath"]
+    assert container["image"] == VALUES["broker"]["image"]
 
 
 def test_probes_ask_the_port_that_the_agent_listens_on() -> None:

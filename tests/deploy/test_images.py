@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import build_images
-from deploy.build_images import BUILDERS, FOLDER, commands, main
+from deploy.build_images import BASE, BUILDERS, FOLDER, commands, main
 from kata_gpu.core.manifests.values import VALUES
 
 ROOT = FOLDER.parents[1]
@@ -84,15 +83,27 @@ def test_the_broker_cannot_forge(tmp_path: Path) -> None:
 def test_containerfiles_are_minimal(path: Path) -> None:
     text = path.read_text()
     assert text.count("--require-hashes") == 1
-    assert "ARG BUILD_IMAGE=" in text
-    assert "ARG RUN_IMAGE=" in text
+    assert re.findall(r"^ARG (.+)$", text, re.MULTILINE) == [f"BASE_IMAGE={BASE}"]
+    assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == ["${BASE_IMAGE}", "${BASE_IMAGE}"]
     assert "ADD " not in text
     users = re.findall(r"^USER (\S+)", text, re.MULTILINE)
     assert users == ([] if path.stem == ["node", "Containerfile"][0] else ["65532:65532"])
 
 
+def test_what_is_copied_is_what_reaches_the_builder() -> None:
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {
+        source.split("/")[0]
+        for path in FILES
+        for line in path.read_text().splitlines()
+        if line.startswith("COPY ") and "--from" not in line
+        for source in line.split()[1:-1]
+    }
+    assert kept == copied
+
+
 def test_images_are_built_under_the_names_that_are_deployed() -> None:
-    tags = [argv[argv.index("--tag") + 1] for argv in commands("podman", "build")]
+    tags = [argv[argv.index("--tag") + 1] for argv in commands("podman", BASE)]
     assert {VALUES["node"]["image"], VALUES["broker"]["image"]} <= set(tags)
     assert len(tags) == len(FILES) == 3
 
@@ -101,24 +112,40 @@ def test_without_a_builder_there_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
-    assert main() == 0
+    assert main([]) == 0
     (line,) = capsys.readouterr().out.splitlines()
-    assert all(program in line for program, _ in BUILDERS)
+    assert all(program in line for program in BUILDERS)
 
 
-@pytest.mark.parametrize(("answers", "built"), [(0, True), (1, False)])
-def test_a_builder_counts_only_if_its_engine_answers(
-    answers: int, built: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+PINNED = f"base@sha256:{'0' * 64}"
+
+
+@pytest.mark.parametrize(("fails", "base", "built", "says"), [
+    pytest.param("", PINNED, 3, "", id="builds"),
+    pytest.param("", "base", 3, "not pinned", id="unpinned"),
+    pytest.param("inspect", PINNED, 3, "", id="base-is-pulled"),
+    pytest.param("inspect pull", PINNED, 0, "cannot pull", id="no-base"),
+    pytest.param("info", PINNED, 0, "no builder answers", id="engine-down"),
+    pytest.param("build", PINNED, 1, "", id="build-fails"),
+])  # fmt: skip
+def test_images_are_built_where_builder_and_base_are_there(
+    fails: str, base: str, built: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     log = tmp_path / "log"
     for program in ("podman", "docker"):
         stub = tmp_path / program
-        stub.write_text(f'#!/bin/sh\necho "$@" >> {log}\n[ "$1" = info ] && exit {answers}\nexit 0\n')
+        stub.write_text(f'#!/bin/sh\necho "$@" >> {log}\n[ "$1" = image ] && shift\n'
+                        f'case " {fails} " in *" $1 "*) exit 1;; esac\nexit 0\n')  # fmt: skip
         stub.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert build_images.main() == 0
-    calls = log.read_text().splitlines()
-    assert len([c for c in calls if c.startswith("build ")]) == (3 if built else 0)
+    assert main(["--base", base]) == (1 if fails == "build" else 0)
+    calls = [c for c in log.read_text().splitlines() if c.startswith("build ")]
+    assert len(calls) == built
+    assert all(f"--build-arg BASE_IMAGE={base} " in c for c in calls)
+    said = "".join(capsys.readouterr())
+    assert len(said.splitlines()) == bool(says)
+    assert says in said
 
 
 def test_the_bill_of_materials_lists_every_pinned_requirement(tmp_path: Path) -> None:

@@ -146,6 +146,13 @@ def test_broker_is_unprivileged_and_knows_no_api_server(name: str, pod: Object) 
     assert args[args.index("--listen") + 1] != args[args.index("--admin-listen") + 1]
 
 
+@pytest.mark.parametrize("base", ["broker", "broker-postgres"])
+def test_every_claimed_volume_of_the_broker_is_made(base: str) -> None:
+    claimed = {v["persistentVolumeClaim"]["claimName"] for o in objects(base) if o["kind"] == "Deployment"
+               for v in o["spec"]["template"]["spec"]["volumes"] if "persistentVolumeClaim" in v}  # fmt: skip
+    assert claimed == {o["metadata"]["name"] for o in objects(base) if o["kind"] == "PersistentVolumeClaim"}
+
+
 def test_guests_cannot_reach_the_admin_listener() -> None:
     policy = next(o for o in objects("broker") if o["kind"] == "NetworkPolicy")
     rules = policy["spec"]["ingress"]

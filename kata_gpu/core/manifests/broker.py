@@ -8,6 +8,8 @@ NAME = "kata-gpu-kbs"
 LABELS = {"app.kubernetes.io/name": NAME, "app.kubernetes.io/part-of": "kata-gpu"}
 SELECTOR = {"app.kubernetes.io/name": NAME}
 GUEST_PORT, ADMIN_PORT = 8080, 8081
+DRAIN_DELAY_S = 5  # endpoints of a Service follow within seconds; `serve` itself waits, so there is no preStop hook
+GRACE_S = 45  # the delay, 20 s for requests in flight, and as much again before kubelet kills
 USER = 65532  # the unprivileged user of the image
 
 
@@ -42,7 +44,7 @@ def _pod(database: list[str], volumes: list[dict[str, Any]], mounts: list[dict[s
             "runAsNonRoot": True, "runAsUser": USER, "runAsGroup": USER, "fsGroup": USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "terminationGracePeriodSeconds": 45,
+        "terminationGracePeriodSeconds": GRACE_S,
         "topologySpreadConstraints": [
             {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
              "labelSelector": {"matchLabels": dict(SELECTOR)}}
@@ -68,7 +70,7 @@ def _pod(database: list[str], volumes: list[dict[str, Any]], mounts: list[dict[s
                 "args": [
                     "serve", "--listen", f"0.0.0.0:{GUEST_PORT}", "--admin-listen", f"0.0.0.0:{ADMIN_PORT}",
                     "--tls-cert", "/tls/tls.crt", "--tls-key", "/tls/tls.key", "--root-key", "/keys/root.key",
-                    *database,
+                    "--drain-delay", str(DRAIN_DELAY_S), *database,
                 ],
                 "securityContext": dict(_HARDENED),
                 "resources": "${broker.resources}",
@@ -94,6 +96,19 @@ def _pod(database: list[str], volumes: list[dict[str, Any]], mounts: list[dict[s
             *volumes,
         ],
     }  # fmt: skip
+
+
+def _volume(store: str, name: str, access: str, size: str) -> Document:
+    return Document(
+        file=f"broker-{store}",
+        when=f"broker.enabled broker.{store}",
+        obj={
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": _meta(name),
+            "spec": {"accessModes": [access], "resources": {"requests": {"storage": size}}},
+        },
+    )
 
 
 def _deployment(when: str, file: str, replicas: Any, strategy: dict[str, Any], pod: dict[str, Any]) -> Document:
@@ -130,16 +145,7 @@ SQLITE = _deployment(
          [{"name": "data", "mountPath": "/data"}]),
 )  # fmt: skip
 
-SQLITE_VOLUME = Document(
-    file="broker-sqlite",
-    when="broker.enabled broker.sqlite",
-    obj={
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": _meta("kata-gpu-kbs-data"),
-        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "${broker.storage}"}}},
-    },
-)
+SQLITE_VOLUME = _volume("sqlite", "kata-gpu-kbs-data", "ReadWriteOnce", "${broker.storage}")
 
 POSTGRES = _deployment(
     "broker.enabled broker.postgres",
@@ -152,6 +158,9 @@ POSTGRES = _deployment(
          [{"name": "database", "mountPath": "/database", "readOnly": True},
           {"name": "collateral", "mountPath": "/collateral", "readOnly": True}]),
 )  # fmt: skip
+
+# Every replica reads the same collateral; one pod of the operator writes it (docs/configuration.md).
+COLLATERAL_VOLUME = _volume("postgres", "${broker.collateralClaim}", "ReadWriteMany", "${broker.collateralStorage}")
 
 DISRUPTION = Document(
     file="broker-postgres",
@@ -206,4 +215,4 @@ MONITOR = Document(
 )  # fmt: skip
 
 COMMON = (ACCOUNT, _service(NAME, GUEST_PORT), _service(f"{NAME}-admin", ADMIN_PORT), NETWORK)
-DOCUMENTS = (*COMMON, SQLITE_VOLUME, SQLITE, POSTGRES, DISRUPTION, MONITOR)
+DOCUMENTS = (*COMMON, SQLITE_VOLUME, SQLITE, COLLATERAL_VOLUME, POSTGRES, DISRUPTION, MONITOR)

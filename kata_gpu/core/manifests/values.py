@@ -28,6 +28,7 @@ VALUES: dict[str, Any] = {
         "rootKeySecret": "kata-gpu-kbs-root-key",
         "databaseSecret": "kata-gpu-kbs-database",
         "collateralClaim": "kata-gpu-kbs-collateral",
+        "collateralStorage": "1Gi",
         "guestNamespaceSelector": {},
     },
     "nvidia": {"enabled": False},
