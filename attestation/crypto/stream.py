@@ -120,19 +120,19 @@ class FileCipher:
     Safe to share between threads: every call is a function of its arguments and the key.
     """
 
-    __slots__ = ("_aead", "_fields", "_header_key", "_prefix", "header")
+    __slots__ = ("_aead", "_fields", "_last", "_prefix", "_tag", "header")
 
     def __init__(self, model_key: Secret, header: Header) -> None:
         self.header = header
         self._fields = header.render()
         okm = derive(model_key, header.salt, _INFO + self._fields[: FIELD_BYTES - SALT_BYTES], 64 + _NONCE_PREFIX_BYTES)
         self._aead = AESGCM(okm[:32])
-        self._header_key = okm[32:64]
-        self._prefix = okm[64:]
+        self._tag = hmac.digest(okm[32:64], self._fields, "sha256")
+        self._prefix, self._last = okm[64:], header.chunks - 1
 
     def render_header(self) -> bytes:
         """The 96 bytes that start the stored file."""
-        return self._fields + self._header_tag()
+        return self._fields + self._tag
 
     def digest(self, tags: Buffer) -> bytes:
         """SHA-256 over the 96 header bytes and the tags of all chunks in order: names this very encryption."""
@@ -142,7 +142,7 @@ class FileCipher:
 
     def verify_header(self, tag: bytes) -> None:
         """Untrusted unless this model key wrote this header. Tells a wrong key before any chunk is read."""
-        if not hmac.compare_digest(self._header_tag(), tag):
+        if not hmac.compare_digest(self._tag, tag):
             raise Untrusted("header-tag", "wrong model key, or the header was changed", where="header.tag")
 
     def seal_into(self, index: int, plain: Buffer, out: Buffer) -> None:
@@ -161,7 +161,7 @@ class FileCipher:
             ) from exc
 
     def _check(self, index: int, got: int, extra: int) -> None:
-        if not 0 <= index < self.header.chunks:
+        if not 0 <= index <= self._last:
             raise Malformed("chunk-index", "no such chunk", expected=f"below {self.header.chunks}", got=index)
         want = self.header.plain_length(index) + extra
         if got != want:
@@ -169,11 +169,8 @@ class FileCipher:
                 "chunk-length", "wrong chunk length", where=f"chunk {index}", expected=f"{want} bytes", got=got
             )
 
-    def _header_tag(self) -> bytes:
-        return hmac.digest(self._header_key, self._fields, "sha256")
-
     def _nonce(self, index: int) -> bytes:
-        return self._prefix + index.to_bytes(4, "big") + bytes((index == self.header.chunks - 1,))
+        return self._prefix + index.to_bytes(4, "big") + bytes((index == self._last,))
 
 
 def derive(model_key: Secret, salt: bytes, info: bytes, length: int) -> bytes:

@@ -19,6 +19,7 @@ STAGING = ".kata-gpu-partial"
 MARKER = ".kata-gpu-complete"  # holds the model digest; there only while every file is there
 MAX_THREADS = 16  # each holds two chunks of at most 4 MiB
 _SPAN_BYTES = 32 << 20  # what a thread takes at a time from a large file
+_PRIVATE = 0o600
 _SPARE_BYTES = 1 << 20  # folders and marker on the memory filesystem
 
 Progress = Callable[[int], None]
@@ -31,7 +32,7 @@ class Span:
     index: int
     first: int
     last: int
-    target: Path
+    target: str
     large: "_Large | None" = None
 
 
@@ -61,7 +62,7 @@ def decrypt_model(
     exceptions: Exceptions,
     proc: Proc,
     threads: int = 2,
-    mode: int = 0o600,
+    mode: int = _PRIVATE,
     progress: Progress = lambda _size: None,
 ) -> list[str]:
     """Put every file below `target`; returns warnings. On any error nothing of this run is left there.
@@ -125,7 +126,7 @@ def _decrypt_all(model: EncryptedModel, staging: Path, threads: int, mode: int, 
 
 def _spans(model: EncryptedModel, staging: Path, mode: int, stack: ExitStack) -> Iterator[Span]:
     for index, entry in enumerate(model.manifest.files):
-        target = staging / entry.name
+        target = f"{staging}/{entry.name}"
         if entry.size <= _SPAN_BYTES:
             yield Span(index=index, first=0, last=-1, target=target)
             continue
@@ -187,9 +188,10 @@ class _Worker:
             self.progress(len(view))
 
 
-def _create(path: Path, mode: int) -> int:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    os.fchmod(fd, mode)
+def _create(path: str, mode: int) -> int:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _PRIVATE)
+    if mode != _PRIVATE:
+        os.fchmod(fd, mode)  # whatever the umask is
     return fd
 
 

@@ -120,16 +120,16 @@ def open_model(folder: Path, key: Secret, *, expect: Digest | None = None) -> En
 @contextmanager
 def open_file(model: EncryptedModel, index: int) -> Iterator[StoredFile]:
     """Open the n-th file: its header must be the very one that the manifest names, and its length exact."""
-    entry, path = model.manifest.files[index], model.folder / stored_name(index)
+    entry, name = model.manifest.files[index], stored_name(index)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(f"{model.folder}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError as exc:
-        raise Unavailable("stored-file", exc.strerror or "cannot open", where=f"{entry.name} ({path.name})") from exc
+        raise Unavailable("stored-file", exc.strerror or "cannot open", where=f"{entry.name} ({name})") from exc
     try:
         cipher = parse_header(os.pread(fd, HEADER_BYTES, 0), model.key, kind=Kind.FILE)
         header, stored_size = cipher.header, os.fstat(fd).st_size
         if header.salt != entry.salt or header.size != entry.size:
-            raise Untrusted("file-swapped", "not the file that the manifest names", where=f"{entry.name} ({path.name})")
+            raise Untrusted("file-swapped", "not the file that the manifest names", where=f"{entry.name} ({name})")
         if stored_size != header.stored_size:
             raise Untrusted(
                 "stored-size",
