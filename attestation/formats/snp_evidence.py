@@ -42,11 +42,11 @@ class CertKind(StrEnum):
     ARK = "ARK"
 
 
-_GUIDS: Mapping[UUID, CertKind] = {
-    UUID("63da758d-e664-4564-adc5-f4b93be8accd"): CertKind.VCEK,
-    UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1"): CertKind.VLEK,
-    UUID("4ab7b379-bbac-4fe4-a02f-05aef327c782"): CertKind.ASK,
-    UUID("c0b406a4-a803-4952-9743-3fb6014cd0ae"): CertKind.ARK,
+_GUIDS: Mapping[bytes, CertKind] = {
+    UUID("63da758d-e664-4564-adc5-f4b93be8accd").bytes: CertKind.VCEK,
+    UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1").bytes: CertKind.VLEK,
+    UUID("4ab7b379-bbac-4fe4-a02f-05aef327c782").bytes: CertKind.ASK,
+    UUID("c0b406a4-a803-4952-9743-3fb6014cd0ae").bytes: CertKind.ARK,
 }
 _IGNORED_TYPES = frozenset({"Empty", "CRL", "ASVK"})  # known to the attester's library, not used from a host's table
 
@@ -276,7 +276,7 @@ def parse_cert_table(table: bytes) -> Mapping[CertKind, bytes]:
         if start < end or stop > len(table) or start == stop:
             raise _bad("snp-cert-table", "entry overlaps or leaves the table", "cert_table", got=f"{start}..{stop}")
         end = stop
-        kind = _GUIDS.get(UUID(bytes=guid))
+        kind = _GUIDS.get(guid)
         if kind is not None:
             _add(found, kind, table[start:stop])
     return found

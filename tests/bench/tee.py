@@ -2,14 +2,16 @@
 
 The signature-only limit of a platform counts the signatures that a request needs with chains and collateral cached:
 one over the CPU report, and one over the report of each device. Nothing else is in it: no parsing, hashing of
-evidence, JSON or policy. Evidence is forged, with the vendors' layouts; no genuine set
-answers one nonce.
+evidence, JSON or policy. The platform attests again: chip, launch and devices are known, the nonce is new. The promise
+is for CPU evidence as our own guest sends it, raw bytes in base64; the stock attester's arrays of numbers are reported
+beside it. Evidence is forged, with the vendors' layouts; no genuine set answers one nonce.
 """
 
 import json
 from base64 import b64encode
 from collections.abc import Callable
 from datetime import UTC, datetime
+from uuid import UUID
 
 import dcap_qvl
 from cryptography.hazmat.primitives import hashes
@@ -68,7 +70,7 @@ _ACCEPT = frozenset({RevocationStatus.GOOD, RevocationStatus.UNKNOWN})
 
 def figures() -> list[Figure]:
     """Every figure of the suite."""
-    return [*_snp(), *_tdx(), *_platform(1), *_platform(8)]
+    return [*_snp(), *_tdx(), *_platform(1), *_platform(8), *_platform(1, stock=True), *_platform(8, stock=True)]
 
 
 def _accepted(cpu: VerifiedCpu) -> VerifiedCpu:
@@ -195,7 +197,13 @@ def _tdx() -> list[Figure]:
     ]
 
 
-def _evidence(gpus: int) -> PlatformEvidence:
+def _cert_table(vcek: bytes) -> bytes:
+    """The host's table with one entry: GUID, offset, length, a terminating entry, data (tee.md 1.7)."""
+    entry = UUID("63da758d-e664-4564-adc5-f4b93be8accd").bytes + (48).to_bytes(4, "little")
+    return entry + len(vcek).to_bytes(4, "little") + bytes(24) + vcek
+
+
+def _evidence(gpus: int, *, stock: bool = False) -> PlatformEvidence:
     nonce = binding.trustee_device_nonce(NONCE, JWK)
     devices = [FORGE.device(index=index, nonce=nonce.raw) for index in range(gpus)]
     listed = [
@@ -204,13 +212,17 @@ def _evidence(gpus: int) -> PlatformEvidence:
     ]
     additional = json.dumps({"nvidia": {"device_evidence_list": listed}}, separators=(",", ":"))
     fields = CHIP.fields().with_(report_data=binding.trustee_report_data(NONCE, JWK, additional))
-    return PlatformEvidence(
-        tee=Tee.SNP, primary=json.loads(CHIP.evidence_json(fields)), additional=additional, nonce=NONCE, tee_jwk=JWK
-    )
+    cpu = CHIP.evidence(fields)
+    raw = {
+        "raw": b64encode(cpu.report).decode(),
+        "cert_table": b64encode(_cert_table(cpu.certificates[CertKind.VCEK])).decode(),
+    }
+    primary = json.loads(CHIP.evidence_json(fields)) if stock else raw
+    return PlatformEvidence(tee=Tee.SNP, primary=primary, additional=additional, nonce=NONCE, tee_jwk=JWK)
 
 
-def _platform(gpus: int) -> list[Figure]:
-    evidence = _evidence(gpus)
+def _platform(gpus: int, *, stock: bool = False) -> list[Figure]:
+    evidence = _evidence(gpus, stock=stock)
     trust = PlatformTrust(amd=simulated_amd_trust(), nvidia=FORGE.trust)
     collateral = PlatformCollateral(
         amd=simulated_amd_collateral(), rims=FORGE.shelf(), revocation=NoRevocation(), nv_cache=NvCache()
@@ -233,18 +245,14 @@ def _platform(gpus: int) -> list[Figure]:
         for _ in range(signatures):
             raw()
 
+    name = f"SNP{' (stock JSON)' if stock else ''} + {gpus} Hopper"
     return [
+        Figure(suite=SUITE, name=f"{name}, platforms per second", value=1 / seconds_per_call(ours), unit="/s/core"),
         Figure(
             suite=SUITE,
-            name=f"SNP + {gpus} Hopper, platforms per second",
-            value=1 / seconds_per_call(ours),
-            unit="/s/core",
-        ),
-        Figure(
-            suite=SUITE,
-            name=f"SNP + {gpus} Hopper: part of the limit of {signatures} signatures",
+            name=f"{name}: part of the limit of {signatures} signatures",
             value=1 / paired_ratio(ours, limit),
-            at_least=0.7,
-            caches="chains, collateral, chip and devices",
+            at_least=None if stock else 0.7,
+            caches="chains, collateral, chip, launch and devices",
         ),
     ]
