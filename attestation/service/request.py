@@ -6,8 +6,10 @@ from starlette.requests import Request
 
 from attestation.errors import Denied, Malformed
 from attestation.ops.release import Credentials
+from attestation.service.intake import Intake
 
 COOKIE = "kbs-session-id"
+INTAKE = Intake()
 _HOST_BITS = 64
 MAX_COOKIE_CHARS = 128  # 64 hex digits of ours; anything longer is no session of ours
 
@@ -30,18 +32,23 @@ def peer(request: Request) -> str:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body, or Denied once it exceeds `limit`; chunked bodies included."""
+    """The whole body, or Denied once it exceeds `limit`; chunked ones included; Unavailable where too much arrives."""
     length = request.headers.get("content-length", "0")
     if length.isascii() and length.isdigit() and int(length) > limit:
         raise _too_large(limit)
     parts: list[bytes] = []
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise _too_large(limit)
-        parts.append(chunk)
-    return b"".join(parts)
+    who, size, held = peer(request), 0, 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise _too_large(limit)
+            INTAKE.take(who, len(chunk))
+            held = size
+            parts.append(chunk)
+        return b"".join(parts)
+    finally:
+        INTAKE.give(who, held)
 
 
 def _too_large(limit: int) -> Denied:

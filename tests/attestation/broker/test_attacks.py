@@ -2,8 +2,10 @@
 
 import http.client
 import json
+import socket
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ from attestation.ops.challenge import issue_challenge
 from attestation.ops.external import external_token
 from attestation.ops.release import Credentials
 from attestation.ops.world import conditions_of
+from attestation.service import request as request_module
+from attestation.service.intake import Intake
 from attestation.service.request import peer
 from attestation.sources import sessions
 from attestation.sources.rego_worker import RegoWorker
@@ -289,3 +293,30 @@ def test_the_store_is_for_its_owner_alone(tmp_path: Path) -> None:
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "store").iterdir()}
     assert {"kbs.sqlite3", "kbs.sqlite3-wal", "root.key"} <= set(modes)
     assert set(modes.values()) == {0o600}
+
+
+def test_bodies_that_never_end(kbs: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many connections with all but the last byte of a body: what one address may hold is bounded, and given back."""
+    intake = Intake(total=400_000, each=300_000)
+    monkeypatch.setattr(request_module, "INTAKE", intake)
+    for url, path in ((kbs.url, "/kbs/v0/attest"), (kbs.admin_url, "/kbs/v0/resource/a/b/c")):
+        wires = []
+        for _ in range(3):
+            parts = urlsplit(url)
+            wire = socket.create_connection((parts.hostname or "", parts.port or 0), timeout=20)
+            wires.append(wire)
+            wire.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 140001\r\n\r\n".encode() + b"a" * 140_000)
+            _until(lambda: intake._all > 0)
+        assert wires[2].recv(12) == b"HTTP/1.1 503"
+        for wire in wires:
+            wire.close()
+        _until(lambda: intake._all == 0 and not intake._held)
+    with pytest.raises(Unavailable):
+        Intake(total=10, each=20).take("a", 11)
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
