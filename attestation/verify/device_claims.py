@@ -84,22 +84,23 @@ def report_claims(
     is_switch: bool,
     path: VerifiedPath,
     revocations: Sequence[Revocation],
-    comparisons: Sequence[Comparison],
-    signers: Mapping[Slot, Sequence[Revocation]],
+    signers: Mapping[Slot, JsonObject],
     nonce_given: bool,
     level: Level,
 ) -> JsonObject:
-    """The other claims: of this report, at this time. A check that never ran is null."""
+    """The other claims: of this report, at this time. A check that never ran is null.
+
+    `signers` are the `chain_claims` of the documents.
+    """
     claims: dict[str, JsonValue] = {
         "eat_nonce": report.nonce.hex(),
         _NONCE_MATCH[is_switch]: True if nonce_given else None,
-        _DEVICE_CHAIN[is_switch]: _chain_claims(path, revocations),
+        _DEVICE_CHAIN[is_switch]: chain_claims(path, revocations),
         "cgpu-level": level.value,
         "cgpu-trailing-zeros": report.trailing_zeros,
     }
-    for comparison in comparisons:
-        slot = comparison.need.slot
-        claims[_signer_claim(is_switch, slot)] = _chain_claims(comparison.rim.path, signers[slot])
+    for slot, chain in signers.items():
+        claims[_signer_claim(is_switch, slot)] = chain
     return claims
 
 
@@ -123,7 +124,7 @@ def _mismatches(comparisons: Sequence[Comparison]) -> list[JsonValue]:
     ]
 
 
-def _chain_claims(path: VerifiedPath, revocations: Sequence[Revocation]) -> JsonObject:
+def chain_claims(path: VerifiedPath, revocations: Sequence[Revocation]) -> JsonObject:
     """One object for the whole chain: its earliest end, and the worst that stored revocation statements say."""
     worst = max(revocations, key=lambda r: _SEVERITY[r.status], default=None)
     revoked = worst is not None and worst.status is RevocationStatus.REVOKED

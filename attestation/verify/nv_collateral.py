@@ -7,6 +7,7 @@ from typing import Literal
 
 from attestation.findings import Finding
 from attestation.formats.nv_evidence import decode_base64
+from attestation.values import JsonObject
 from attestation.verify.cache import MAX_CHAINS, MAX_DEVICES, MAX_RIMS, BoundedCache
 from attestation.verify.chain import ChainCache, PathCertificate, VerifiedPath
 from attestation.verify.identity import DeviceCertificate
@@ -71,6 +72,7 @@ class Collateral:
     _issuers: dict[tuple[bytes, Role], tuple[Revocation, Finding]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    signer_claims: dict[str, JsonObject] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def judge_certificate(
         self, subject: PathCertificate, issuer: PathCertificate, role: Role

@@ -145,7 +145,7 @@ def prove_device(
             **fit.claims,
             **report_claims(
                 parsed, is_switch=is_switch, path=path, revocations=[status for status, _ in revocations],
-                comparisons=comparisons, signers={c.need.slot: _signer_statuses(c, collateral) for c in comparisons},
+                signers={c.need.slot: signers.claims(c.rim) for c in comparisons},
                 nonce_given=nonce is not None, level=level,
             ),
         },
@@ -207,12 +207,6 @@ def _require_unrevoked(path: VerifiedPath, collateral: Collateral) -> list[tuple
                 got=finding.got,
             )
     return judged
-
-
-def _signer_statuses(comparison: Comparison, collateral: Collateral) -> list[Revocation]:
-    """Revocation of who signed a document; judged before, so that this asks nobody again."""
-    path = pairwise(comparison.rim.path.certificates)
-    return [collateral.judge_certificate(subject, issuer, "rim")[0] for subject, issuer in path]
 
 
 def _mode(facts: GpuFacts | SwitchFacts, level: Level) -> GpuMode:

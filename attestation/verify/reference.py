@@ -12,12 +12,14 @@ from attestation.errors import Malformed, Untrusted
 from attestation.findings import Finding, Result, failed, passed
 from attestation.formats.nv_report import GpuFacts, SwitchFacts
 from attestation.formats.spdm import SpdmReport
+from attestation.values import JsonObject
 from attestation.verify.compare import (
     Comparison,
     compare_measurements,
     explain_mismatches,
     find_nearest,
 )
+from attestation.verify.device_claims import chain_claims
 from attestation.verify.nv_collateral import Collateral
 from attestation.verify.nv_policy import remark
 from attestation.verify.rim import MAX_DOCUMENTS, RimNeed, VerifiedRim, require_fit, require_signer_time, verify_rim
@@ -129,6 +131,16 @@ class Signers:
                 self._reported.add(subject.tbs)
                 new.append(finding)
         return acceptable, new
+
+    def claims(self, rim: VerifiedRim) -> JsonObject:
+        """What the claims say about them; the devices of one set share documents."""
+        known = self._collateral.signer_claims.get(rim.sha256)
+        if known is None:
+            judge, path = self._collateral.judge_certificate, rim.path
+            statuses = [judge(subject, issuer, "rim")[0] for subject, issuer in pairwise(path.certificates)]
+            known = chain_claims(path, statuses)
+            self._collateral.signer_claims[rim.sha256] = known
+        return known
 
 
 def _neighbours(collateral: Collateral, but: VerifiedRim) -> list[VerifiedRim]:
