@@ -40,7 +40,7 @@ def listens(port: int) -> bool:
 
 @dataclass
 class Brokers:
-    """Started by `start`; every operation of an operator is a command line."""
+    """`serve` starts both; every operation of an operator is a command line."""
 
     console: Console
     store: str
@@ -75,7 +75,6 @@ class Brokers:
             self.guests.append(free_port())
             self.admins.append(free_port())
         self.balancer, self.admin_balancer = Balancer(self.guests), Balancer(self.admins)
-        self.serve()
 
     @property
     def url(self) -> str:

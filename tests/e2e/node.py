@@ -67,7 +67,7 @@ def gpus_in(resource_slice: dict[str, Any]) -> list[dict[str, Any]]:
 
 @dataclass
 class Node:
-    """Started by `start`. `rack` says which GPU sits in which slot: the truth that only hardware knows."""
+    """`start` starts it. `rack` says which GPU sits in which slot: the truth that only hardware knows."""
 
     console: Console
     api: Any
@@ -95,6 +95,9 @@ class Node:
              "--bridge", str(self.socket), "--listen", f"127.0.0.1:{self.port}"],
             self.work / "agent.log",
         )  # fmt: skip
+
+    def start(self) -> None:
+        """Bridge, then agent: returns when every GPU is in mode `on` and offered."""
         self.start_bridge()
         self.agent.start(self.ready)
 

@@ -19,7 +19,7 @@ from tests.e2e.report import Report
 from tests.e2e.site import PATH, Site
 from tests.kata_gpu.dra.fake_kubelet import KubeletError
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 STRANGER = 42  # serial number of a genuine GPU that is not the owner's
 
 
