@@ -39,6 +39,15 @@ class Principal:
     role: Role
     repositories: tuple[str, ...] = ()
 
+    @property
+    def somewhere(self) -> str | None:
+        """A repository of theirs, for requests whose answer is cut to what they `see`; None where they see all."""
+        return self.repositories[0] if self.repositories else None
+
+    def sees(self, repository: str) -> bool:
+        """Whether it is one of theirs."""
+        return not self.repositories or repository in self.repositories
+
     def require(self, verb: Verb, repository: str | None = None) -> None:
         """Denied unless the role has this verb, in this repository where one is named."""
         if verb not in _ALLOWED[self.role]:

@@ -1,7 +1,8 @@
-"""The broker's admin API as a client: keys with their labels and release policies."""
+"""The broker's admin API as a client."""
 
 import json
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 from attestation.crypto.b64 import b64
 from attestation.errors import AttestationError, Denied, Misconfigured, Unavailable
@@ -36,6 +37,12 @@ class AdminClient:
         if type(version) is not int:
             raise Unavailable("admin-answer", "not an answer of this broker's API", where=reply.where, got=version)
         return version
+
+    def call(self, method: str, path: str, document: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """One request of `/api/v1` and the JSON object that answers it."""
+        data = None if document is None else json.dumps(document).encode("ascii")
+        reply = self._call(method, path, data)
+        return require_object(reply.json(), reply.where)
 
     def _call(self, method: str, path: str, data: bytes | None) -> Reply:
         reply = self._http.call(method, path, data=data, headers=self._headers)

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from attestation.cli.office import office, office_options
 from attestation.cli.store import moment, opened, operator, read_bytes, read_text, show, store_options
 from attestation.errors import Misconfigured
 from attestation.values import ResourcePath, Secret
@@ -164,6 +165,22 @@ def set_policy(path: str, policy: str, store: str, root_key: Path | None, output
     with opened(store, root_key) as world:
         set_key_policy(world, operator(), ResourcePath.parse(path), read_text(policy), now=moment(None))
     show({"path": path, "policy": policy}, output, [f"{path} is released under {policy}"])
+
+
+@key.command()
+@click.argument("path")
+@office_options
+def history(path: str, output: str, **where: Any) -> None:
+    """Who gave the key which release policy when, from the audit log; digests are those that releases name.
+
+    \b
+    Example:
+      kata-gpu-kbs key history default/model/llama --store kbs
+    """
+    with office(where) as place:
+        rows = place.policy_history(path)
+    lines = [f"{row['at']}  {row['by']}  {row['policy']}  audit entry {row['seq']}" for row in rows]
+    show({"path": path, "changes": rows}, output, lines or [f"no release policy of {path} is in the audit log"])
 
 
 @key.command()

@@ -1,11 +1,12 @@
 """`kata-gpu-kbs revoke` and `lease`: whom the broker refuses from now on, and who holds which key."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from attestation.cli.store import moment, opened, operator, show, store_options
-from attestation.values import ResourcePath
+from attestation.cli.office import office, office_options
+from attestation.cli.store import show
 
 KINDS = ("token", "tee-key", "chip", "gpu", "firmware")
 
@@ -26,10 +27,8 @@ def revoke() -> None:
 @click.argument("value")
 @click.option("--reason", required=True, help="For the audit log.")
 @click.option("--webhook", type=click.Path(path_type=Path), metavar="FILE", help="Tell this webhook (see `serve`).")
-@store_options
-def add(
-    kind: str, value: str, reason: str, webhook: Path | None, store: str, root_key: Path | None, output: str
-) -> None:
+@office_options
+def add(kind: str, value: str, reason: str, webhook: Path | None, output: str, **where: Any) -> None:
     """Revoke VALUE: a token id, TEE key thumbprint, CPU chip id, GPU identity or leaf serial, or a firmware range.
 
     Prints the leases that this ended: guests that have keys already, which somebody has to stop.
@@ -37,77 +36,63 @@ def add(
     \b
     Example:
       kata-gpu-kbs revoke add chip 9f2c... --reason "node decommissioned" --store /var/lib/kbs
+      kata-gpu-kbs revoke add token 5d0e... --reason "left the fleet" --broker https://kbs-admin:8081 \\
+          --broker-cert ca.pem --admin-token-file token
     """
-    from dataclasses import replace
-
-    from attestation.broker.revocation import RevocationKind
-    from attestation.cli.webhook_file import load_webhook
-    from attestation.ops import revocations
-
-    hook = None if webhook is None else load_webhook(webhook)
-    with opened(store, root_key) as opened_world:
-        world = opened_world if hook is None else replace(opened_world, webhook=hook)
-        ended = revocations.revoke(world, operator(), RevocationKind(kind), value, reason, now=moment(None))
-    if hook is not None:
-        hook.close()
+    with office(where, webhook) as place:
+        done = place.revoke(kind, value, reason)
+    ended = done["ended"]
     lines = [f"revoked {kind} {value}; {len(ended)} leases ended"]
-    lines += [f"  {lease.path} held by chip {lease.chip_id[:16]}, token {lease.jti}" for lease in ended]
-    show({"kind": kind, "value": value, "ended": [lease.to_json() for lease in ended]}, output, lines)
+    lines += [f"  {row['path']} held by chip {row['chip_id'][:16]}, token {row['jti']}" for row in ended]
+    show(done, output, lines)
 
 
 @revoke.command()
 @click.argument("kind", type=click.Choice(KINDS))
 @click.argument("value")
-@store_options
-def remove(kind: str, value: str, store: str, root_key: Path | None, output: str) -> None:
+@office_options
+def remove(kind: str, value: str, output: str, **where: Any) -> None:
     """Take a revocation back. Exit code 1 where there was none.
 
     \b
     Example:
       kata-gpu-kbs revoke remove chip 9f2c... --store /var/lib/kbs
     """
-    from attestation.broker.revocation import RevocationKind
     from attestation.errors import ExitCode
-    from attestation.ops import revocations
 
-    with opened(store, root_key) as world:
-        found = revocations.unrevoke(world, operator(), RevocationKind(kind), value, now=moment(None))
+    with office(where) as place:
+        found = place.unrevoke(kind, value)
     show({"removed": found}, output, [f"{kind} {value} is accepted again" if found else "was not revoked"])
     if not found:
         raise click.exceptions.Exit(ExitCode.NEGATIVE)
 
 
 @revoke.command("list")
-@store_options
-def list_(store: str, root_key: Path | None, output: str) -> None:
+@office_options
+def list_(output: str, **where: Any) -> None:
     """Everything that is revoked.
 
     \b
     Example:
       kata-gpu-kbs revoke list --store /var/lib/kbs
     """
-    from attestation.ops import revocations
-
-    with opened(store, root_key) as world:
-        rows = [found.to_json() for found in revocations.list_revocations(world, operator())]
+    with office(where) as place:
+        rows = place.revocations()
     lines = [f"{row['created']} {row['kind']} {row['value']}: {row['reason']}" for row in rows]
     show({"revocations": rows}, output, lines or ["nothing is revoked"])
 
 
 @click.command()
 @click.argument("path", required=False)
-@store_options
-def lease(path: str | None, store: str, root_key: Path | None, output: str) -> None:
+@office_options
+def lease(path: str | None, output: str, **where: Any) -> None:
     """Who holds which key at present, and until when without a new attestation.
 
     \b
     Example:
       kata-gpu-kbs lease default/model/llama --store /var/lib/kbs
     """
-    from attestation.ops import revocations
-
-    at = None if path is None else ResourcePath.parse(path)
-    with opened(store, root_key) as world:
-        rows = [found.to_json() for found in revocations.list_leases(world, operator(), at, now=moment(None))]
+    with office(where) as place:
+        rows = place.leases(path)
     lines = [f"{row['path']}  chip {str(row['chip_id'])[:16]}  until {row['expires']}" for row in rows]
     show({"leases": rows}, output, lines or ["no leases"])

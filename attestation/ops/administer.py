@@ -217,9 +217,8 @@ def add_user(
 
 def list_keys(world: World, who: Principal, repository: str | None = None) -> tuple[KeyRecord, ...]:
     """Keys that the principal may see."""
-    who.require(Verb.READ, repository or (who.repositories[0] if who.repositories else None))
-    records = world.keys.list(repository)
-    return tuple(r for r in records if not who.repositories or r.path.repository in who.repositories)
+    who.require(Verb.READ, repository or who.somewhere)
+    return tuple(record for record in world.keys.list(repository) if who.sees(record.path.repository))
 
 
 def _require_labels(record: KeyRecord, labels: Sequence[str]) -> None:

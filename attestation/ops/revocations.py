@@ -3,14 +3,18 @@
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
+from typing import Any
 
 from attestation.broker.revocation import MAX_REASON, FirmwareRange, Revocation, RevocationKind, normal_value
 from attestation.broker.roles import Principal, Verb
 from attestation.errors import Malformed
 from attestation.ops.world import World
+from attestation.sources.audit import Entry
 from attestation.sources.leases import Lease
 from attestation.sources.tenants import Quota
 from attestation.values import JsonValue, ResourcePath
+
+_POLICY_EVENTS = ("key-stored", "key-policy-set")
 
 
 def revoke(
@@ -53,9 +57,8 @@ def list_revocations(world: World, who: Principal) -> tuple[Revocation, ...]:
 
 def list_leases(world: World, who: Principal, path: ResourcePath | None, *, now: datetime) -> tuple[Lease, ...]:
     """Who holds keys at present, as far as the principal may see."""
-    who.require(Verb.READ, path.repository if path else (who.repositories[0] if who.repositories else None))
-    found = world.leases.live(now, path)
-    return tuple(lease for lease in found if not who.repositories or lease.path.repository in who.repositories)
+    who.require(Verb.READ, path.repository if path else who.somewhere)
+    return tuple(lease for lease in world.leases.live(now, path) if who.sees(lease.path.repository))
 
 
 def set_quota(world: World, who: Principal, tenant: str, quota: Quota, *, now: datetime) -> None:
@@ -64,6 +67,36 @@ def set_quota(world: World, who: Principal, tenant: str, quota: Quota, *, now: d
     ResourcePath(tenant, "x", "x")  # the naming rule
     world.tenants.put(tenant, quota, now)
     world.audit.record(event="quota-set", subject=tenant, body={"by": who.name, **asdict(quota)}, now=now)
+
+
+def list_quotas(world: World, who: Principal, *, now: datetime) -> list[dict[str, Any]]:
+    """Tenants with limits and what they have used of them, as far as the principal may see."""
+    who.require(Verb.READ, who.somewhere)
+    return [
+        {
+            "tenant": name,
+            **asdict(quota),
+            "used": {"keys": len(world.keys.list(name)), **world.tenants.used(name, now)},
+        }
+        for name, quota in world.tenants.all().items()
+        if who.sees(name)
+    ]
+
+
+def audit_tail(world: World, who: Principal, count: int, repository: str | None = None) -> tuple[Entry, ...]:
+    """The newest entries: of the whole log, of one repository, or of those that the principal is limited to."""
+    who.require(Verb.READ, repository or who.somewhere)
+    return world.audit.tail(count, (repository,) if repository else who.repositories)
+
+
+def policy_history(world: World, who: Principal, path: ResourcePath) -> list[dict[str, Any]]:
+    """Who gave a key which release policy when, oldest first: digests, as releases name them, from the audit log."""
+    who.require(Verb.READ, path.repository)
+    return [
+        {"at": entry.at.isoformat(), "by": entry.body.get("by"), "policy": entry.body["policy"], "seq": entry.seq}
+        for entry in world.audit.about(str(path))
+        if entry.event in _POLICY_EVENTS and entry.body.get("policy")
+    ]
 
 
 def _concerns(world: World, kind: RevocationKind, value: str) -> Callable[[Lease], bool]:

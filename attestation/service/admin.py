@@ -26,7 +26,6 @@ from attestation.sources.policy_store import PolicyKind
 from attestation.values import JsonValue, ResourcePath, Secret
 
 log = structlog.get_logger()
-MAX_TAIL, _MAX_DIGITS = 1000, 4
 Handler = Callable[["AdminApi", Request, Principal, bytes], Response]
 
 
@@ -72,14 +71,14 @@ class AdminApi:
 
 def put_resource(api: AdminApi, request: Request, who: Principal, body: bytes) -> Response:
     """`POST /kbs/v0/resource/...`: the body is the secret, byte for byte."""
-    administer.put_key(api.world, who, _resource_path(request), Secret(body), now=api.clock())
+    administer.put_key(api.world, who, resource_path(request), Secret(body), now=api.clock())
     api.metrics.resource_writes.inc()
     return _ok()
 
 
 def delete_resource(api: AdminApi, request: Request, who: Principal, _body: bytes) -> Response:
     """`DELETE /kbs/v0/resource/...`."""
-    administer.delete_key(api.world, who, _resource_path(request), now=api.clock())
+    administer.delete_key(api.world, who, resource_path(request), now=api.clock())
     api.metrics.resource_deletes.inc()
     return _ok()
 
@@ -124,7 +123,7 @@ def list_keys(api: AdminApi, request: Request, who: Principal, _body: bytes) -> 
 
 def get_key(api: AdminApi, request: Request, who: Principal, _body: bytes) -> Response:
     """`GET /api/v1/keys/<path>`: metadata, versions and policy; never the secret."""
-    path = _resource_path(request)
+    path = resource_path(request)
     who.require(Verb.READ, path.repository)
     record = api.world.keys.get(path)
     if record is None:
@@ -135,14 +134,14 @@ def get_key(api: AdminApi, request: Request, who: Principal, _body: bytes) -> Re
 
 def make_model_key(api: AdminApi, request: Request, who: Principal, _body: bytes) -> Response:
     """`POST /api/v1/keys/<path>`: a new model key, or a new version of one. Its bytes never leave the broker here."""
-    path = _resource_path(request)
+    path = resource_path(request)
     version = administer.put_key(api.world, who, path, None, kind=KeyKind.MODEL_KEY, now=api.clock())
     return JSONResponse({"path": str(path), "version": version})
 
 
 def keep_key(api: AdminApi, request: Request, who: Principal, body: bytes) -> Response:
     """`PUT /api/v1/keys/<path>`: secret, labels and release policy, all of them or nothing; never other bytes."""
-    path, upload = _resource_path(request), parse_body(KeyUpload, body)
+    path, upload = resource_path(request), parse_body(KeyUpload, body)
     secret = Secret(parse_b64(upload.secret, where="secret"))
     version = administer.keep_key(
         api.world, who, path, secret, labels=upload.labels, policy=upload.policy, now=api.clock()
@@ -153,32 +152,23 @@ def keep_key(api: AdminApi, request: Request, who: Principal, body: bytes) -> Re
 
 def wrap_key(api: AdminApi, request: Request, who: Principal, body: bytes) -> Response:
     """`POST /api/v1/wrap/<path>`: the body, a data key, under the newest version of a model key."""
-    path = _resource_path(request)
+    path = resource_path(request)
     version, packet = model_keys.wrap_key(api.world, who, path, body, now=api.clock())
     return JSONResponse({"path": str(path), "version": version, "annotation": packet})
 
 
 def unwrap_key(api: AdminApi, request: Request, who: Principal, body: bytes) -> Response:
     """`POST /api/v1/unwrap/<path>`: the body, an annotation, back to the data key in base64."""
-    path = _resource_path(request)
+    path = resource_path(request)
     version, data = model_keys.unwrap_key(api.world, who, path, _utf8(body), now=api.clock())
     return JSONResponse({"path": str(path), "version": version, "data": b64(data.expose())})
 
 
 def put_key_policy(api: AdminApi, request: Request, who: Principal, body: bytes) -> Response:
     """`PUT /api/v1/policies/<path>`: TOML, the release policy of one key."""
-    path = _resource_path(request)
+    path = resource_path(request)
     administer.set_key_policy(api.world, who, path, _utf8(body), now=api.clock())
     return JSONResponse({"path": str(path)})
-
-
-def audit_tail(api: AdminApi, request: Request, who: Principal, _body: bytes) -> Response:
-    """`GET /api/v1/audit?last=100`."""
-    who.require(Verb.READ)
-    last = request.query_params.get("last", "100")
-    if not last.isascii() or not last.isdigit() or len(last) > _MAX_DIGITS or not 0 < int(last) <= MAX_TAIL:
-        raise Malformed("audit-last", "bad count", where="last", expected=f"1..{MAX_TAIL}", got=last[:20])
-    return JSONResponse({"entries": [entry.to_json() for entry in api.world.audit.tail(int(last))]})
 
 
 def attestations(api: AdminApi, _request: Request, who: Principal, _body: bytes) -> Response:
@@ -198,7 +188,7 @@ def attestations(api: AdminApi, _request: Request, who: Principal, _body: bytes)
     return JSONResponse({"attestations": rows})
 
 
-def _resource_path(request: Request) -> ResourcePath:
+def resource_path(request: Request) -> ResourcePath:
     kbs_path(request)
     return ResourcePath.parse(request.path_params["resource"])
 

@@ -17,6 +17,7 @@ from attestation.ops.readiness import probes
 from attestation.ops.renewed_verifier import RenewedVerifier
 from attestation.ops.world import World
 from attestation.service import admin as handlers
+from attestation.service import governance
 from attestation.service.admin import AdminApi, Handler
 from attestation.service.handshakes import Handshakes
 from attestation.service.health import Health
@@ -230,7 +231,14 @@ def _api(api: AdminApi) -> list[BaseRoute]:
         ("/api/v1/wrap/{resource:path}", "POST", handlers.wrap_key),
         ("/api/v1/unwrap/{resource:path}", "POST", handlers.unwrap_key),
         ("/api/v1/policies/{resource:path}", "PUT", handlers.put_key_policy),
-        ("/api/v1/audit", "GET", handlers.audit_tail),
+        ("/api/v1/policies/{resource:path}", "GET", governance.policy_history),
+        ("/api/v1/audit", "GET", governance.audit_tail),
+        ("/api/v1/revocations", "GET", governance.list_revocations),
+        ("/api/v1/revocations", "POST", governance.revoke),
+        ("/api/v1/revocations", "DELETE", governance.unrevoke),
+        ("/api/v1/leases", "GET", governance.list_leases),
+        ("/api/v1/tenants", "GET", governance.list_tenants),
+        ("/api/v1/tenants/{name}", "PUT", governance.set_tenant),
         ("/api/v1/attestations", "GET", handlers.attestations),
     ]
     return [Route(path, api.endpoint(handler, kbs=False), methods=[verb]) for path, verb, handler in rows]

@@ -84,6 +84,29 @@ class KeyUpload(_Wire):
     policy: str | None = None
 
 
+class RevocationUpload(_Wire):
+    """`POST /api/v1/revocations`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: str
+    value: str
+    reason: str
+
+
+_Limit = Annotated[int, Field(ge=0, lt=2**63)] | None  # a BIGINT column
+
+
+class QuotaUpload(_Wire):
+    """`PUT /api/v1/tenants/...`; null, or not given, is no limit."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_keys: _Limit = None
+    releases_per_hour: _Limit = None
+    attestations_per_minute: _Limit = None
+
+
 M = TypeVar("M", bound=_Wire)
 
 

@@ -91,6 +91,13 @@ def administration(kbs: Target) -> list[Wire]:
     )
     call("POST", "/kbs/v0/reference-value", {"version": "0.1.0", "type": "sample", "payload": "eyJzdm4iOlsiMSJdfQ=="})
     call("GET", "/kbs/v0/reference-value/svn")
+    call("GET", "/api/v1/policies/default/model/owned")
+    call("PUT", "/api/v1/tenants/acme", {"max_keys": 100, "releases_per_hour": 1000})
+    call("GET", "/api/v1/tenants")
+    call("POST", "/api/v1/revocations", {"kind": "gpu", "value": "4f1c", "reason": "stolen in transit"})
+    call("GET", "/api/v1/revocations")
+    call("DELETE", "/api/v1/revocations?kind=gpu&value=4f1c")
+    call("GET", "/api/v1/leases?path=default/model/owned")
     call("GET", "/api/v1/audit?last=1")
     call("GET", "/api/v1/attestations")
     return [wire]
