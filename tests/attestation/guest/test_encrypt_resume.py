@@ -1,10 +1,6 @@
 """Interrupted encryption: what is kept, what starts again, and that no nonce serves two plaintexts."""
 
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,13 +9,12 @@ import pytest
 
 from attestation.crypto.stream import HEADER_BYTES, TAG_BYTES
 from attestation.errors import AttestationError, Misconfigured
-from attestation.guest.decrypt import decrypt_model
 from attestation.ops.encrypt_journal import BATCH_BYTES
 from attestation.ops.model_encrypt import Encrypted, Options, encrypt_model
 from attestation.ops.model_sources import plan_sources
 from attestation.values import Secret
 from tests.attestation.guest.decoder import decode_model
-from tests.attestation.guest.models import ANYWHERE, KEY, PROC, counting, opened
+from tests.attestation.guest.models import KEY, counting
 
 SIZE = 3 * BATCH_BYTES + 12345
 CHUNK_LOG2 = 20
@@ -184,47 +179,3 @@ def test_a_source_that_shrinks_while_it_is_read(big: Path, tmp_path: Path) -> No
     with pytest.raises(AttestationError):
         encrypt_model(plan_sources(big), tmp_path / "out", KEY, random=counting(), options=OPTIONS, progress=progress)
     assert not (tmp_path / "out" / "manifest.kgm").exists()
-
-
-# -- kill -9 ---------------------------------------------------------------------------------------------------------
-
-MARK = b"TOP-SECRET-WEIGHTS-"
-
-
-def kill_after(arguments: list[str], seconds: float) -> None:
-    """Start one of our command lines and kill it."""
-    with subprocess.Popen([sys.executable, "-c", *arguments], stderr=subprocess.DEVNULL) as process:
-        time.sleep(seconds)
-        process.send_signal(signal.SIGKILL)
-
-
-KBS = "import sys; from attestation.cli.main import cli, run; sys.exit(run(cli, sys.argv[1:]))"
-GUEST = "import sys; from attestation.guest.main import run; sys.exit(run(sys.argv[1:]))"
-
-
-def holds_mark(folder: Path) -> list[str]:
-    return [p.name for p in folder.rglob("*") if p.is_file() and MARK in p.read_bytes()]
-
-
-def test_kill_9_leaves_no_plaintext_on_a_disk(tmp_path: Path, memory: Path) -> None:
-    """Killed at many moments, encryption leaves ciphertext only and goes on; decryption touches memory only."""
-    source, out, key = tmp_path / "source", tmp_path / "out", tmp_path / "key"
-    source.mkdir()
-    (source / "big.bin").write_bytes(MARK * (40 << 20 >> 4))
-    key.write_bytes(KEY.expose())
-    encrypt = [KBS, "model", "encrypt", str(source), str(out), "--key-file", str(key)]
-    for moment in (0.15, 0.22, 0.28, 0.34):
-        kill_after(encrypt, moment)
-        assert not out.exists() or holds_mark(out) == []
-        if (out / "manifest.kgm").exists():
-            break
-    if not (out / "manifest.kgm").exists():
-        subprocess.run([sys.executable, "-c", *encrypt], check=True, stdout=subprocess.DEVNULL)
-    target = memory / "plain"
-    for moment in (0.12, 0.18, 0.24, 0.3):
-        kill_after([GUEST, "model", "decrypt", str(out), str(target), "--key-file", str(key)], moment)
-        assert holds_mark(out) == []
-        final = target / "big.bin"
-        assert not final.exists() or final.stat().st_size == (source / "big.bin").stat().st_size
-    decrypt_model(opened(out), target, exceptions=ANYWHERE, proc=PROC)
-    assert (target / "big.bin").read_bytes() == (source / "big.bin").read_bytes()
