@@ -60,17 +60,17 @@ def _canonical_members(nonce_text: str, tee_jwk: Mapping[str, str]) -> bytes:
     return _encoded(_CANONICAL.encode({"nonce": nonce_text, "tee-pubkey": require_jwk(tee_jwk)}))
 
 
-def _primary(members: bytes, additional_evidence: str) -> bytes:
-    """RFC 8785 form with "additional-evidence", which sorts before the other members."""
-    return b'{"additional-evidence":%b,%b' % (_canonical_text(additional_evidence), members[1:])
+def _primary(members: bytes, additional_evidence: str) -> tuple[bytes, ...]:
+    """RFC 8785 form with "additional-evidence", which sorts before the other members, in pieces."""
+    return b'{"additional-evidence":"', _canonical_text(additional_evidence), b'",', members[1:]
 
 
 def _canonical_text(text: str) -> bytes:
-    """RFC 8785 form of a text. Quotes and backslashes are all that has to be escaped where nothing is a control."""
+    """RFC 8785 form of a text, between its quotes. Where nothing is a control, quotes and backslashes are escaped."""
     raw = _encoded(text)
     if len(raw.translate(None, _CONTROLS)) != len(raw):
-        return _CANONICAL.encode(text).encode()
-    return b'"%b"' % raw.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+        return _CANONICAL.encode(text).encode()[1:-1]
+    return raw.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
 
 
 def _encoded(text: str) -> bytes:
@@ -80,15 +80,18 @@ def _encoded(text: str) -> bytes:
         raise Malformed("binding-jcs", "runtime data is not Unicode text", got=str(exc)[:80]) from exc
 
 
-def _digest(canonical: bytes, hash_name: str) -> bytes:
+def _digest(hash_name: str, *canonical: bytes) -> bytes:
     if hash_name not in HASHES:
         raise Malformed("binding-hash", "unknown hash", expected="|".join(HASHES), got=repr(hash_name[:40]))
-    return hashlib.new(hash_name, canonical).digest()
+    digest = hashlib.new(hash_name)
+    for piece in canonical:
+        digest.update(piece)
+    return digest.digest()
 
 
 def trustee_device_digest(nonce_text: str, tee_jwk: Mapping[str, str], hash_name: str = DEFAULT_HASH) -> bytes:
     """H(JCS({"nonce", "tee-pubkey"})): what every additional device must answer."""
-    return _digest(_canonical_members(nonce_text, tee_jwk), hash_name)
+    return _digest(hash_name, _canonical_members(nonce_text, tee_jwk))
 
 
 def trustee_device_nonce(nonce_text: str, tee_jwk: Mapping[str, str], hash_name: str = DEFAULT_HASH) -> Nonce:
@@ -100,7 +103,7 @@ def trustee_primary_digest(
     nonce_text: str, tee_jwk: Mapping[str, str], additional_evidence: str, hash_name: str = DEFAULT_HASH
 ) -> bytes:
     """H(JCS({"additional-evidence", "nonce", "tee-pubkey"})); the evidence string exactly as sent, "" when none."""
-    return _digest(_primary(_canonical_members(nonce_text, tee_jwk), additional_evidence), hash_name)
+    return _digest(hash_name, *_primary(_canonical_members(nonce_text, tee_jwk), additional_evidence))
 
 
 def trustee_report_data(
@@ -115,10 +118,9 @@ def trustee_binding(
 ) -> tuple[Nonce, bytes]:
     """`trustee_device_nonce` and `trustee_report_data` at once, for who needs both."""
     members = _canonical_members(nonce_text, tee_jwk)
-    primary = _primary(members, additional_evidence)
     return (
-        Nonce(_digest(members, hash_name)[:NONCE_BYTES]),
-        _digest(primary, hash_name).ljust(REPORT_DATA_BYTES, b"\0"),
+        Nonce(_digest(hash_name, members)[:NONCE_BYTES]),
+        _digest(hash_name, *_primary(members, additional_evidence)).ljust(REPORT_DATA_BYTES, b"\0"),
     )
 
 

@@ -49,11 +49,12 @@ def _distinct(proofs: Sequence[DeviceProof]) -> list[Finding]:
     """By chip id, by leaf serial number and by PDI: one device has one of each."""
     for label, keys in (
         ("chip id", [p.certificate.identity.chip_id for p in proofs]),
-        ("leaf serial", [str(p.certificate.identity.leaf_serial) for p in proofs]),
-        ("PDI", [p.certificate.pdi.hex() for p in proofs]),
+        ("leaf serial", [p.certificate.identity.leaf_serial for p in proofs]),
+        ("PDI", [p.certificate.pdi for p in proofs]),
     ):
-        repeated = sorted(key for key, count in Counter(keys).items() if count > 1)
-        if repeated:
+        if len(set(keys)) != len(keys):
+            texts = (key.hex() if isinstance(key, bytes) else str(key) for key in keys)
+            repeated = sorted(text for text, count in Counter(texts).items() if count > 1)
             return [
                 failed(
                     "distinct-devices",
@@ -68,10 +69,11 @@ def _distinct(proofs: Sequence[DeviceProof]) -> list[Finding]:
 
 def _one_nonce(proofs: Sequence[DeviceProof]) -> list[Finding]:
     """Where no challenge was given, the reports must at least answer the same one."""
-    nonces = {p.device.nonce.hex() for p in proofs}
+    nonces = {p.device.nonce.raw for p in proofs}
     if len(nonces) > 1:
-        return [failed("one-nonce", "nonce-differs", expected="one nonce for all devices", got=sorted(nonces))]
-    return [passed("one-nonce", next(iter(nonces)))]
+        got = sorted(nonce.hex() for nonce in nonces)
+        return [failed("one-nonce", "nonce-differs", expected="one nonce for all devices", got=got)]
+    return [passed("one-nonce", proofs[0].device.nonce.hex())]
 
 
 def _one_mode(gpus: Sequence[_Gpu]) -> list[Finding]:
