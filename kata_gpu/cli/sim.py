@@ -113,6 +113,42 @@ def hold(*, file: Path, address: str, release: bool) -> None:
 
 
 _MODELS = ("b200", "h100", "nvswitch")
+_FAULTS: dict[str, dict[str, object]] = {
+    "dead": {"dead": True},
+    "locked": {"locked": True},
+    "boot-never": {"boot": "never"},
+    "reset-noop": {"reset": "noop"},
+}
+_HOST_FAULTS = _FAULTS | {
+    "off-the-bus": {"dead": "until-bus-reset"},
+    "reset-fails": {"reset": "error"},
+    "fsp-refuses": {"fsp": 0x55},
+}
+
+
+@sim.command("fault")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.argument("address")
+@click.argument("faults", nargs=-1, type=click.Choice(sorted(_HOST_FAULTS)))
+def fault(*, file: Path, address: str, faults: tuple[str, ...]) -> None:
+    """Give a device of a simulated host exactly these faults; none heals it.
+
+    \b
+    Example:
+      kata-gpu sim fault host.sim 0000:17:00.0 off-the-bus
+      kata-gpu recover 0000:17:00.0 --sim host.sim
+    """
+    from kata_gpu.core.pci import PciAddress
+    from kata_gpu.errors import Misconfigured
+    from kata_gpu.host.simkernel.kernel import SimKernel
+
+    name = str(PciAddress.parse(address))
+    with SimKernel(path=file).edit() as machine:
+        function = machine.functions.get(name)
+        if function is None or function.chip is None:
+            raise Misconfigured("no-such-device", "no GPU or NVSwitch at this address", where=address)
+        function.chip.faults = {key: value for chosen in faults for key, value in _HOST_FAULTS[chosen].items()}
+    click.echo(f"{name}: {', '.join(faults) or 'healthy'}")
 
 
 @sim.command("gpu")
@@ -152,14 +188,6 @@ def gpu(*, directory: Path, faults: tuple[str, ...], devices: tuple[str, ...]) -
         server.wait()
     except KeyboardInterrupt:
         server.close()
-
-
-_FAULTS: dict[str, dict[str, object]] = {
-    "dead": {"dead": True},
-    "locked": {"locked": True},
-    "boot-never": {"boot": "never"},
-    "reset-noop": {"reset": "noop"},
-}
 
 
 def _pair(text: str, separator: str, shape: str, values: tuple[str, ...]) -> tuple[str, str]:

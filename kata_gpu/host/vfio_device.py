@@ -4,8 +4,9 @@ Holding a device here keeps every VM and every other VFIO user out. The kernel r
 when its last file is closed; registers are reached through the region API, which works under kernel lockdown.
 
 Opening a device that answers takes milliseconds; whether it answers is asked before, in a child with a deadline. One
-that dies in between keeps this process until the kernel gives up: 60 s for each reset method that it tries
-(PCIE_RESET_READY_POLL_MS), 70 to 208 s measured. Nothing has been written by then, and the caller's lock is held.
+that dies in between, or in a reset, keeps the calling thread until the kernel gives up: 60 s for each reset method that
+it tries (PCIE_RESET_READY_POLL_MS), 70 to 208 s measured. A child would not help: whoever closes the last file waits
+for the same reset, and unlike an unbind of a device in use it always ends. The caller's lock is held meanwhile.
 """
 
 import errno
@@ -196,7 +197,7 @@ def device_dead(where: str) -> Unavailable:
         "the device does not answer",
         where=where,
         got="all ones",
-        hint="`kata-gpu recover ADDRESS` resets its slot; see `kata-gpu doctor` IOM-14",
+        hint=f"`kata-gpu recover {where}` resets its slot; see `kata-gpu doctor` IOM-14",
     )
 
 

@@ -11,7 +11,7 @@ from kata_gpu.core.gpu import CcMode, GpuDevice
 from kata_gpu.core.inventory import Inventory
 from kata_gpu.core.pci import PciAddress, PciFunction
 from kata_gpu.core.plan import Observed
-from kata_gpu.errors import KataGpuError, TimedOut, Unavailable
+from kata_gpu.errors import InUse, KataGpuError, TimedOut, Unavailable
 from kata_gpu.host.binding import read_override
 from kata_gpu.host.blocked import keeps_group, unbind_waits
 from kata_gpu.host.cc.backend import CcBackend
@@ -150,7 +150,8 @@ def _aliases(host: Host) -> str:
 
 
 def read_modes(node: Node, inventory: Inventory, only: Sequence[PciAddress] | None = None) -> Inventory:
-    """The inventory with CC modes read from the devices now. A device that is held keeps its last verified mode.
+    """The inventory with CC modes read from the devices now. A device that is held keeps its last verified mode; of one
+    that does not answer nothing is known any more.
 
     Opening a device resets it; that harms nobody, because the guard found it free and the session keeps others out.
     """
@@ -162,6 +163,8 @@ def read_modes(node: Node, inventory: Inventory, only: Sequence[PciAddress] | No
         devices.append(_read_mode(node, backend, device) if wanted else device)
         if (mode := devices[-1].cc_mode) is not None:
             modes[device.function.address] = mode
+        else:
+            modes.pop(device.function.address, None)
     node.journal.set_modes(inventory.boot_id, modes)
     return replace(inventory, devices=tuple(devices))
 
@@ -175,7 +178,9 @@ def _read_mode(node: Node, backend: CcBackend, device: GpuDevice) -> GpuDevice:
         node.guard.require_free(device.unit)
         with backend.session([device]) as session:
             mode = session.query(device.function.address)
-    except KataGpuError as exc:
+    except InUse as exc:
         return replace(device, problem=device.problem or str(exc))
+    except KataGpuError as exc:
+        return replace(device, cc_mode=None, problem=device.problem or str(exc))
     problem = "" if mode is not None else "an interrupted switch left an invalid CC mode: set any mode again"
     return replace(device, cc_mode=mode, problem=device.problem or problem)

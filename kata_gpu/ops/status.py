@@ -1,15 +1,17 @@
 """How the node is, with one reason string for whatever is wrong. Reads only, and never blocks on a wedged device."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kata_gpu.core.cdi import find_duplicates, find_stale, parse_spec
+from kata_gpu.core.gpu import GpuDevice
 from kata_gpu.core.inventory import Inventory
 from kata_gpu.core.labels import render_labels
 from kata_gpu.core.pci import PciAddress
-from kata_gpu.errors import Malformed
+from kata_gpu.errors import KataGpuError, Malformed
 from kata_gpu.host.guard import Holder
 from kata_gpu.host.owners import find_owners
+from kata_gpu.host.vfio_device import device_dead, responds
 from kata_gpu.ops.node import Node, observe_node
 
 
@@ -35,7 +37,7 @@ class Status:
 def status(node: Node) -> Status:
     """Look at everything once."""
     observed = observe_node(node)
-    inventory = observed.inventory
+    inventory = replace(observed.inventory, devices=tuple(_asked(node, d) for d in observed.inventory.devices))
     stale = _stale(observed.cdi, inventory)
     owners = find_owners(node.host)
     last = node.journal.last_outcome()
@@ -50,6 +52,19 @@ def status(node: Node) -> Status:
         inventory=inventory,
         holders=node.guard.holders(d.function for d in inventory.devices),
     )
+
+
+def _asked(node: Node, device: GpuDevice) -> GpuDevice:
+    """The device, with its silence as its problem: what fell off the bus looks bound and well in every other file."""
+    if device.problem:
+        return device
+    try:
+        if responds(node.host, device.function):
+            return device
+        error: KataGpuError = device_dead(str(device.function))
+    except KataGpuError as exc:
+        error = exc
+    return replace(device, cc_mode=None, problem=f"{error.what}; {error.hint}" if error.hint else error.what)
 
 
 def _verdict(

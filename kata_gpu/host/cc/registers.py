@@ -172,7 +172,11 @@ class Registers:
         while not ready():
             if self._clock.monotonic() >= deadline:
                 raise TimedOut(
-                    "device-timeout", f"waited for {what}", where=self._device.name, got=f"nothing in {timeout_s:g} s"
+                    "device-timeout",
+                    f"waited for {what}",
+                    where=self._device.name,
+                    got=f"nothing in {timeout_s:g} s",
+                    hint="power-cycle the node; where it stays so, the device's firmware needs its vendor",
                 )
             self._clock.sleep(POLL_S)
 

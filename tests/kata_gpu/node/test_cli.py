@@ -210,6 +210,32 @@ def test_policy_and_command_line_must_agree_on_the_backend(kg: Runner, tmp_path:
     assert "--admin-tools with its digest" in err
 
 
+def test_faults_of_a_simulated_device(kg: Runner) -> None:
+    """From fault to diagnosis to fix, as an operator meets it."""
+    kg("node", "setup", "--cc-mode", "on")
+
+    def fault(*names: str) -> None:
+        assert run(cli, ["sim", "fault", str(kg.sim), GPU, *names]) == 0
+
+    fault("off-the-bus")
+    code, _, err = kg("cc", "set", "off", GPU)
+    assert (code, "does not answer" in err, f"kata-gpu recover {GPU}" in err) == (5, True, True)
+    code, out, _ = kg("node", "status")
+    assert (code, out.splitlines()[0].startswith(f"degraded: {GPU}: the device does not answer; `kata-gpu rec")) == (
+        1,
+        True,
+    )
+    assert kg("recover", GPU)[1].endswith("answers again after a reset of its bus\n")
+    assert kg("node", "setup", "--cc-mode", "on")[0] == 0
+    fault("locked")
+    assert kg("cc", "set", "off", GPU)[0] == 7
+    fault("dead", "boot-never")
+    assert kg("recover", GPU)[0] == 6
+    fault()
+    assert kg("node", "setup", "--cc-mode", "off")[0] == 0
+    assert run(cli, ["sim", "fault", str(kg.sim), "0000:ff:00.0", "dead"]) == 2
+
+
 def test_bind_and_release(kg: Runner) -> None:
     assert kg("bind", GPU)[0] == 0
     assert kg("bind", GPU)[1] == "nothing to do: the node is as the policy wants it\n"
