@@ -8,6 +8,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 256 * 1024  # a foreign token with verbose claims of 8 GPUs is 170 KiB (keybroker.md 0, fact 6)
+MAX_FIELDS = 128  # of one head: a parsed field costs far more memory than its bytes; clients and proxies send a dozen
 REQUEST_S = 60.0  # upstream's client gives up after as long (keybroker.md 4.1)
 MAX_CONNECTIONS = 8192  # of one listener; a rack of guests keeps one each
 
@@ -23,6 +24,7 @@ class BoundedProtocol(HttpToolsProtocol):
     _usual: Any = None
     _head_bytes = 0
     _in_head = True
+    _fields = 0
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -48,8 +50,16 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The clock of a request starts with its first byte; waiting between requests is keep-alive's matter."""
         super().on_message_begin()
+        self._fields = 0
         if self._deadline is None:
             self._expect_request()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """An exception is a syntax error to the parser: 400, and the connection ends."""
+        self._fields += 1
+        if self._fields > MAX_FIELDS:
+            raise ValueError("too many header fields")
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The head ends here; body bytes are bounded by the endpoints."""

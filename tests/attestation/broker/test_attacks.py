@@ -35,6 +35,7 @@ from attestation.ops.release import Credentials
 from attestation.ops.world import conditions_of
 from attestation.service import request as request_module
 from attestation.service.intake import Intake
+from attestation.service.protocol import MAX_FIELDS
 from attestation.service.request import peer
 from attestation.sources import sessions
 from attestation.sources.rego_worker import RegoWorker
@@ -320,3 +321,16 @@ def _until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_a_head_of_many_fields(kbs: Served) -> None:
+    """A head within its bytes can be fifty thousand fields, each of which costs twenty times its bytes: refused."""
+    parts = urlsplit(kbs.url)
+    with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=20) as wire:
+        wire.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n" + b"a:b\r\n" * (MAX_FIELDS - 1) + b"\r\n")
+        assert wire.recv(12) == b"HTTP/1.1 200"
+        wire.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n" + b"a:b\r\n" * (MAX_FIELDS + 1))
+        got = b""
+        while more := wire.recv(65536):
+            got += more
+    assert b"HTTP/1.1 400" in got
