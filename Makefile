@@ -77,7 +77,7 @@ lab: $(VENV)/.dev ## Software GPUs on real kernels: setup, PPCIe, faults, guard,
 	$(PYTEST) -m lab tests/lab
 
 soak: $(VENV)/.dev ## Long forms of the fault and load tests
-	$(PYTEST) -m soak
+	$(PYTEST) -m soak -s
 
 bench: $(VENV)/.dev samples ## Figures as ratios to limits and peers; exits 1 on a missed promise
 	$(BIN)/python -m tests.bench $(BENCH)

@@ -62,7 +62,11 @@ class Database:
     def open(cls, where: str) -> "Database":
         """A directory (SQLite inside it) or a `postgresql://` URL, migrated to the newest schema."""
         database = cls.connect(where)
-        database.migrate()
+        try:
+            database.migrate()
+        except BaseException:
+            database.close()
+            raise
         return database
 
     @classmethod

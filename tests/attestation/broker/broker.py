@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from secrets import token_bytes
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -28,6 +29,7 @@ from attestation.ops.world import PlatformVerifier, World
 from attestation.service.app import Compat, Service, ServiceLimits
 from attestation.service.server import Serving, listen, serve
 from attestation.simulate.amd import MEASUREMENT, SimulatedChip
+from attestation.sources.envelope import FileRootKey
 from attestation.values import ResourcePath, Secret, Tee
 from tests.attestation.tee.world import Guest
 
@@ -142,12 +144,18 @@ def broker(
     admin_issuers: tuple[AdminIssuer, ...] = (),
     deny_all_admins: bool = False,
     external: TokenTrust | None = None,
+    store: str | None = None,
 ) -> Iterator[Broker]:
-    """`simulated=False` lets the forged vendors stand for real ones: tests of production rules need evidence."""
+    """On SQLite in this folder, or in `store` with the root key there. `simulated=False` lets the forged vendors stand for real ones: tests of production rules need evidence."""
     made = verifier or platform_verifier(collateral=None, simulated_roots=BUILTIN, sample=sample)
     tees = frozenset({Tee.SNP, Tee.TDX} | ({Tee.SAMPLE} if sample else set()))
+    root_key = None
+    if store is not None:
+        root_key = folder / "root.key"
+        FileRootKey.create(root_key, token_bytes)
     options = WorldOptions(
-        store=str(folder / "store"),
+        store=store or str(folder / "store"),
+        root_key=root_key,
         tees=tees,
         simulated=simulated,
         admin_issuers=admin_issuers,

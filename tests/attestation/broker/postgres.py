@@ -33,6 +33,11 @@ class Cluster:
     def url(self) -> str:
         return f"postgresql://kbs@/postgres?host={self.folder}"
 
+    def database(self, name: str) -> str:
+        """URL of a new, empty database."""
+        _run([str(FOUND[-1] / "createdb"), "-h", str(self.folder), "-U", "kbs", name])
+        return f"postgresql://kbs@/{name}?host={self.folder}"
+
     def _ctl(self, *argv: str) -> None:
         _run([str(FOUND[-1] / "pg_ctl"), "-D", str(self.folder / "data"), "-w", "-s", *argv])
 

@@ -200,6 +200,9 @@ def _kill_replicas(site: Site, kills: int) -> None:
             site.processes.start(index)
         while not load.received and not load.failures:
             time.sleep(0.05)
+    print(
+        f"{kills} kills: {sum(load.received.values())} keys arrived, {load.replayed} replays refused, {load.statuses}"
+    )
     check(site, load)
 
 

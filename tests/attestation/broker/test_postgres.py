@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation.broker.session import Submission
@@ -20,7 +18,6 @@ from attestation.ops.open_world import WorldOptions, close_world, open_world
 from attestation.ops.release import Credentials, authenticate, release_resource
 from attestation.simulate.amd import MEASUREMENT
 from attestation.sources.envelope import FileRootKey
-from attestation.sources.schema import metadata
 from tests.attestation.broker.broker import GPU_POLICY, INIT_DATA, NOW, PATH, Broker
 from tests.attestation.broker.postgres import ABSENT, FOUND, postgres
 from tests.attestation.tee.world import Guest
@@ -44,12 +41,6 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Broker,
         yield first, second
         for made in (first, second):
             close_world(made.world)
-
-
-def test_schema_is_the_declared_one(replicas: tuple[Broker, Broker]) -> None:
-    """As on SQLite."""
-    with replicas[0].world.database.read() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
 
 def test_each_step_on_another_replica(replicas: tuple[Broker, Broker]) -> None:

@@ -1,10 +1,14 @@
-"""The store: migrations, envelopes, the audit chain, and one nonce answered once however many ask."""
+"""The store: migrations, envelopes, the audit chain, and one nonce answered once however many ask.
+
+One contract for both databases: every test with `kbs` runs on SQLite and on a real PostgreSQL.
+"""
 
 import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +27,32 @@ from attestation.sources.schema import audit, key_versions, metadata, sessions
 from attestation.sources.sessions import InProgress, Repeated, SessionStore, session_key
 from attestation.values import ResourcePath, Secret
 from tests.attestation.broker.broker import GPU_POLICY, NOW, PATH, Broker, broker
+from tests.attestation.broker.postgres import ABSENT, FOUND, Cluster, cluster
+
+_NUMBERS = count()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Cluster]:
+    """Started once; every test has a database of its own."""
+    if not FOUND:
+        pytest.skip(ABSENT)
+    with cluster() as made:
+        yield made
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The name of an empty store."""
+    if request.param == "sqlite":
+        return str(tmp_path / "store")
+    made: Cluster = request.getfixturevalue("server")
+    return made.database(f"t{next(_NUMBERS)}")
 
 
 @pytest.fixture
-def kbs(tmp_path: Path) -> Iterator[Broker]:
-    with broker(tmp_path) as made:
+def kbs(where: str, tmp_path: Path) -> Iterator[Broker]:
+    with broker(tmp_path, store=None if where.startswith("/") else where) as made:
         yield made
 
 
@@ -37,21 +62,24 @@ def test_migrations_make_the_declared_schema(kbs: Broker) -> None:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
 
-def test_a_newer_store_is_refused(kbs: Broker, tmp_path: Path) -> None:
+def test_a_newer_store_is_refused(kbs: Broker, where: str) -> None:
     """Downgrades would misread it."""
     with kbs.world.database.write() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(Misconfigured) as caught:
-        Database.open(str(tmp_path / "store"))
+        Database.open(where)
     assert caught.value.code == "store-newer"
 
 
-def test_secrets_are_not_in_the_file(kbs: Broker, tmp_path: Path) -> None:
+def test_secrets_are_not_in_the_files(kbs: Broker, where: str, request: pytest.FixtureRequest) -> None:
     """Neither while stored, nor after deletion, in database and write-ahead log."""
     secret = b"find-me-if-you-can-0123456789"
     kbs.put(secret=secret)
     kbs.world.keys.delete(PATH)
-    for file in (tmp_path / "store").iterdir():
+    folder = Path(where) if kbs.world.database.sqlite else request.getfixturevalue("server").folder
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    assert len(files) > 1
+    for file in files:
         assert secret not in file.read_bytes(), file.name
 
 
@@ -150,10 +178,10 @@ def challenge(kbs: Broker) -> str:
     return session_key(issue_challenge(kbs.world, version="0.4.0", tee="snp", now=NOW).cookie)
 
 
-def test_a_nonce_is_claimed_once(kbs: Broker, tmp_path: Path) -> None:
+def test_a_nonce_is_claimed_once(kbs: Broker, where: str) -> None:
     """Sixteen claims over two replicas with different bodies: exactly one wins."""
     key = challenge(kbs)
-    second = Database.open(str(tmp_path / "store"))
+    second = Database.open(where)
     won: list[int] = []
 
     def claim(number: int) -> None:
