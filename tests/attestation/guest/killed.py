@@ -68,6 +68,7 @@ def main() -> None:
     for at in sorted(spread | set(range(max(1, total - LAST + 1), total + 1))):
         _run(plan, at)
         moments.append(asdict(Moment(change=at, left=_look(plan.watch))))
+    _run(plan, total // 2)  # what the test's own next run goes on with
     print(json.dumps(moments))
 
 
