@@ -1,7 +1,6 @@
 """The report of an installed cluster, of an empty one, and of one with each thing wrong."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +18,6 @@ from kata_gpu.host.kube import KubeApi
 from kata_gpu.ops.conformance import observe
 from kata_gpu.ops.install import install
 from runtimeclass.model import Tee
-from tests.kata_gpu.dra.fake_api import FakeApi
 from tests.kata_gpu.dra.fake_store import KINDS
 
 Object = dict[str, Any]
@@ -29,15 +27,7 @@ SLICE: Object = {"metadata": {"name": "n-1"}, "spec": {"driver": DRIVER, "nodeNa
 
 
 @pytest.fixture
-def api() -> Iterator[FakeApi]:
-    """An empty cluster."""
-    fake = FakeApi()
-    yield fake
-    fake.stop()
-
-
-@pytest.fixture
-def installed(api: FakeApi) -> FakeApi:
+def installed(api: Any) -> Any:
     """The same after `kata-gpu install`, with one node that offers two GPUs and a ready agent."""
     kube = KubeApi.connect(server=api.url)
     install(kube, wanted(VALUES, default_tee=Tee.SNP, with_broker=False), say=lambda _: None)
@@ -49,7 +39,7 @@ def installed(api: FakeApi) -> FakeApi:
     return api
 
 
-def seen(api: FakeApi) -> Observed:
+def seen(api: Any) -> Observed:
     return observe(KubeApi.connect(server=api.url))
 
 
@@ -57,11 +47,15 @@ def status(observed: Observed, id_: str) -> Status:
     return next(r.status for r in appraise(observed) if r.id == id_)
 
 
-def test_an_installed_cluster(installed: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.envtest
+def test_an_installed_cluster(installed: Any, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["conformance", "--server", installed.url, "--platform-name", "Example", "--output", "yaml"]
     code = run(cli, argv)
     document = load(capsys.readouterr().out, where="report")
-    assert document["metadata"] | {"platformName": "Example", "kubernetesVersion": "v1.36.0"} == document["metadata"]
+    assert (
+        document["metadata"] | {"platformName": "Example", "kubernetesVersion": seen(installed).version}
+        == document["metadata"]
+    )
     rows = {r["id"]: r for section in document["spec"].values() for r in section}
     assert {i: r["status"] for i, r in rows.items()} == {
         "dra_support": "Implemented",
@@ -79,7 +73,8 @@ def test_an_installed_cluster(installed: FakeApi, capsys: pytest.CaptureFixture[
     assert {r.level for r in appraise(seen(installed)) if r.id == "secure_accelerator_access"} == {Level.MUST}
 
 
-def test_an_empty_cluster(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.envtest
+def test_an_empty_cluster(api: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(cli, ["conformance", "--server", api.url]) == ExitCode.NEGATIVE
     out = capsys.readouterr().out
     assert "no device is published" in out
@@ -92,17 +87,18 @@ def test_an_empty_cluster(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> N
     }
 
 
-def test_every_policy_that_is_asked_for_is_one_that_install_applies(installed: FakeApi) -> None:
+@pytest.mark.envtest
+def test_every_policy_that_is_asked_for_is_one_that_install_applies(installed: Any) -> None:
     assert set(POLICIES) <= seen(installed).policies
 
 
-def test_old_clusters_do_not_serve_dra(installed: FakeApi) -> None:
+def test_old_clusters_do_not_serve_dra(installed: Any) -> None:
     old = replace(seen(installed), dra_v1=frozenset(DRA_RESOURCES[:2]))
     assert status(old, "dra_support") is Status.MISSING
     assert status(old, "secure_accelerator_access") is Status.MISSING
 
 
-def test_gang_schedulers_are_known_by_their_api(installed: FakeApi) -> None:
+def test_gang_schedulers_are_known_by_their_api(installed: Any) -> None:
     assert status(replace(seen(installed), groups=frozenset({"kueue.x-k8s.io"})), "gang_scheduling") is Status.PARTIAL
 
 
@@ -128,7 +124,7 @@ def claim(name: str, device: str = "gpu-0") -> Object:
         "config": [{"opaque": {"driver": DRIVER}}], "selectors": [{"cel": {"expression": "true"}}]}}]},
         "DeviceClass x", id="class"),
 ])  # fmt: skip
-def test_each_way_past_allocation_is_named(installed: FakeApi, changes: dict[str, Any], says: str) -> None:
+def test_each_way_past_allocation_is_named(installed: Any, changes: dict[str, Any], says: str) -> None:
     (row,) = (r for r in appraise(replace(seen(installed), **changes)) if r.id == "secure_accelerator_access")
     assert (row.status, says in row.notes) == (Status.PARTIAL, True)
 
@@ -140,5 +136,5 @@ def test_each_way_past_allocation_is_named(installed: FakeApi, changes: dict[str
     pytest.param({"pods": [pod(priorityClassName="system-node-critical",
                                containers=[{"securityContext": {"privileged": True}}])]}, id="node-software"),
 ])  # fmt: skip
-def test_what_is_allowed_is_not_named(installed: FakeApi, changes: dict[str, Any]) -> None:
+def test_what_is_allowed_is_not_named(installed: Any, changes: dict[str, Any]) -> None:
     assert status(replace(seen(installed), **changes), "secure_accelerator_access") is Status.IMPLEMENTED

@@ -1,6 +1,7 @@
 """What `install` applies, in an API server: every object is accepted, and admission gives the linter's verdict."""
 
 import copy
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from kata_gpu.cli.main import cli, run
 from kata_gpu.core.beside_nvidia import OUR_CLASSES
 from kata_gpu.core.kata.initdata import ANNOTATION
 from kata_gpu.core.lint import claim, pod
@@ -17,7 +19,7 @@ from kata_gpu.core.lint.lint import lint
 from kata_gpu.core.lint.mutation import KEY, NAME, mutation
 from kata_gpu.core.manifests.install import Verb, plan_install, plan_uninstall, wanted
 from kata_gpu.core.manifests.values import VALUES
-from kata_gpu.errors import Unavailable
+from kata_gpu.errors import ExitCode, Unavailable
 from kata_gpu.host.kube import KubeApi
 from kata_gpu.ops.install import install, observe, uninstall
 from runtimeclass.model import Tee
@@ -84,6 +86,27 @@ def whole(obj: Object) -> Object:
 def test_the_server_keeps_every_field_that_install_sets(cluster: Any) -> None:
     kube = KubeApi.connect(server=cluster.url)
     assert plan_install(OBJECTS, observe(kube, OBJECTS)) == ()
+
+
+@pytest.mark.envtest
+def test_the_commands_do_what_the_plan_says_and_leave_nothing(api: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    api.store.controllers = False  # the real server has none anyway
+
+    def call(*args: str) -> tuple[int, list[str]]:
+        code = run(cli, [*args, "--with-broker", "--wait", "0", "--server", api.url, "--output", "json"])
+        out = capsys.readouterr().out
+        return code, [step["path"] for step in json.loads(out)] if out else []
+
+    assert call("uninstall", "--verify") == (ExitCode.OK, [])
+    code, planned = call("install", "--dry-run")
+    assert (code, len(planned)) == (ExitCode.OK, len(OBJECTS))
+    assert call("uninstall", "--verify") == (ExitCode.OK, []), "a dry run changes nothing"
+    assert call("install", "--apply") == (ExitCode.OK, planned)
+    assert call("install", "--apply") == (ExitCode.OK, [])
+    assert call("uninstall", "--verify") == (ExitCode.NEGATIVE, planned[::-1])
+    assert call("uninstall") == (ExitCode.UNAVAILABLE, []), "without controllers nobody ends a namespace"
+    api.store.finish_deletions()
+    assert call("uninstall", "--verify") == (ExitCode.OK, [])
 
 
 @pytest.mark.envtest

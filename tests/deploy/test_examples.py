@@ -20,8 +20,11 @@ from kata_gpu.core.kata.initdata import ANNOTATION
 from kata_gpu.core.lint.cluster import Cluster
 from kata_gpu.core.lint.lint import lint, pods_of
 from kata_gpu.core.manifests import broker
+from kata_gpu.core.manifests.install import wanted
+from kata_gpu.core.manifests.values import VALUES
 from kata_gpu.core.yaml12 import load_all
 from kata_gpu.host.kube import KubeApi
+from kata_gpu.ops.install import install
 from kata_gpu.ops.report import NodeReporter
 from runtimeclass.model import Tee
 from runtimeclass.render import objects as runtime_classes
@@ -78,6 +81,27 @@ def cluster(given: list[Object]) -> Cluster:
 def test_examples_pass_the_linter(path: Path, init_data: str) -> None:
     given = objects(path, init_data)
     assert lint([o for o in given if "kind" in o], cluster([o for o in given if "kind" in o])) == ()
+
+
+@pytest.mark.envtest
+def test_the_server_accepts_what_is_of_its_own_kinds(api: Any, init_data: str) -> None:
+    install(
+        KubeApi.connect(server=api.url), wanted(VALUES, default_tee=Tee.NONE, with_broker=False), say=lambda _: None
+    )
+    kinds = {(k.api, k.kind): k for k in KINDS.values()}
+    created, spaces = set(), {"default"}
+    for path in EXAMPLES:
+        for obj in objects(path, init_data):
+            kind = kinds.get((obj.get("apiVersion", ""), obj.get("kind", "")))
+            if kind is None:  # of a neighbour (docs/interoperability.md)
+                continue
+            space = obj["metadata"].get("namespace", "") if kind.namespaced else ""
+            if space and space not in spaces:
+                api.store.create(KINDS["v1", "namespaces"], "", {"metadata": {"name": space}})
+                spaces.add(space)
+            api.store.create(kind, space, obj)
+            created.add(kind.kind)
+    assert created == {"ResourceClaimTemplate", "PriorityClass", "Deployment", "Pod", "ConfigMap", "Job"}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)

@@ -48,6 +48,8 @@ KINDS = {
         Kind("v1", "persistentvolumeclaims", "PersistentVolumeClaim", namespaced=True, status=True),
         Kind("apps/v1", "daemonsets", "DaemonSet", namespaced=True, status=True),
         Kind("apps/v1", "deployments", "Deployment", namespaced=True, status=True),
+        Kind("batch/v1", "jobs", "Job", namespaced=True, status=True),
+        Kind("scheduling.k8s.io/v1", "priorityclasses", "PriorityClass"),
         Kind("networking.k8s.io/v1", "networkpolicies", "NetworkPolicy", namespaced=True),
         Kind("rbac.authorization.k8s.io/v1", "clusterroles", "ClusterRole"),
         Kind("rbac.authorization.k8s.io/v1", "clusterrolebindings", "ClusterRoleBinding"),
