@@ -69,6 +69,8 @@ class NvmlGpus:
                 state, multi = pynvml.nvmlSystemGetConfComputeState(), "unknown"
             except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
                 return ConfidentialState(enabled=False, devtools=False, environment="unavailable", multi_gpu="none")
+            except pynvml.NVMLError as exc:
+                raise Unavailable("nvml", f"nvmlSystemGetConfComputeState failed: {exc}", where="nvml state") from exc
         return ConfidentialState(
             enabled=bool(state.ccFeature),
             devtools=bool(state.devToolsMode),

@@ -3,7 +3,8 @@
  * FAKE_NVML_DIR    folder with gpu0.chain, gpu1.chain, ..., and gpu0.report, ... where no forge signs (fake_forge.h)
  * FAKE_NVML_GPUS   number of GPUs                    FAKE_NVML_ARCH   architecture number (9 Hopper)
  * FAKE_NVML_CC     1 confidential mode on            FAKE_NVML_DEV    1 devtools
- * FAKE_NVML_OLD    1: a driver without the settings  FAKE_NVML_BROKEN index of a GPU whose report fails
+ * FAKE_NVML_OLD    1: a driver without the settings, 2: without the state as well, 3: with a state that fails
+ * FAKE_NVML_BROKEN index of a GPU whose report fails
  * FAKE_NVML_SIZE   a report size that is a lie
  * The ready state is the file `ready` in the folder, as the driver's is system-wide.
  */
@@ -56,6 +57,7 @@ int nvmlSystemGetConfComputeSettings(settings_t *settings) {
 
 int nvmlSystemGetConfComputeState(unsigned state[3]) {
     if (number("FAKE_NVML_OLD", 0) == 2) return NOT_SUPPORTED;
+    if (number("FAKE_NVML_OLD", 0) == 3) return UNKNOWN;
     state[0] = 2;
     state[1] = (unsigned)number("FAKE_NVML_CC", 1);
     state[2] = (unsigned)number("FAKE_NVML_DEV", 0);

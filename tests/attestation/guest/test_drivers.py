@@ -75,6 +75,7 @@ def test_every_gpu_answers_with_the_nonce(libraries: Path, folder: Path) -> None
     [
         pytest.param({"FAKE_NVML_CC": 0}, "cc-mode-off", "confidential mode is off", id="mode-off"),
         pytest.param({"FAKE_NVML_OLD": 2}, "cc-mode-off", "confidential mode is off", id="driver-knows-nothing"),
+        pytest.param({"FAKE_NVML_OLD": 3}, "nvml", "nvmlSystemGetConfComputeState failed", id="driver-fails"),
         pytest.param({"FAKE_NVML_OLD": 1, "FAKE_NVML_CC": 0}, "cc-mode-off", "is off", id="older-driver-off"),
         pytest.param({"FAKE_NVML_DEV": 1}, "cc-mode-devtools", "open to the host", id="devtools"),
         pytest.param({"FAKE_NVML_ARCH": 8}, "gpu-architecture", "cannot attest", id="ada"),
