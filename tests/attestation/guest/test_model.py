@@ -1,12 +1,14 @@
 """Encrypting, decrypting, verifying and reading models; what happens when something between them was changed."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load, load_file
 
+from attestation.crypto.stream import Header, Kind, seal_whole
 from attestation.errors import AttestationError, Malformed, Misconfigured, Untrusted
 from attestation.formats.model_manifest import MAX_NAME_CHARS, Manifest, ModelFile, parse_manifest
 from attestation.guest.decrypt import MARKER, STAGING, decrypt_model
@@ -15,8 +17,8 @@ from attestation.guest.model import open_file, open_model, verify_file
 from attestation.guest.tensors import read_tensor, read_tensors
 from attestation.ops.model_sources import plan_sources
 from attestation.values import Digest, Secret
-from tests.attestation.guest.decoder import decode_model
-from tests.attestation.guest.models import ANYWHERE, KEY, PROC, copy, encrypt, make_source, opened, tensors, tree
+from tests.attestation.guest.decoder import Refused, decode_model
+from tests.attestation.guest.models import ANYWHERE, KEY, PROC, copy, encrypt, opened, tensors, tree
 
 WEIGHTS = "model.safetensors"
 LONG = "/".join(["d" * 100] * (MAX_NAME_CHARS // 100 + 1))
@@ -38,16 +40,6 @@ def test_genuine_safetensors_reads_the_output(encrypted: Path, memory: Path) -> 
     loaded = load_file(memory / WEIGHTS)
     for name, tensor in tensors(0.5).items():
         assert np.array_equal(loaded[name].view(np.uint8), tensor.view(np.uint8))
-
-
-def test_twenty_mebibytes_end_to_end(tmp_path: Path, memory: Path) -> None:
-    """A file of several batches goes through the pipeline with a journal, and through several threads back."""
-    source = make_source(tmp_path, megabytes=20)
-    result = encrypt(source, tmp_path / "out", chunk_log2=20)
-    assert result.manifest.size > 20 << 20
-    decrypt_model(opened(tmp_path / "out"), memory / "plain", exceptions=ANYWHERE, proc=PROC, threads=3)
-    assert tree(memory / "plain") == tree(source)
-    assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".kgf"] * 4 + [".kgm"]
 
 
 def test_a_file_larger_than_a_span(tmp_path: Path, memory: Path) -> None:
@@ -151,6 +143,43 @@ def test_a_changed_folder_is_refused_and_leaves_nothing(
         decrypt_model(opened(folder), memory / "out", exceptions=ANYWHERE, proc=PROC)
     assert refused.value.code == code
     assert not (memory / "out").exists() or list((memory / "out").iterdir()) == []
+
+
+def other_manifest(folder: Path, **change: object) -> None:
+    """An authentic manifest whose first entry says something else."""
+    model = opened(folder)
+    first, *rest = model.manifest.files
+    plain = Manifest((replace(first, **change), *rest)).render()  # type: ignore[arg-type]
+    header = Header(kind=Kind.MANIFEST, chunk_log2=16, size=len(plain), salt=bytes(range(32)))
+    (folder / "manifest.kgm").write_bytes(seal_whole(KEY, header, plain))
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        pytest.param({"digest": Digest("sha256", bytes(32))}, "file-digest", id="digest"),
+        pytest.param({"salt": bytes(range(32, 64))}, "file-swapped", id="salt"),
+        pytest.param({"size": 17}, "file-swapped", id="size"),
+    ],
+)
+@pytest.mark.parametrize("megabytes", [0.5, 33], ids=["small", "larger-than-a-span"])
+def test_a_file_that_is_not_what_the_manifest_names(
+    tmp_path: Path, memory: Path, megabytes: float, change: dict[str, object], code: str
+) -> None:
+    """Salt, size and digest of every file are part of the manifest; in both decoders."""
+    source = tmp_path / "weights.bin"
+    source.write_bytes(bytes(int(megabytes * (1 << 20))))
+    folder = tmp_path / "model.kgm"
+    encrypt(source, folder, chunk_log2=20)
+    other_manifest(folder, **change)
+    with pytest.raises(Untrusted) as refused:
+        decrypt_model(opened(folder), memory / "out", exceptions=ANYWHERE, proc=PROC)
+    assert refused.value.code == code
+    assert list((memory / "out").iterdir()) == []
+    with pytest.raises(Untrusted):
+        verify_file(opened(folder), 0)
+    with pytest.raises(Refused):
+        decode_model(folder, KEY.expose())
 
 
 def test_wrong_key(encrypted: Path) -> None:
