@@ -2,6 +2,7 @@
 
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kata_gpu.core.node_policy import NodePolicy
-    from kata_gpu.ops.node import Node
-    from kata_gpu.ops.owners import Mode
+    from kata_gpu.dra.other_process import OtherProcess
 
 KUBELET_ROOT = Path("/var/lib/kubelet")
 
@@ -76,6 +76,7 @@ def run(
     from kata_gpu.dra.runner import AgentProcess, AgentSettings
     from kata_gpu.host.kube import KubeApi
     from kata_gpu.host.real import RealHost
+    from kata_gpu.host.simkernel.kernel import SimKernel
     from kata_gpu.ops.owners import Mode, choose_mode
 
     host, _, port = listen.rpartition(":")
@@ -83,64 +84,28 @@ def run(
         raise click.BadParameter("expected HOST:PORT", param_hint="--listen")
     configure_log()
     node = replace(open_node(sim=sim, state_dir=state_dir, cdi_dir=None), progress=_progress())
-    chosen = choose_mode(Mode(mode), RealHost(), str(kubelet_root))
-    if chosen is not Mode.STANDALONE:
-        _run_other(chosen, node, node_name, kubelet_root, kubeconfig, server)
-        return
-    process = AgentProcess(
-        AgentSettings(
-            node=node_name,
-            kubelet_root=kubelet_root,
-            cdi=cdi_dir,
-            instance=instance,
-            bridge=bridge,
-            listen=(host.strip("[]"), int(port)),
-            drain=drain,
-        ),
-        node,
-        KubeApi.connect(kubeconfig=kubeconfig, server=server),
-        lambda: _policy(policy_file),
+    settings = AgentSettings(
+        node=node_name,
+        kubelet_root=kubelet_root,
+        cdi=cdi_dir,
+        instance=instance,
+        bridge=bridge,
+        listen=(host.strip("[]"), int(port)),
+        drain=drain,
     )
+    chosen = choose_mode(Mode(mode), RealHost(), str(kubelet_root))
+    kube = KubeApi.connect(kubeconfig=kubeconfig, server=server)
+    uevents = node.host.uevents if isinstance(node.host, SimKernel) else None
+    policy = partial(_policy, policy_file)
+    process: AgentProcess | OtherProcess
+    if chosen is Mode.STANDALONE:
+        process = AgentProcess(settings, node, kube, policy, uevents=uevents)
+    else:
+        from kata_gpu.dra.other_process import open_process
+
+        process = open_process(chosen, settings, node, kube, policy, uevents=uevents)
     _on_signal(process.stop)
     process.run()
-
-
-def _run_other(mode: "Mode", node: "Node", name: str, kubelet_root: Path, kubeconfig: Path | None, server: str) -> None:
-    from kata_gpu.dra.other_modes import CompanionClaims, DevicePluginMode, Loop, NvidiaMode
-    from kata_gpu.ops.node_devices import HostDevices
-    from kata_gpu.ops.owners import Mode
-
-    devices = HostDevices(node)
-    if mode is Mode.DEVICE_PLUGIN:
-        plugin = DevicePluginMode(devices, kubelet_root)
-        loop = Loop(plugin.step)
-        plugin.start()
-        _on_signal(loop.stop)
-        loop.run()
-        plugin.stop()
-        return
-    from kata_gpu.clock import utc_now
-    from kata_gpu.core.beside_nvidia import COMPANION
-    from kata_gpu.dra.health import Health
-    from kata_gpu.dra.metrics import Metrics
-    from kata_gpu.dra.server import PluginPaths, PluginServer
-    from kata_gpu.dra.service import DraService
-    from kata_gpu.host.kube import KubeApi
-
-    kube = KubeApi.connect(kubeconfig=kubeconfig, server=server)
-    paths = PluginPaths(kubelet_root=kubelet_root, driver=COMPANION)
-    served = PluginServer(paths, DraService(CompanionClaims(kube, name), Metrics()), Health(name, utc_now))
-    beside = NvidiaMode(devices, node.host, kube, node=name, kubelet_root=kubelet_root)
-
-    def step() -> None:
-        served.heal()
-        beside.step()
-
-    loop = Loop(step)
-    served.start()
-    _on_signal(loop.stop)
-    loop.run()
-    served.stop()
 
 
 def _on_signal(stop: "Callable[[], None]") -> None:

@@ -58,6 +58,11 @@ class DevicePlugin(rpc.DevicePluginServicer):
         self._kubelet_inode = (stat.st_dev, stat.st_ino)
         return True
 
+    @property
+    def registered(self) -> bool:
+        """Whether the kubelet that runs now knows us, as far as its socket tells."""
+        return self._kubelet_inode is not None
+
     def update(self, offers: tuple[Offer, ...]) -> None:
         """Devices of the node; a change goes to kubelet at once."""
         devices = plugin_devices(offers, self._kind)

@@ -1,10 +1,9 @@
 """The agent as a process: recover, serve kubelet, then loop until told to stop."""
 
-import json
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
 
 import structlog
@@ -13,16 +12,16 @@ from kata_gpu.clock import utc_now
 from kata_gpu.core.claim import DRIVER
 from kata_gpu.core.node_policy import NodePolicy
 from kata_gpu.dra.health import DeviceHealth, Health
-from kata_gpu.dra.http import StatusServer
 from kata_gpu.dra.kubelet import answers, listed_by
 from kata_gpu.dra.metrics import Metrics
+from kata_gpu.dra.probes import Probes
 from kata_gpu.dra.server import PluginPaths, PluginServer
 from kata_gpu.dra.service import DraService
 from kata_gpu.dra.watch import SliceWatch
 from kata_gpu.host.claim_cdi_dir import ClaimCdiDir
 from kata_gpu.host.claim_file import ClaimFileStore
 from kata_gpu.host.uevents import UeventListener
-from kata_gpu.ops.agent import ADVISORY, PERIOD, Agent, Parts, Picture
+from kata_gpu.ops.agent import PERIOD, Agent, Parts, Picture
 from kata_gpu.ops.claim_status import ClaimStatus
 from kata_gpu.ops.deadline import Deadline
 from kata_gpu.ops.modes import ModeChanger
@@ -37,7 +36,6 @@ from kata_gpu.ops.report import NodeReporter
 from kata_gpu.ports import Kube
 
 RECOVER_S = 60.0
-STALLED = timedelta(seconds=120)  # a pass includes a mode switch; far beyond it the loop hangs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +55,16 @@ class AgentProcess:
     """Wires everything; `run` returns after `stop`."""
 
     def __init__(
-        self, settings: AgentSettings, host: HostNode, kube: Kube, policy: Callable[[], NodePolicy | None]
+        self,
+        settings: AgentSettings,
+        host: HostNode,
+        kube: Kube,
+        policy: Callable[[], NodePolicy | None],
+        *,
+        uevents: Callable[[], socket.socket] | None = None,
     ) -> None:
+        """`uevents` connects to those of another host than this machine."""
+        self._uevents = uevents
         self._settings = settings
         self._policy = policy
         self._wake = threading.Event()
@@ -99,15 +105,7 @@ class AgentProcess:
             )
         )
         self._picture = Picture()
-        self._last_pass: datetime | None = None
-        self.status = StatusServer(
-            *settings.listen,
-            {
-                "/metrics": lambda: (200, "text/plain; version=0.0.4", self.metrics.render()),
-                "/healthz": self._healthz,
-                "/readyz": self._readyz,
-            },
-        )
+        self._probes = Probes(settings.listen, self.metrics, self._unregistered)
 
     def run(self) -> None:
         """Recover first: kubelet is answered only by a driver that knows what it promised."""
@@ -116,21 +114,22 @@ class AgentProcess:
             listed=self._listed, now=utc_now(), deadline=Deadline.after(RECOVER_S),
         )  # fmt: skip
         self._log.info("recovered", **{k: getattr(done, k) for k in done.__slots__})
-        uevents = UeventListener(self._wake.set)
-        self.status.start()
+        uevents = UeventListener(self._wake.set, connect=self._uevents)
+        self._probes.start()
         self.plugin.start()
         try:
             self._watch.start()
             uevents.start()
             while not self._stopped.is_set():
+                self._wake.clear()  # before the look: what happens during it leads to another
                 self.step()
-                self._wake.wait(PERIOD.total_seconds())
-                self._wake.clear()
+                if not self._stopped.is_set():
+                    self._wake.wait(PERIOD.total_seconds())
         finally:
             self._watch.stop()
             uevents.stop()
             self.plugin.stop()
-            self.status.stop()
+            self._probes.stop()
 
     def step(self) -> None:
         """One pass, and what it means for health, metrics and sockets."""
@@ -142,28 +141,16 @@ class AgentProcess:
             if before.get(name) != error:
                 self._log.warning("step-failing", step=name, error=error)
         self._health.update(tuple(_health(self._picture)))
-        self.metrics.picture(self._picture, registered=self.plugin.registered.ok)
-        self._last_pass = utc_now()
+        self._probes.passed(self._picture)
 
     def stop(self) -> None:
         """Ask `run` to end."""
         self._stopped.set()
         self._wake.set()
 
-    def _healthz(self) -> tuple[int, str, bytes]:
-        last = self._last_pass
-        alive = last is None or utc_now() - last < STALLED
-        return (200 if alive else 503), "text/plain", b"ok\n" if alive else b"the loop does not turn\n"
-
-    def _readyz(self) -> tuple[int, str, bytes]:
+    def _unregistered(self) -> str:
         registered = self.plugin.registered
-        why = {step: error for step, error in self._picture.problems.items() if step not in ADVISORY}
-        if not registered.ok:
-            why["registration"] = registered.error or "kubelet has not registered the plugin"
-        if not self._picture.published:
-            why.setdefault("slices", "not published yet")
-        body = json.dumps({"ready": not why, "why": why}).encode() + b"\n"
-        return (503 if why else 200), "application/json", body
+        return "" if registered.ok else registered.error or "kubelet has not registered the plugin"
 
 
 def _health(picture: Picture) -> list[DeviceHealth]:

@@ -4,7 +4,7 @@ Every pass runs every step; a step that fails is retried at a later pass with gr
 from running. Prepare and Unprepare are not here: they work whatever state this loop is in.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -200,17 +200,7 @@ class Agent:
 
     def _condition(self, now: datetime) -> None:
         problems = {n: e for n, e in self._problems().items() if n not in ADVISORY}
-        unfit = [f"{o.device.name}: {o.unfit.code}" for o in self._offers or () if o.unfit]
-        if problems:
-            name = min(problems)
-            ready, reason, message = False, "StepFailing", f"{name}: {problems[name]}"
-        elif self._modes.phase is not Phase.SETTLED:
-            ready, reason, message = False, f"Mode{self._modes.phase.capitalize()}", self._modes.reason
-        elif unfit:
-            ready, reason, message = False, "DevicesUnfit", "; ".join(unfit)
-        else:
-            ready, reason, message = True, "Ready", f"{len(self._offers or ())} devices offered"
-        self._parts.reporter.condition(ready, reason, message[:MAX_CONDITION], now)
+        self._parts.reporter.condition(*verdict(problems, self._modes, self._offers or ()), now)
 
     def _events(self, now: datetime) -> None:
         reporter = self._parts.reporter
@@ -223,3 +213,18 @@ class Agent:
                 reporter.event(reason, message, now, warning=True)
             else:
                 reporter.forget(reason)
+
+
+def verdict(problems: Mapping[str, str], modes: ModeState, offers: Sequence[Offer]) -> tuple[bool, str, str]:
+    """Status, reason and message of the node's condition."""
+    unfit = [f"{o.device.name}: {o.unfit.code}" for o in offers if o.unfit]
+    if problems:
+        name = min(problems)
+        ready, reason, message = False, "StepFailing", f"{name}: {problems[name]}"
+    elif modes.phase is not Phase.SETTLED:
+        ready, reason, message = False, f"Mode{modes.phase.capitalize()}", modes.reason
+    elif unfit:
+        ready, reason, message = False, "DevicesUnfit", "; ".join(unfit)
+    else:
+        ready, reason, message = True, "Ready", f"{len(offers)} devices offered"
+    return ready, reason, message[:MAX_CONDITION]

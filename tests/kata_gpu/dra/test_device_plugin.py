@@ -10,16 +10,20 @@ from kata_gpu.core.allocatable import OfferKind, allocatables
 from kata_gpu.core.beside_nvidia import COMPANION, NVIDIA_SOCKET
 from kata_gpu.core.cdi import render_spec
 from kata_gpu.core.gpu import CcMode, Kind
+from kata_gpu.core.node_policy import NodePolicy
 from kata_gpu.core.slices import Unfit, offers_of
 from kata_gpu.dra._pb import deviceplugin_v1beta1_pb2 as pb
 from kata_gpu.dra._pb import deviceplugin_v1beta1_pb2_grpc as rpc
 from kata_gpu.dra.device_plugin import DevicePlugin
 from kata_gpu.dra.other_modes import CompanionClaims, NvidiaMode, unfit_for_nvidia
 from kata_gpu.errors import Misconfigured
+from kata_gpu.host.real import RealHost
 from kata_gpu.ops.deadline import Deadline
+from kata_gpu.ops.report import CONDITION
+from tests.kata_gpu.dra.fake_node import NOW
 from tests.kata_gpu.dra.fake_store import KINDS
 from tests.kata_gpu.dra.test_beside_nvidia import nvidia_slice, nvidia_socket, rules
-from tests.kata_gpu.dra.world import CLAIMS, NODE, SLICES, World, address, gpu
+from tests.kata_gpu.dra.world import CLAIMS, NODE, NODES, SLICES, World, address, gpu
 
 
 @pytest.fixture
@@ -113,24 +117,38 @@ def test_a_board_in_ppcie_mode_is_not_given_away_in_parts(world: World, plugin: 
 
 
 def test_the_loop_beside_nvidia_marks_publishes_and_cleans_up(world: World) -> None:
-    from kata_gpu.host.real import RealHost
-
-    beside = NvidiaMode(world.host, RealHost(), world.kube, node=NODE, kubelet_root=world.root)  # type: ignore[arg-type]
+    policy = NodePolicy.everything(CcMode.OFF)
+    beside = NvidiaMode(
+        world.host, RealHost(), world.kube, node=NODE, kubelet_root=world.root,  # type: ignore[arg-type]
+        served=world.companion(), policy=lambda: policy,
+    )  # fmt: skip
     nvidia_socket(world.root)
     nvidia_slice(world, [0, 1])
     world.host.modes[address(1)] = CcMode.OFF
-    beside.step()
+    beside.start()
+    picture = beside.step(NOW)
     assert rules(world) == {"gpu-vfio-0": "cc-mode-on"}
+    assert [o.device.name for o in picture.offers if o.unfit] == [gpu(i) for i in range(8) if i != 1]
+    assert "gpu-0000-17-00-0 is on" in picture.problems["policy"]
+    assert "modes are not changed beside NVIDIA's DRA driver" in condition(world)["message"]
+    registered = beside.registered
+    world.kubelet.scan()
+    assert (registered, beside.registered) == (False, True)
     (companions,) = world.api.store.list(SLICES, fields=f"spec.driver={COMPANION}")[0]
     assert len(companions["spec"]["devices"]) == 2
     before = world.api.store.version
-    beside.step()
+    beside.step(NOW)
     assert world.api.store.version == before
     (world.root / NVIDIA_SOCKET).unlink()
     with pytest.raises(Misconfigured, match="not on this node"):
-        beside.step()
+        beside.step(NOW)
     assert rules(world) == {}
     assert world.api.store.list(SLICES, fields=f"spec.driver={COMPANION}")[0][0]["spec"]["devices"] == []
+
+
+def condition(world: World) -> dict[str, Any]:
+    rows = world.api.store.get(NODES, "", NODE)["status"]["conditions"]
+    return next(c for c in rows if c["type"] == CONDITION)
 
 
 def test_companions_hand_nothing_over(world: World) -> None:

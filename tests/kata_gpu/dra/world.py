@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from kata_gpu.core.beside_nvidia import COMPANION
 from kata_gpu.core.checkpoint import HeldDevice
 from kata_gpu.core.claim import CONFIG_API_VERSION, CONFIG_KIND, DRIVER, ClaimRef
 from kata_gpu.dra.health import Health
+from kata_gpu.dra.other_modes import CompanionClaims
 from kata_gpu.dra.server import PluginPaths, PluginServer
 from kata_gpu.dra.service import DraService
 from kata_gpu.host.claim_cdi_dir import ClaimCdiDir
@@ -152,6 +154,15 @@ class World:
         service = DraService(preparer or self.preparer(), self.calls)
         server = PluginServer(paths, service, Health(NODE, lambda: NOW, refresh_s=0.05))
         server.start()
+        self.servers.append(server)
+        return server
+
+    def companion(self) -> PluginServer:
+        """The companion driver's plugin, not started."""
+        paths = PluginPaths(kubelet_root=self.root, driver=COMPANION)
+        server = PluginServer(
+            paths, DraService(CompanionClaims(self.kube, NODE), self.calls), Health(NODE, lambda: NOW)
+        )
         self.servers.append(server)
         return server
 
