@@ -19,7 +19,7 @@ from kata_gpu.ops.observe import boot_id, observe
 _PCI = "/sys/bus/pci"
 WRITE_S = 20.0
 RESET_S = 90.0  # the kernel waits 60 s for a device after a bus reset (PCIE_RESET_READY_POLL_MS), then gives up
-_WAKE_S, _POLL_S = 2.0, 0.1  # D3cold to D0 takes 100 ms by the PCIe specification, and the link trains after it
+_WAKE_S, _TRAIN_S, _POLL_S = 2.0, 5.0, 0.1  # PCIe gives a device 1 s after power or reset until it must answer
 
 
 def revive(node: Node, address: PciAddress) -> str:
@@ -39,11 +39,7 @@ def revive(node: Node, address: PciAddress) -> str:
     current = boot_id(node.host)
     # On disk before the reset: from then on it answers with BARs that lead nowhere, and later it is in no inventory.
     node.journal.set_removed(current, {address: str(device.function.driver or "")})
-    try:
-        _reset_bus(node, device.function)
-    except RebootNeeded:
-        finish_revival(node)
-        raise
+    _reset_bus(node, device.function)
     finish_revival(node)
     modes = node.journal.modes(current)
     modes.pop(address, None)
@@ -83,7 +79,11 @@ def _wake(node: Node, function: PciFunction) -> bool:
     """Whether power alone brings it back: a device in D3cold reads all ones like a dead one."""
     with suppress(KataGpuError):
         _write(node, f"{_PCI}/devices/{function.address}/power/control", "on", WRITE_S)
-    until = node.host.monotonic() + _WAKE_S
+    return _answers(node, function, _WAKE_S)
+
+
+def _answers(node: Node, function: PciFunction, seconds: float) -> bool:
+    until = node.host.monotonic() + seconds
     while not responds(node.host, function):
         if node.host.monotonic() >= until:
             return False
@@ -92,6 +92,7 @@ def _wake(node: Node, function: PciFunction) -> bool:
 
 
 def _reset_bus(node: Node, function: PciFunction) -> None:
+    """ENOTTY is no verdict: a kernel that finds the link down gives up after 100 ms, and the device may yet answer."""
     path = f"{_PCI}/devices/{function.address}"
     node.progress(f"reset    {function.address}  its bus")
     _write(node, f"{path}/reset_method", "bus", WRITE_S)
@@ -100,7 +101,7 @@ def _reset_bus(node: Node, function: PciFunction) -> None:
     except Unavailable as exc:
         if exc.got != errno.errorcode[errno.ENOTTY]:
             raise
-        raise _power_cycle(function.address, "the kernel gave up waiting for it after the reset of its bus") from exc
+    _answers(node, function, _TRAIN_S)
 
 
 def _write(node: Node, path: str, text: str, deadline_s: float) -> None:

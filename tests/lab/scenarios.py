@@ -35,6 +35,7 @@ from kata_gpu.ops import setup
 from kata_gpu.ops.node import Node, observe_node, read_modes
 from kata_gpu.ops.observe import observe
 from kata_gpu.ops.recover import recover
+from kata_gpu.ops.revive import revive
 from kata_gpu.ops.status import status
 from tests.kata_gpu.node.direct_host import DirectHost
 
@@ -400,6 +401,20 @@ def _open(path: str) -> None:
     os.close(os.open(path, os.O_RDWR))
 
 
+def revival() -> None:
+    """A GPU falls off the bus while it is bound: status says so, a reset of its slot and a scan bring it back."""
+    node = node_on(RealHost())
+    setup.setup(node, ON)
+    gpu = observe_node(node).inventory.gpus[0].function.address
+    chips({"gpu0": {"dead": "until-bus-reset"}})
+    say("dead", reason=status(node).reason)
+    with node.locked():
+        result = refused(lambda: say("revived", text=revive(node, gpu)))
+    setup_again = refused(lambda: setup.setup(node, ON))
+    say("after", result=result, setup=setup_again, state=status(node).state, **_facts(node))
+    setup.reset(node)
+
+
 class Sampler(threading.Thread):
     """Tries to take every device as a VM would, all the while NVIDIA's tool runs."""
 
@@ -450,7 +465,7 @@ def admin_tools() -> None:
     setup.reset(ours)
 
 
-SCENARIOS = {f.__name__: f for f in (whole, lockdown, faults, guard, crashes, resets, uevents, admin_tools)}
+SCENARIOS = {f.__name__: f for f in (whole, lockdown, faults, guard, crashes, resets, uevents, revival, admin_tools)}
 
 if __name__ == "__main__":
     SCENARIOS[sys.argv[1]]()

@@ -158,6 +158,15 @@ def test_removal_and_return_are_heard(run: Run) -> None:
     assert facts["returned"] == {"step": "returned", "listening": True, "woken": True, "there": True}
 
 
+def test_a_gpu_that_fell_off_the_bus_comes_back(run: Run) -> None:
+    facts = {row["step"]: row for row in run("revival", {"gpu0": "h100", "gpu1": "h100"})}
+    assert "does not answer" in facts["dead"]["reason"], facts["dead"]
+    assert facts["revived"]["text"].endswith("answers again after a reset of its bus"), facts
+    assert facts["after"]["state"] == "settled", facts["after"]
+    assert facts["after"]["modes"] == [ON, ON]
+    assert len(facts["after"]["cdi"]) == 2
+
+
 @pytest.fixture(scope="session")
 def gpu_admin_tools() -> tuple[str, str]:
     """Path and digest of NVIDIA's tool, which is neither vendored nor downloaded."""

@@ -283,7 +283,7 @@ def device_reset(machine: Machine, function: Function) -> None:
         return
     if chip.faults.get("dead") == "until-bus-reset" and function.resets[0] == "bus":
         chip.faults["dead"] = "until-enumerated"  # it answers, and its BARs are where all ones put them
-        return
+        raise fail(errno.ENOTTY)  # the link was down for too long; seen on 6.12
     if chip.faults.get("dead") or chip.faults.get("reset") == "hang":
         raise Blocked  # 70 to 208 s, then ENOTTY
     if chip.faults.get("reset") == "error":

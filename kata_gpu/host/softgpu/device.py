@@ -97,6 +97,8 @@ class SoftDevice:
     def reset(self) -> None:
         """Function-level or bus reset: bus address and decoding are lost, staged settings become active."""
         self.resets += 1
+        if self.chip.faults.get("dead") == "until-bus-reset":  # a function-level one never gets here: writes are lost
+            del self.chip.faults["dead"]
         struct.pack_into("<H", self._config, 4, 0)
         struct.pack_into("<H", self._config, _PM + 4, 0x0008)
         self.chip.reset(self._clock())
