@@ -29,11 +29,12 @@ class Report:
     """All of them, in order."""
 
     rows: list[Row] = field(default_factory=list)
+    around: str = ""  # what stood around our processes
 
     def lines(self) -> Iterator[str]:
         """For a terminal."""
         if self.rows:
-            yield from ("", _line(HEAD), _line(["-" * width for width in WIDTHS]))
+            yield from ("", f"with a {self.around}", "", _line(HEAD), _line(["-" * width for width in WIDTHS]))
         for row in self.rows:
             for number, (who, what) in enumerate(row.noticed or [("nobody", "")]):
                 first = number == 0

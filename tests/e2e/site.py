@@ -24,10 +24,11 @@ from tests.attestation.broker.postgres import Cluster
 from tests.attestation.guest.models import MEMORY, make_source
 from tests.demo import AGENT_POLICY
 from tests.e2e.brokers import Brokers, listens
+from tests.e2e.kubelets import Pod
 from tests.e2e.leaks import Secrets
 from tests.e2e.machine import Hardware
-from tests.e2e.node import Launch, Node, Pod
-from tests.e2e.program import Console, Program, until
+from tests.e2e.node import Launch, Node
+from tests.e2e.program import Program, until
 from tests.e2e.report import Report, Row
 
 KEY = "kbs:///models/e2e/key"
@@ -94,12 +95,11 @@ class Vm:
 class Site:
     """Made by `started`. Broken links are repaired by who breaks them."""
 
-    console: Console
     node: Node
     brokers: Brokers
     desk: Path  # the owner's private folder: plaintext and key may be here
     drivers: Path  # the VMs' driver library
-    elsewhere: list[Path]  # folders of the database and of the HSM
+    elsewhere: list[Path]  # folders of the database, the HSM and kubelet
     annotation: str = ""
     init_data: str = ""
     epoch: int = 0
@@ -107,17 +107,17 @@ class Site:
 
     @classmethod
     @contextmanager
-    def started(cls, console: Console, api: Any, database: Cluster, token: HsmKey, drivers: Path) -> "Iterator[Site]":
+    def started(cls, node: Node, database: Cluster, token: HsmKey, drivers: Path) -> "Iterator[Site]":
         """All processes up, the model encrypted."""
         with tempfile.TemporaryDirectory(prefix="e2e-owner-", dir=MEMORY) as desk, ExitStack() as stack:
-            node = Node(console, api)
             stack.callback(node.close)
             node.start()
             signer_ends = utc_now() + timedelta(days=SIGNER_DAYS)
-            brokers = Brokers(console, database.url, token, signer_ends)
+            brokers = Brokers(node.console, database.url, token, signer_ends)
             stack.callback(brokers.close)
             brokers.serve()
-            site = cls(console, node, brokers, Path(desk), drivers, [database.folder, token.pin_file.parent])
+            elsewhere = [database.folder, token.pin_file.parent, node.kubelet.folder]
+            site = cls(node, brokers, Path(desk), drivers, elsewhere)
             stack.callback(site.close)
             site.encrypt_model()
             yield site
@@ -125,7 +125,7 @@ class Site:
     @property
     def work(self) -> Path:
         """Everything that is not secret: logs, ciphertext, configuration, what guests received."""
-        return self.console.log.parent
+        return self.node.work
 
     # The owner.
 
@@ -133,12 +133,12 @@ class Site:
         """Init-data, policy, key and ciphertext, with the owner's commands."""
         self.annotation = self.build_init_data(AGENT_POLICY)
         (self.work / "annotation").write_text(self.annotation)
-        digest = self.console("kata-gpu", "initdata", "digest", self.work / "annotation", "--output", "json")
+        digest = self.node.console("kata-gpu", "initdata", "digest", self.work / "annotation", "--output", "json")
         self.init_data = json.loads(digest)["digest"]
         make_source(self.desk, megabytes=1)
         self.brokers.operate("user", "add", "owner", "--role", "admin")
         (self.desk / "token").write_text(self.brokers.operate("user", "token", "owner", secret=True))
-        self.console("kata-gpu-kbs", "model", "encrypt", self.desk / "source", self.work / "model.kgm",
+        self.node.console("kata-gpu-kbs", "model", "encrypt", self.desk / "source", self.work / "model.kgm",
                 "--key-file", self.desk / "model.key", "--key", KEY, "--policy", self.policy(), "--label", "test",
                 "--broker", self.brokers.admin_url, "--broker-cert", self.brokers.tls.certificate,
                 "--admin-token-file", self.desk / "token")  # fmt: skip
@@ -146,7 +146,7 @@ class Site:
     def build_init_data(self, agent_policy: str) -> str:
         """The annotation's value: broker, its certificate and the agent's policy."""
         (self.work / "agent-policy.rego").write_text(agent_policy)
-        built = self.console("kata-gpu", "initdata", "build", "--tee", "snp", "--kbs-url", self.brokers.url,
+        built = self.node.console("kata-gpu", "initdata", "build", "--tee", "snp", "--kbs-url", self.brokers.url,
                         "--kbs-cert", self.brokers.tls.certificate, "--policy", self.work / "agent-policy.rego",
                         "--annotation")  # fmt: skip
         return built.split()[-1]
@@ -205,11 +205,11 @@ class Site:
             vm.program.stop()
         vm.power.close()
         self.node.drop(vm.program.pid)
-        self.node.end(pod)
+        self.node.kubelet.end(pod)
 
     def releases(self) -> None:
         """From pod to plaintext, and the pod ends."""
-        pod = self.node.pod()
+        pod = self.node.kubelet.pod()
         vm = self.boot(pod)
         self.reads(vm, pod)
         self.shut_down(vm, pod)
@@ -222,7 +222,7 @@ class Site:
 
     def attempt(self, pod: Pod | None = None, **how: Any) -> tuple[int, str]:
         """Exit code and last words of a VM that must get nothing; its pod ends."""
-        pod = pod or self.node.pod()
+        pod = pod or self.node.kubelet.pod()
         vm = self.boot(pod, **how)
         outcome = vm.refused()
         self.shut_down(vm, pod)
@@ -272,7 +272,7 @@ class Site:
             }
         )
         assert len(secret.found_in([self.desk])) == len(secret.named), "the search finds what is there"
-        return secret.found_in([self.work, *self.elsewhere, *(vm.folder for vm in self.vms)])
+        return secret.found_in([*{self.work, *self.elsewhere}, *(vm.folder for vm in self.vms)])
 
     def refusal(self, ticket: str) -> dict[str, str]:
         """The entry of a ticket: each code, with what was expected and what came."""

@@ -4,6 +4,7 @@ Every case starts from a site that releases the key, and ends by showing that it
 """
 
 import os
+import re
 from datetime import timedelta
 
 import grpc
@@ -17,7 +18,6 @@ from tests.demo import AGENT_POLICY
 from tests.e2e.program import until
 from tests.e2e.report import Report
 from tests.e2e.site import PATH, Site
-from tests.kata_gpu.dra.fake_kubelet import KubeletError
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
 STRANGER = 42  # serial number of a genuine GPU that is not the owner's
@@ -31,7 +31,7 @@ def chip_id(serial: int) -> str:
 def test_two_pods_at_once(site: Site, report: Report) -> None:
     """Each VM attests exactly the GPU of its claim; both serve the owner's bytes."""
     with site.broken(report, "none") as row:
-        pods = [site.node.pod(), site.node.pod()]
+        pods = [site.node.kubelet.pod(), site.node.kubelet.pod()]
         vms = [site.boot(pod) for pod in pods]
         for vm, pod in zip(vms, pods, strict=True):
             site.reads(vm, pod)
@@ -47,7 +47,7 @@ def test_two_pods_at_once(site: Site, report: Report) -> None:
 def test_gpu_swapped(site: Site, report: Report) -> None:
     """Another GPU of the same model, with the same firmware, in the slot."""
     with site.broken(report, "GPU swapped for another") as row:
-        pod = site.node.pod()
+        pod = site.node.kubelet.pod()
         own = site.node.swap(pod.address, STRANGER)
         site.denied(row, "gpu-identity-not-accepted", pod=pod)
         assert site.node.taints() == {}
@@ -58,16 +58,16 @@ def test_gpu_swapped(site: Site, report: Report) -> None:
 def test_cc_off(site: Site, report: Report) -> None:
     """After the claim was prepared. An honest guest stops by itself; the driver finds it at the next claim."""
     with site.broken(report, "CC switched off on the host") as row:
-        node, pod = site.node, site.node.pod()
+        node, pod = site.node, site.node.kubelet.pod()
         node.set_cc(pod.address, on=False)
         code, said = site.attempt(pod)
         assert code == ExitCode.NEGATIVE
         assert said.startswith("error[cc-mode-off]")
         row.told("guest", f"exit code {code}: cc-mode-off; sends no evidence")
         version = node.version()
-        with pytest.raises(KubeletError, match=r"mode-differs.*expected on, got off") as caught:
-            node.pod_on(pod.device)
-        row.told("kubelet", str(caught.value).partition(": ")[2].partition(" (")[0])
+        told = re.search(r"mode-differs: .*, expected on, got off", node.kubelet.refusal(pod.device))
+        assert told
+        row.told("kubelet", told[0])
         until(lambda: (node.taints_since(version, pod.device) or ["-"])[-1] == "", "the agent has switched it on again")
         assert "mode-transition" in node.taints_since(version, pod.device)
         row.told("scheduler", "taint mode-transition, until the agent has switched it on again")
@@ -107,7 +107,7 @@ def test_rim_signer_revoked(site: Site, report: Report) -> None:
 def test_gpu_revoked(site: Site, report: Report) -> None:
     """By its identity, on both replicas."""
     with site.broken(report, "GPU revoked") as row:
-        pod = site.node.pod()
+        pod = site.node.kubelet.pod()
         chip = chip_id(site.node.rack[pod.address])
         site.brokers.operate("revoke", "add", "gpu", chip, "--reason", "stolen in transit")
         code, said = site.attempt(pod)
@@ -142,7 +142,7 @@ def test_replica_killed(site: Site, report: Report) -> None:
     with site.broken(report, "replica killed (SIGKILL)") as row:
         pipe, brokers = site.work / "pipe", site.brokers
         os.mkfifo(pipe)
-        pod = site.node.pod()
+        pod = site.node.kubelet.pod()
         vm = site.boot(pod, hold=pipe)
         with pipe.open("wb"):  # opens when the VM has its challenge and collects; it waits for the end of this block
             victim = brokers.balancer.taken[-1]
@@ -161,7 +161,7 @@ def test_replica_killed(site: Site, report: Report) -> None:
 def test_bridge_stopped(site: Site, report: Report) -> None:
     """Its socket stays: without the file Kata would start the VM and no GPU."""
     with site.broken(report, "PodResources bridge stopped") as row:
-        node, pod = site.node, site.node.pod()
+        node, pod = site.node, site.node.kubelet.pod()
         assert node.bridge.stop() == 0
         assert node.socket.is_socket()
         with pytest.raises(grpc.RpcError) as caught:
@@ -174,7 +174,7 @@ def test_bridge_stopped(site: Site, report: Report) -> None:
         node.start_bridge()
         until(lambda: node.condition() == ("True", "Ready"), "the node is ready again")
         assert node.taints() == {}
-        node.end(pod)
+        node.kubelet.end(pod)
 
 
 def test_a_year_later(site: Site, report: Report) -> None:
