@@ -39,11 +39,11 @@ def revive(node: Node, address: PciAddress) -> str:
     current = boot_id(node.host)
     # On disk before the reset: from then on it answers with BARs that lead nowhere, and later it is in no inventory.
     node.journal.set_removed(current, {address: str(device.function.driver or "")})
-    _reset_bus(node, device.function)
-    finish_revival(node)
     modes = node.journal.modes(current)
     modes.pop(address, None)
     node.journal.set_modes(current, modes)
+    _reset_bus(node, device.function)
+    finish_revival(node)
     found = next((d.function for d in observe(node.host).devices if d.function.address == address), None)
     if found is None or not responds(node.host, found):
         raise _power_cycle(address, "it does not answer after a reset of its bus either")
