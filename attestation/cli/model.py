@@ -143,6 +143,8 @@ def _model_key(path: Path | None) -> Secret:
     """The key of a file, made first where there is none; a fresh one without a file."""
     if path is None:
         return Secret(secrets.token_bytes(MODEL_KEY_BYTES))
+    from attestation.sources.blocks import sync_folder
+
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
@@ -159,6 +161,7 @@ def _model_key(path: Path | None) -> Secret:
         file.write(secret.expose())
         file.flush()
         os.fsync(fd)
+    sync_folder(path.parent)  # what it will have encrypted must not outlive its name
     return secret
 
 

@@ -158,6 +158,50 @@ def test_the_count_of_init_data(
     assert says in done.stderr.decode()
 
 
+@pytest.mark.parametrize(
+    ("before", "settings", "arguments", "code", "gate", "after"),
+    [
+        pytest.param("0", {}, (), ExitCode.OK, "set", "1", id="attested"),
+        pytest.param("1", {}, (), ExitCode.OK, "not-enforced", "1", id="ready-at-boot"),
+        pytest.param("1", {"FAKE_NVML_BROKEN": 1}, (), ExitCode.UNAVAILABLE, "", "0", id="a-gpu-fails"),
+        pytest.param("1", {}, ("--expected-devices", 3), ExitCode.NEGATIVE, "", "0", id="a-gpu-is-missing"),
+        pytest.param("1", {"FAKE_NVML_DEV": 1}, (), ExitCode.NEGATIVE, "", "0", id="devtools"),
+    ],
+)
+def test_the_ready_gate(
+    kbs: Served,
+    libraries: Path,
+    tmp_path: Path,
+    before: str,
+    settings: dict[str, object],
+    arguments: tuple[object, ...],
+    code: ExitCode,
+    gate: str,
+    after: str,
+) -> None:
+    """`ready`, as the hook of a guest image runs it: open for what the broker accepted, closed on any failure."""
+    guest = SimulatedGuest(folder=tmp_path, libraries=libraries, gpus=2, settings=settings)
+    guest.launch(kbs.url)
+    (tmp_path / "ready").write_text(before)
+    done = guest.run("ready", "--init-data", guest.init_data, "--output", "json", *arguments)
+    assert done.returncode == code, done.stderr.decode()
+    assert (json.loads(done.stdout)["ready-gate"] if done.stdout else "") == gate
+    assert (tmp_path / "ready").read_text() == after
+
+
+def test_the_ready_gate_where_the_broker_refuses(kbs: Served, libraries: Path, tmp_path: Path) -> None:
+    """Launched with other init-data than it shows: 401, and the GPUs do not stay ready."""
+    guest = SimulatedGuest(folder=tmp_path, libraries=libraries)
+    guest.launch(kbs.url)
+    (tmp_path / "ready").write_text("1")
+    with guest.init_data.open("a") as file:
+        file.write("# changed\n")
+    done = guest.run("ready", "--init-data", guest.init_data)
+    assert done.returncode == ExitCode.NEGATIVE
+    assert b"the broker refused the attestation" in done.stderr
+    assert (tmp_path / "ready").read_text() == "0"
+
+
 def post(kbs: Served, step: str, body: Any, cookie: str = "") -> tuple[Any, str]:
     """One exchange of the handshake: answer and session cookie."""
     request = Request(f"{kbs.url}/kbs/v0/{step}", json.dumps(body).encode(), {"Cookie": cookie})
