@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from attestation.appraise.devices import check_hosts
 from attestation.appraise.ear import Appraisal, Status
 from attestation.appraise.facts import DeviceFacts, PlatformFacts
 from attestation.appraise.native import tee_claim
@@ -151,6 +152,8 @@ def _check_gpus(
     yield check_distinct("gpu-distinct", gpus)
     if any(gpu.mode is GpuMode.PPCIE for gpu in gpus):
         yield check_board(facts)
+    if want.hosts is not None:
+        yield from check_hosts(facts.cpu.chip_id, [gpu.chip_id for gpu in gpus], want.hosts)
     for index, gpu in enumerate(gpus):
         name = f"gpu{index}"
         if gpu.level.at_least(want.level):

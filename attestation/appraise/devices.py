@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from attestation.errors import Misconfigured
 from attestation.findings import Finding, failed, passed
-from attestation.values import Architecture, DeviceKind, GpuMode
+from attestation.values import Architecture, GpuMode
 from attestation.verify.verified import BoundPlatform, VerifiedDevice
 
 PPCIE_SWITCHES = 4  # HGX H100, the only board with Protected PCIe
@@ -40,7 +40,11 @@ def check_devices(platform: BoundPlatform, want: DeviceRequirement) -> tuple[Fin
         _count("switch-count", switches, want.switches),
         *_architectures(gpus, want),
         *_modes(gpus, switches, want),
-        *_identities(platform.cpu.chip_id, gpus, want.hosts),
+        *(
+            []
+            if want.hosts is None
+            else check_hosts(platform.cpu.chip_id, [g.identity.chip_id for g in gpus], want.hosts)
+        ),
     )
 
 
@@ -84,21 +88,18 @@ def _modes(
         )
 
 
-def _identities(
-    host: str, gpus: Sequence[VerifiedDevice], hosts: Mapping[str, frozenset[str]] | None
-) -> Iterator[Finding]:
-    if hosts is None:
-        return
-    allowed = hosts.get(host, frozenset())
+def check_hosts(host: str, gpus: Sequence[str], hosts: Mapping[str, frozenset[str]]) -> Iterator[Finding]:
+    """One finding per GPU chip id; `host` is the chip id of the CPU, empty where it is masked."""
+    allowed = hosts.get(host, frozenset()) if host else frozenset()
     for gpu in gpus:
-        if gpu.kind is DeviceKind.GPU and gpu.identity.chip_id in allowed:
-            yield passed("gpu-host", gpu.identity.chip_id, expected=f"listed for {host or 'a masked host'}")
+        if gpu in allowed:
+            yield passed("gpu-host", gpu, expected=f"listed for {host}", subject=gpu)
         else:
             yield failed(
                 "gpu-host",
                 "gpu-not-of-this-host",
                 expected=f"one of {len(allowed)} GPUs listed for {host or 'a masked host'}",
-                got=gpu.identity.chip_id,
+                got=gpu,
                 hint="a GPU that moved, or evidence relayed from another machine",
-                subject=str(gpu.identity),
+                subject=gpu,
             )

@@ -2,6 +2,7 @@
 policies can replace it per class (`appraise/rego.py`). Signatures, freshness, binding and debug were judged before.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from attestation.appraise.ear import (
@@ -16,6 +17,7 @@ from attestation.appraise.ear import (
     Appraisal,
     Status,
     TrustVector,
+    tier,
 )
 from attestation.appraise.facts import CpuFacts, DeviceFacts, PlatformFacts
 from attestation.appraise.rules import References, check_reference
@@ -93,6 +95,13 @@ def appraise_platform(facts: PlatformFacts, *, references: References, now: date
         if isinstance(device, DeviceFacts)
     )
     return (cpu, *devices)
+
+
+def guest_measured(appraisals: Sequence[Appraisal]) -> bool:
+    """Whether a policy affirmed what the CPU TEE launched: reference values know this guest."""
+    return any(
+        a.submod == "cpu0" and tier(a.vector.values.get("executables", 0)) is Status.AFFIRMING for a in appraisals
+    )
 
 
 def claim(claims: JsonValue, *path: str) -> JsonValue:

@@ -5,7 +5,9 @@ only tightens. Unknown keys are errors. `docs/policies.md` has the reference and
 """
 
 import hashlib
+import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -18,6 +20,8 @@ MAX_POLICY_BYTES = 64 * 1024  # admin uploads; keybroker.md 5.1 gives the same b
 MAX_EPOCH = 2**53  # every JSON and TOML reader has these integers
 MAX_LEASE_S = 30 * 24 * 3600
 MAX_DEVICES = 64  # as in the binding profiles
+_CPU_CHIP = re.compile(r"[0-9A-Fa-f]{16,128}")  # CHIP_ID of SNP, platform instance id of TDX
+_GPU_CHIP = re.compile(r"[0-9A-Fa-f]{16}")  # of the SPDM name in the device certificate
 TCB_PARTS = ("bootloader", "tee", "snp", "microcode", "fmc")  # SNP components, tee.md 1.4
 
 
@@ -46,6 +50,12 @@ class GpuConditions:
     level: Level = Level.TRUSTED
     level_reason: str = ""
     identity: Rule | None = None
+    hosts: Mapping[str, frozenset[str]] | None = None  # GPU chip ids by CPU chip id
+
+    @property
+    def names_identities(self) -> bool:
+        """Whether the operator says which GPUs are his."""
+        return self.hosts is not None or not (self.identity is None or isinstance(self.identity, Unchecked))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +134,9 @@ class _Table:
 
     def optional_rule(self, name: str) -> Rule | None:
         return self.rule(name) if name in self._left else None
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._left)
 
     def finish(self) -> None:
         if self._left:
@@ -218,11 +231,29 @@ def _gpus(table: _Table | None) -> GpuConditions | None:
         level=level,
         level_reason=reason,
         identity=table.optional_rule("identity"),
+        hosts=_hosts(table.optional_table("hosts")),
     )
     if GpuMode.UNKNOWN in conditions.mode:
         raise _bad("gpus.mode", "on|ppcie: an unproven mode satisfies no policy", "unknown")
     table.finish()
     return conditions
+
+
+def _hosts(table: _Table | None) -> Mapping[str, frozenset[str]] | None:
+    """`[gpus.hosts]`: which GPUs the operator put into which machine, in any case of the letters."""
+    if table is None:
+        return None
+    hosts: dict[str, frozenset[str]] = {}
+    for host in table.names():
+        where, gpus = f"gpus.hosts.{host[:16]}", table.take(host)
+        if not _CPU_CHIP.fullmatch(host) or host.lower() in hosts:
+            raise _bad(where, "a CPU chip id in hexadecimal, once", host)
+        if not isinstance(gpus, list) or not all(isinstance(gpu, str) and _GPU_CHIP.fullmatch(gpu) for gpu in gpus):
+            raise _bad(where, "a list of GPU chip ids of 16 hexadecimal digits", gpus)
+        hosts[host.lower()] = frozenset(gpu.upper() for gpu in gpus)
+    if not hosts:
+        raise _bad("gpus.hosts", "at least one CPU chip id", "none")
+    return hosts
 
 
 def _version_rule(table: _Table, name: str, base: int) -> Rule:

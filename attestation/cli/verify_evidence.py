@@ -1,6 +1,6 @@
 """`kata-gpu-kbs verify evidence`: everything that a guest sent to a key broker, verified as one platform."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +11,7 @@ from attestation.cli.cpu_options import FILE, warn_simulated
 from attestation.cli.verification import Basis, policy_option, read_policy
 from attestation.clock import parse_time, utc_now
 from attestation.errors import AttestationError, Malformed, Misconfigured
+from attestation.findings import Result
 from attestation.sources.atomic import read_bounded
 from attestation.values import BindingProfile, JsonObject, Level, Tee
 
@@ -101,6 +102,7 @@ def evidence(**options: object) -> int:
 def _verify(asked: _Asked, verifier: "LocalVerifier", wanted: "DeviceRequirement", now: datetime) -> "Page":
     from attestation.appraise.devices import check_devices
     from attestation.cli.evidence_page import Page, check_measurement
+    from attestation.verify.bind import with_guest_measured
     from attestation.verify.platform import Expected, verify_platform
 
     platform = verify_platform(
@@ -111,9 +113,12 @@ def _verify(asked: _Asked, verifier: "LocalVerifier", wanted: "DeviceRequirement
         policy=verifier.policy,
         now=now,
     )
+    measurement = check_measurement(platform.cpu, asked.measurements)
+    measured = measurement.result is Result.PASS
+    platform = replace(platform, binding=with_guest_measured(platform.binding, measured))
     findings = (
         *platform.findings,
-        check_measurement(platform.cpu, asked.measurements),
+        measurement,
         *check_devices(platform, wanted),
     )
     levels = [device.level for device in platform.devices]

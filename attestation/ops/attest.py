@@ -6,7 +6,7 @@ answer, on any replica; another body gets none; a body that fails burns the nonc
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from attestation.appraise import native
@@ -22,6 +22,7 @@ from attestation.ops.world import World
 from attestation.sources.policy_store import PolicyKind, StoredPolicy
 from attestation.sources.sessions import InProgress, LiveSession, Repeated, session_key
 from attestation.values import JsonValue, Tee
+from attestation.verify.bind import with_guest_measured
 
 WAIT_S, POLL_S = 20.0, 0.02  # a twin request waits for the first; guests give up after 50 s
 
@@ -94,9 +95,11 @@ def _verify(world: World, submission: Submission, challenged: Challenged, now: d
         raise Untrusted("nonce-mismatch", "the nonce is not this session's", where="runtime-data.nonce")
     platform = world.verifier.verify(submission, challenged, now=now)
     facts = PlatformFacts.of(platform)
+    appraisals = appraise(world, facts, submission, now)
+    measured = native.guest_measured(appraisals)
     result = attested(
-        facts,
-        appraise(world, facts, submission, now),
+        replace(facts, binding=with_guest_measured(facts.binding, measured)),
+        appraisals,
         nonce=challenged.nonce,
         tee_key=submission.tee_key.jwk,
         simulated=world.simulated,

@@ -7,7 +7,8 @@ from typing import Any, NoReturn
 from sqlalchemy import Connection
 
 from attestation.appraise.checks import Usage
-from attestation.appraise.policy import ReleaseLimits
+from attestation.appraise.facts import PlatformFacts
+from attestation.appraise.policy import KeyConditions, ReleaseLimits
 from attestation.broker.keys import KeyKind, KeyRecord, parse_bundle, render_bundle
 from attestation.broker.model_key import DERIVE_PARAMETER, derived, parse_labels
 from attestation.broker.release import Grant, decide, grant, release
@@ -142,6 +143,13 @@ def resource_data(path: ResourcePath, query: dict[str, str]) -> dict[str, JsonVa
     return {"plugin": "resource", "resource-path": [path.repository, path.type, path.tag], "query": dict(query)}
 
 
+def _identity_allowlist(facts: PlatformFacts, conditions: KeyConditions | None) -> JsonValue:
+    """The key's own list, which every released platform is on; else what the verification policy says."""
+    if conditions is not None and conditions.gpus is not None and conditions.gpus.names_identities:
+        return "match"
+    return facts.binding.get("identity_allowlist")
+
+
 def _refuse_unless_trusted(
     world: World, attested: Attested, path: ResourcePath, verdict: Verdict, now: datetime
 ) -> None:
@@ -197,6 +205,7 @@ def _account(world: World, attested: Attested, granted: Grant, records: tuple[Ke
                 "tee_key": thumbprint(granted.tee_key),
                 "chip_id": facts.cpu.chip_id,
                 "devices": [device.chip_id for device in facts.devices],
+                "identity_allowlist": _identity_allowlist(facts, conditions),
                 "collateral": facts.binding.get("collateral"),
                 "simulated": attested.simulated,
             }

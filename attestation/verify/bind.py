@@ -21,6 +21,7 @@ from attestation.verify.verified import BoundPlatform, VerifiedCpu, VerifiedDevi
 
 MAX_ADDITIONAL_BYTES = 2 * 1024 * 1024  # as the KBS request body; 12 devices take 137 kB
 NVIDIA = "nvidia"
+GUEST_ENTRY = "kata-gpu.toml"  # of init-data: what our guest checks by itself (docs/guest.md)
 DEVICE_REVOCATION = "device-revocation"
 NOT_PROVEN = (
     "no shipping GPU reports which machine or VM it is attached to: the link is the driver of the measured guest, "
@@ -55,6 +56,7 @@ class Expected:
 # Verify CPU evidence of one kind; verify all devices of one platform together (proofs in the same order, and findings
 # about the set). Both raise Malformed, Untrusted, Denied or Unavailable.
 CpuVerifier = Callable[[Tee, JsonObject, CpuExpected], VerifiedCpu]
+IdentityList = Callable[[str], bool]  # of a chip id
 DeviceVerifier = Callable[[Sequence[NvEvidence], Nonce], tuple[Sequence[VerifiedDevice], Sequence[Finding]]]
 
 
@@ -81,8 +83,12 @@ def bind_platform(
     devices: DeviceVerifier,
     decode_chain: Decoder = decode_base64,
     about_collateral: Sequence[Finding] = (),
+    identity_list: IdentityList | None = None,
 ) -> BoundPlatform:
-    """Verify everything against the session. Raises the first error; a refused CPU is Denied before any device."""
+    """Verify everything against the session. Raises the first error; a refused CPU is Denied before any device.
+
+    `identity_list` says whether a device is on the operator's list; None where there is no list.
+    """
     _require_session(evidence, expected)
     init_data = None if evidence.init_data is None else parse_init_data(evidence.init_data)
     listed = parse_additional(evidence.additional, decode_chain)
@@ -95,6 +101,7 @@ def bind_platform(
     require_distinct(proofs)
     _require_usable(proofs, about_all)
     ordered = tuple(sorted(proofs, key=_order))
+    init_data_claims = None if init_data is None else init_data.claims()
     findings = [*verified_cpu.findings, *(f for device in ordered for f in device.findings), *about_all]
     return BoundPlatform(
         cpu=verified_cpu,
@@ -103,8 +110,8 @@ def bind_platform(
         nonce=expected.nonce,
         tee_key=dict(evidence.tee_jwk),
         init_data_digest=None if init_data is None else init_data.digest,
-        init_data_claims=None if init_data is None else init_data.claims(),
-        binding=_claims(expected.profile, len(ordered)),
+        init_data_claims=init_data_claims,
+        binding=_claims(expected.profile, ordered, init_data_claims, identity_list),
         findings=(
             *findings,
             passed("binding", f"{len(ordered)} devices", expected=expected.profile),
@@ -207,17 +214,48 @@ def _order(device: VerifiedDevice) -> tuple[bool, str, int]:
     return device.kind is not DeviceKind.GPU, device.identity.chip_id, device.identity.leaf_serial
 
 
-def _claims(profile: BindingProfile, count: int) -> JsonObject:
-    """What the binding proves and what it does not. The last three are constants until devices can prove more."""
+def _claims(
+    profile: BindingProfile,
+    devices: Sequence[VerifiedDevice],
+    init_data: JsonObject | None,
+    identity_list: IdentityList | None,
+) -> JsonObject:
+    """What the binding proves and what it does not. The last three are constants until devices can prove more.
+
+    Whether the guest is measured is not known here: who holds reference values says so (`with_guest_measured`).
+    """
     return {
         "profile": profile,
         "nonce_bound": True,
         "key_bound": True,
         "evidence_set_bound": True,
-        "device_count": count,
+        "device_count": len(devices),
         "distinct_identities": True,
-        "local_gate": "none",
+        "identity_allowlist": _identity_allowlist(devices, identity_list),
+        "guest_measured": False,
+        "local_gate": _local_gate(init_data),
         "tdisp": "not-available",
         "colocation": "not-proven",
         "colocation_why": NOT_PROVEN,
     }
+
+
+def with_guest_measured(binding: JsonObject, measured: bool) -> JsonObject:
+    """The claims of somebody who compared the launch measurement with reference values."""
+    return {**binding, "guest_measured": measured}
+
+
+def _identity_allowlist(devices: Sequence[VerifiedDevice], identity_list: IdentityList | None) -> str:
+    if identity_list is None or not devices:
+        return "off"
+    return "match" if all(identity_list(device.identity.chip_id) for device in devices) else "mismatch"
+
+
+def _local_gate(init_data: JsonObject | None) -> str:
+    """`initdata` where bound init-data makes our guest count its devices before anything is sent or set ready.
+
+    No guest extends a run-time register with its own check today, so `rtmr3` (tee.md 4.6) is never claimed.
+    """
+    entry = (init_data or {}).get(GUEST_ENTRY)
+    expected = entry.get("expected_devices") if isinstance(entry, Mapping) else None
+    return "initdata" if type(expected) is int and expected > 0 else "none"

@@ -14,7 +14,7 @@ from attestation.verify.bundle import BundleInfo, BundleRule, require_recent
 from attestation.verify.expected import CpuExpected
 from attestation.verify.nv_gpu import Collateral as DeviceCollateral
 from attestation.verify.nv_gpu import NvCache, prove_device
-from attestation.verify.nv_policy import NvPolicy
+from attestation.verify.nv_policy import NvPolicy, Unchecked
 from attestation.verify.revocation import RevocationSource
 from attestation.verify.rim import RimSource
 from attestation.verify.roots import NvTrust
@@ -107,6 +107,7 @@ def verify_platform(
         devices=devices,
         decode_chain=collateral.nv_cache.decode_chain,
         about_collateral=(recent,),
+        identity_list=None if isinstance(policy.nvidia.chip_ids, Unchecked) else policy.nvidia.chip_ids.accepts,
     )
 
 

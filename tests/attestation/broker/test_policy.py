@@ -17,6 +17,7 @@ from attestation.values import Architecture, GpuMode, Level, Tee
 from tests.attestation.broker.broker import GPU_POLICY, NOW
 
 SHA = "sha256:" + "ab" * 32
+HOST = "A123456789ABCDEF"  # a Turin chip id
 
 
 def test_a_full_policy() -> None:
@@ -40,6 +41,9 @@ level = {{ authentic_only = "no reference documents for this driver yet" }}
 driver_version = {{ at_least = "550.90.07" }}
 vbios_version = {{ at_least = "96.00.9F" }}
 identity = ["0123"]
+[gpus.hosts]
+"{"AB" * 64}" = ["57cd27b6a4bb3c2e"]
+"0123456789abcdef" = []
 [switches]
 count = 4
 [init_data]
@@ -59,6 +63,7 @@ not_after = 2027-01-01T00:00:00+01:00
         (Architecture.HOPPER, Architecture.BLACKWELL),
         (GpuMode.ON, GpuMode.PPCIE),
     )
+    assert got.gpus.hosts == {"ab" * 64: frozenset({"57CD27B6A4BB3C2E"}), "0123456789abcdef": frozenset()}
     assert got.switches is not None
     assert got.limits.max_releases == 3
     assert got.limits.not_after is not None
@@ -84,6 +89,20 @@ not_after = 2027-01-01T00:00:00+01:00
         pytest.param("count = 1", "count = true", "gpus.count", id="bool"),
         pytest.param("count = 1", "count = 65", "gpus.count", id="too-many"),
         pytest.param("count = 1", "count = 1\ndistinct = false", "gpus.distinct", id="distinct"),
+        pytest.param("[init_data]", "[gpus.hosts]\n[init_data]", "gpus.hosts", id="no-host"),
+        pytest.param("[init_data]", "[gpus.hosts]\nrack7 = []\n[init_data]", "gpus.hosts.rack7", id="host-name"),
+        pytest.param(
+            "[init_data]", f"[gpus.hosts]\n{HOST} = [12]\n[init_data]", f"gpus.hosts.{HOST}", id="host-gpu-number"
+        ),
+        pytest.param(
+            "[init_data]", f'[gpus.hosts]\n{HOST} = ["gpu0"]\n[init_data]', f"gpus.hosts.{HOST}", id="host-gpu-name"
+        ),
+        pytest.param(
+            "[init_data]",
+            f"[gpus.hosts]\n{HOST} = []\n{HOST.lower()} = []\n[init_data]",
+            f"gpus.hosts.{HOST.lower()}",
+            id="host-twice",
+        ),
         pytest.param('mode = ["on"]', 'mode = ["unknown"]', "gpus.mode", id="unproven-mode"),
         pytest.param('mode = ["on"]', "", "gpus.mode", id="no-mode"),
         pytest.param('mode = ["on"]', 'mode = ["on"]\nlevel = "authentic"', "gpus.level", id="level-without-reason"),

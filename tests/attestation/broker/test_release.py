@@ -77,6 +77,51 @@ def release_denied(made: Broker, who: Guest, code: str, **kwargs: Any) -> None:
     assert code in denied(made)
 
 
+def _gpu_of(made: Broker) -> str:
+    return (
+        authenticate(made.world, Credentials(cookie=None, bearer=made.handshake().token), now=NOW)
+        .facts.devices[0]
+        .chip_id
+    )
+
+
+def _with_hosts(made: Broker, host: str, gpus: list[str]) -> ResourcePath:
+    path = ResourcePath.parse("default/model/hosts")
+    made.put(path, policy=GPU_POLICY.replace("[init_data]", f'[gpus.hosts]\n"{host}" = {gpus}\n[init_data]'))
+    return path
+
+
+def test_gpus_listed_for_this_cpu(kbs: Broker) -> None:
+    """`[gpus.hosts]` in any case of the letters; the audit log says that a list was asked, the attestation what it knew."""
+    path = _with_hosts(kbs, chip().chip_id.hex().upper(), [_gpu_of(kbs).lower()])
+    visit = kbs.handshake()
+    assert visit.get(path) == b"k" * 32
+    assert kbs.world.audit.about(str(path), "released")[0].body["identity_allowlist"] == "match"
+    assert visit.get() == b"k" * 32
+    assert kbs.world.audit.about(str(PATH), "released")[0].body["identity_allowlist"] == "off"
+    binding = authenticate(kbs.world, Credentials(cookie=None, bearer=visit.token), now=NOW).facts.binding
+    assert (binding["guest_measured"], binding["identity_allowlist"], binding["local_gate"]) == (True, "off", "none")
+
+
+@pytest.mark.parametrize(
+    "moved", [pytest.param(True, id="tee-063-other-cpu"), pytest.param(False, id="tee-063-other-gpu")]
+)
+def test_nothing_to_a_gpu_of_another_host(kbs: Broker, moved: bool) -> None:
+    ours, gpu = chip().chip_id.hex(), _gpu_of(kbs)
+    path = _with_hosts(kbs, "ab" * 64, [gpu]) if moved else _with_hosts(kbs, ours, ["0000000000000000"])
+    with pytest.raises(Denied):
+        kbs.handshake().get(path)
+    findings = kbs.world.audit.about(str(path), "release-denied")[-1].body["findings"]
+    assert isinstance(findings, list)
+    assert [f["code"] for f in findings] == ["gpu-not-of-this-host"]
+
+
+def test_an_unknown_guest_is_not_measured(kbs: Broker) -> None:
+    kbs.references({"snp_launch_measurement": ["00" * 48]})
+    binding = authenticate(kbs.world, Credentials(cookie=None, bearer=kbs.handshake().token), now=NOW).facts.binding
+    assert binding["guest_measured"] is False
+
+
 def test_nothing_to_the_sample_tee(kbs: Broker, tmp_path: Path) -> None:
     """Not even a challenge by default; and where it is enabled, not beside a real key."""
     with pytest.raises(Denied) as caught:

@@ -185,7 +185,10 @@ def test_composite(tmp_path: Path, capsys: pytest.CaptureFixture[str], profile: 
     ]  # fmt: skip
     code, document = result(capsys, *arguments, "--expect", "gpus=2")
     assert (code, document["level"], codes(document)) == (ExitCode.OK, "trusted", set())
-    assert document["claims"]["binding"]["colocation"] == "not-proven"
+    binding = document["claims"]["binding"]
+    assert (binding["colocation"], binding["guest_measured"]) == ("not-proven", True)
+    unmeasured = result(capsys, *arguments[:-2], "--expect", "gpus=2")[1]
+    assert unmeasured["claims"]["binding"]["guest_measured"] is False
     assert [device["level"] for device in document["devices"]] == ["trusted", "trusted"]
     code, document = result(capsys, *arguments, "--expect", "gpus=8,switches=4")
     assert (code, codes(document)) == (ExitCode.NEGATIVE, {"gpu-count-wrong", "switch-count-wrong"})

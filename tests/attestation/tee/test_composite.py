@@ -20,7 +20,7 @@ from attestation.simulate.nvidia import ForgedEvidence
 from attestation.values import Architecture, BindingProfile, GpuMode, Level, Tee
 from attestation.verify.bind import NOT_PROVEN, parse_additional, require_distinct
 from attestation.verify.nv_gpu import verify_device
-from attestation.verify.nv_policy import NvPolicy
+from attestation.verify.nv_policy import NvPolicy, OneOf
 from attestation.verify.platform import Expected, PlatformEvidence, PlatformPolicy, PlatformTrust, verify_platform
 from attestation.verify.revocation import ChainKind, NoRevocation, RevocationPolicy, RevocationRule, RevocationStatus
 from attestation.verify.rim import RimShelf
@@ -36,6 +36,7 @@ from tests.attestation.tee.world import (
     OTHER_NONCE,
     Guest,
     collateral,
+    policy,
     render_additional,
     trust,
     verify,
@@ -73,6 +74,41 @@ def test_what_is_not_proven_is_said() -> None:
     binding = verify(Guest().evidence()).binding
     assert (binding["colocation"], binding["tdisp"]) == ("not-proven", "not-available")
     assert binding["colocation_why"] == NOT_PROVEN
+
+
+@pytest.mark.parametrize(
+    ("chip_ids", "gpus", "expected"),
+    [
+        pytest.param(None, 1, "off", id="no-list"),
+        pytest.param("own", 1, "match", id="listed"),
+        pytest.param("own", 2, "mismatch", id="one-of-two"),
+        pytest.param("own", 0, "off", id="no-device"),
+    ],
+)
+def test_whether_devices_are_on_a_list_is_said(chip_ids: str | None, gpus: int, expected: str) -> None:
+    own = verify(Guest(gpus=1).evidence()).gpus[0].identity.chip_id
+    rules = policy()
+    if chip_ids is not None:
+        rules = replace(rules, nvidia=replace(rules.nvidia, chip_ids=OneOf(frozenset({own}))))
+    platform = verify(Guest(gpus=gpus).evidence(), rules=rules)
+    assert platform.binding["identity_allowlist"] == expected
+    assert ("policy-chip-id" in failing(platform)) == (expected == "mismatch")
+
+
+@pytest.mark.parametrize(
+    ("entry", "gate"),
+    [
+        pytest.param("expected_devices = 8", "initdata", id="count"),
+        pytest.param("expected_devices = 0", "none", id="nothing-expected"),
+        pytest.param("expected_devices = true", "none", id="no-number"),
+        pytest.param('binding_profile = "cgpu-v1"', "none", id="no-count"),
+    ],
+)
+def test_local_gate_is_what_bound_init_data_asks_of_the_guest(entry: str, gate: str) -> None:
+    document = INIT_DATA + f"\"kata-gpu.toml\" = '''\n{entry}\n'''\n"
+    binding = verify(Guest(init_data=document).evidence()).binding
+    assert (binding["local_gate"], binding["guest_measured"]) == (gate, False)
+    assert verify(Guest().evidence()).binding["local_gate"] == "none"
 
 
 def test_order_of_devices_does_not_depend_on_the_guest() -> None:

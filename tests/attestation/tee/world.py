@@ -161,7 +161,12 @@ def policy() -> PlatformPolicy:
 
 
 def verify(
-    evidence: PlatformEvidence, *, roots: PlatformTrust | None = None, now: datetime = NOW, **session: Any
+    evidence: PlatformEvidence,
+    *,
+    roots: PlatformTrust | None = None,
+    rules: PlatformPolicy | None = None,
+    now: datetime = NOW,
+    **session: Any,
 ) -> BoundPlatform:
     """Against the session of NONCE; `session` changes what the server expects."""
     known = {"tee": evidence.tee, "nonce": NONCE, "profile": evidence.profile}
@@ -170,6 +175,6 @@ def verify(
         session=Expected(**{**known, **session}),
         trust=roots or trust(),
         collateral=collateral(),
-        policy=policy(),
+        policy=rules or policy(),
         now=now,
     )
