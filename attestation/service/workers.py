@@ -36,6 +36,7 @@ class Workers:
         self._inside = 0
         self._late_since: float | None = None
         self._standing = False
+        self._refused = 0.0
 
     @property
     def inside(self) -> int:
@@ -44,8 +45,11 @@ class Workers:
 
     def admits(self, *, new: bool = False) -> bool:
         """Whether a call would fit; `new` ones leave half of the queue to those under way."""
-        limit = min(self.limit, self._threads + 1) if self._standing else self.limit
-        return self._inside < (self._threads + (limit - self._threads) // 2 if new else limit)
+        limit = min(self.limit, self._threads + 2) if self._standing else self.limit
+        fits = self._inside < (self._threads + (limit - self._threads) // 2 if new else limit)
+        if not fits:
+            self._refused = time.monotonic()
+        return fits
 
     def admit(self, *, new: bool = False) -> None:
         """Unavailable where a call would not fit."""
@@ -61,17 +65,23 @@ class Workers:
         finally:
             self._inside -= 1
             if not self._inside:
-                self._late_since, self._standing = None, False
+                self._relax(time.monotonic())
 
     def _start(self, queued: float, call: Callable[[], T]) -> T:
         now = time.monotonic()
         if now - queued <= TARGET_S:
-            self._late_since, self._standing = None, False
+            self._relax(now)
         elif self._late_since is None:
             self._late_since = now
         elif now - self._late_since > INTERVAL_S:
             self._standing = True
         return call()
+
+    def _relax(self, now: float) -> None:
+        """Nobody waits for long. A queue that is short because others are refused may not grow again at once."""
+        self._late_since = None
+        if now - self._refused > INTERVAL_S:
+            self._standing = False
 
     def close(self) -> None:
         """Wait for what runs."""
