@@ -1,7 +1,8 @@
 """What makes an interrupted encryption safe to continue: for each batch, a durable keyed digest of the source.
 
 A record is made durable before any chunk that it covers is written. So a chunk nonce is spent only for plaintext that a
-record vouches for, and a source that no longer matches its records is given a new salt. The digests are keyed (the
+record vouches for, and a source that no longer matches its records is given a new salt. Where storage forgets records
+and chunks alike, the source still vouches: the key of the records holds when it was changed. The digests are keyed (the
 journal lies beside the ciphertext and says nothing about the plaintext) and fast (a hash would cost more than AES-GCM);
 their nonces are random, because one salt may see two versions of a batch.
 """
@@ -53,8 +54,11 @@ class Journal:
         return True
 
 
-def start_journal(path: Path, partial: Path, cipher: FileCipher, key: Secret) -> Journal:
-    """Header into an emptied partial file, then durably into a new journal: both name the same salt."""
+def start_journal(path: Path, partial: Path, cipher: FileCipher, key: Secret, changed_ns: int) -> Journal:
+    """Header into an emptied partial file, then durably into a new journal: both name the same salt.
+
+    `changed_ns` is the source's time of modification.
+    """
     path.unlink(missing_ok=True)
     with opened(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
         write_all(fd, cipher.render_header(), 0)
@@ -63,10 +67,10 @@ def start_journal(path: Path, partial: Path, cipher: FileCipher, key: Secret) ->
         write_all(fd, cipher.render_header(), 0)
         os.fsync(fd)
     sync_folder(path.parent)
-    return Journal(cipher=cipher, mac=_mac(key, cipher))
+    return Journal(cipher=cipher, mac=_mac(key, cipher, changed_ns))
 
 
-def load_journal(path: Path, partial: Path, cipher: FileCipher, key: Secret) -> Journal | None:
+def load_journal(path: Path, partial: Path, cipher: FileCipher, key: Secret, changed_ns: int) -> Journal | None:
     """Records of an interrupted run; None where nothing can be kept.
 
     A stored byte that no record covers means a nonce spent for unknown plaintext: then there is nothing to keep.
@@ -84,7 +88,7 @@ def load_journal(path: Path, partial: Path, cipher: FileCipher, key: Secret) -> 
     if partial.stat().st_size > HEADER_BYTES + covered + -(-covered // cipher.header.chunk_bytes) * TAG_BYTES:
         return None
     records = tuple(bytes(raw[at : at + _RECORD_BYTES]) for at in range(0, len(raw), _RECORD_BYTES))
-    return Journal(cipher=cipher, mac=_mac(key, cipher), records=records)
+    return Journal(cipher=cipher, mac=_mac(key, cipher, changed_ns), records=records)
 
 
 def append_durably(fd: int, record: bytes) -> None:
@@ -94,5 +98,5 @@ def append_durably(fd: int, record: bytes) -> None:
     os.fdatasync(fd)
 
 
-def _mac(key: Secret, cipher: FileCipher) -> AESGCM:
-    return AESGCM(derive(key, cipher.header.salt, _INFO, 32))
+def _mac(key: Secret, cipher: FileCipher, changed_ns: int) -> AESGCM:
+    return AESGCM(derive(key, cipher.header.salt, _INFO + changed_ns.to_bytes(8, "big", signed=True), 32))

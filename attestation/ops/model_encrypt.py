@@ -171,7 +171,10 @@ class _Encrypter:
 
     def _large(self, job: Job, source: int) -> ModelFile:
         """Two batches alternate: while one is read and recorded, the other is sealed and written by the threads."""
-        journal = self._resumable(job, source) or start_journal(job.journal, job.partial, self._fresh(job), self._key)
+        changed = os.fstat(source).st_mtime_ns
+        journal = self._resumable(job, source, changed)
+        if journal is None:
+            journal = start_journal(job.journal, job.partial, self._fresh(job), self._key, changed)
         sha256 = self._sha256()
         batches = [memoryview(bytearray(BATCH_BYTES)) for _ in range(2)]
         pending: list[list[Future[None]]] = [[], []]
@@ -199,13 +202,13 @@ class _Encrypter:
         job.journal.unlink()
         return _entry(job, stored, sha256)
 
-    def _resumable(self, job: Job, source: int) -> Journal | None:
+    def _resumable(self, job: Job, source: int, changed: int) -> Journal | None:
         """Journal of an interrupted run whose every record still matches the source."""
         if not (job.partial.exists() and job.journal.exists()):
             return None
         with opened(job.journal, os.O_RDONLY) as fd:
             cipher = self._same_header(fd, job)
-        journal = load_journal(job.journal, job.partial, cipher, self._key) if cipher else None
+        journal = load_journal(job.journal, job.partial, cipher, self._key, changed) if cipher else None
         return journal if journal and journal.matches(source, job.size, job.name) else None
 
     def _submit(self, stored: StoredFile, start: int, batch: memoryview, known: bool) -> list[Future[None]]:
