@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -41,6 +41,8 @@ from tests.demo import free_port
 from tests.deploy.test_command_lines import parse
 from tests.kata_gpu.dra.fake_api import FakeApi
 from tests.kata_gpu.dra.fake_store import KINDS
+from tests.kata_gpu.kata.templates import TEMPLATES
+from tests.kata_gpu.kata.test_containerd import CONTAINERD_2_1
 
 ROOT = DEPLOY.parent
 TUTORIAL = ROOT / "docs/tutorial.md"
@@ -83,6 +85,23 @@ def work() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+KATA = "opt/kata/share/defaults/kata-containers/runtimes/qemu-nvidia-gpu-snp/configuration-qemu-nvidia-gpu-snp.toml"
+
+
+def node_files(root: Path) -> None:
+    """What kata-deploy and containerd's package leave on a node."""
+    for name, text in ((KATA, TEMPLATES["4.1-go-snp"]), ("etc/containerd/config.toml", CONTAINERD_2_1)):
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_text(text)
+    (root / "etc/containerd/conf.d").mkdir()
+
+
+def rooted(command: str) -> str:
+    """The command on the files of a folder instead of this machine's."""
+    program, arrow, target = command.partition(" > /")
+    return f"{program} --host-root root" + (f" > root/{target}" if arrow else "")
+
+
 @pytest.fixture
 def cluster(work: Path) -> Iterator[FakeApi]:
     """A cluster whose one node carries the labels that the agent writes for a host that is set up."""
@@ -116,6 +135,7 @@ def test_the_tutorial_runs_as_it_stands(work: Path, cluster: FakeApi) -> None:
     env = {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(work)}
     background: list[subprocess.Popen[bytes]] = []
     ran = 0
+    node_files(work / "root")
     try:
         for kind, info, body in FENCE.findall(TUTORIAL.read_text()):
             for old, new in ports.items():
@@ -125,6 +145,8 @@ def test_the_tutorial_runs_as_it_stands(work: Path, cluster: FakeApi) -> None:
             if kind != "console" or "run" not in info.split():
                 continue
             for step in steps(body):
+                if "root" in info.split():
+                    step = replace(step, command=rooted(step.command))
                 if step.command.endswith(" &"):
                     process, log = start(step.command[:-2], work, env)
                     background.append(process)
