@@ -48,8 +48,16 @@ class RealHost:
         return os.readlink(self._path(path, follow=False))
 
     def listdir(self, path: str) -> list[str]:
-        """Names, sorted."""
-        return sorted(os.listdir(self._path(path)))
+        """Names, sorted; on another root with the device nodes that are only listed there."""
+        if self._live:
+            return sorted(os.listdir(path))
+        nodes = {node.rpartition("/")[2] for node in self._listed() if node.rpartition("/")[0] == path.rstrip("/")}
+        try:
+            return sorted({*os.listdir(self._path(path)), *nodes})
+        except FileNotFoundError:
+            if not nodes:
+                raise
+            return sorted(nodes)
 
     def kind(self, path: str) -> FileKind | None:
         """What a path leads to."""

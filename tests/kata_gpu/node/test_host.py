@@ -81,6 +81,20 @@ def test_rendered_tree_equals_the_simulated_host(tmp_path: Path, preset: str) ->
     assert observe(RealHost(tmp_path)) == observe(kernel)
 
 
+def test_rendered_tree_shows_device_nodes(tmp_path: Path) -> None:
+    """Nodes cannot be made without root, so they are in a list; a directory of the tree shows them all the same."""
+    kernel = SimKernel(hgx_h100(gpus=2, switches=0))
+    for address in ("0000:17:00.0", "0000:3d:00.0"):
+        kernel.machine.functions[address].override = "vfio-pci"
+        kernel.write("/sys/bus/pci/drivers/vfio-pci/bind", address.encode(), deadline_s=1)
+    render(kernel.machine, tmp_path)
+    tree = RealHost(tmp_path)
+    for path in ("/dev/vfio", "/dev/vfio/devices"):
+        assert tree.listdir(path) == kernel.listdir(path)
+    with pytest.raises(FileNotFoundError):
+        tree.listdir("/dev/nosuch")
+
+
 def test_a_bundle_cannot_point_outside(tmp_path: Path) -> None:
     """Links are resolved inside the tree, absolute ones and dots too; loops end."""
     (tmp_path / "outside").write_text("secret")
