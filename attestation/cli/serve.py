@@ -65,9 +65,9 @@ def serve(**options: Any) -> None:
       kata-gpu-kbs serve --store /var/lib/kbs --collateral /var/lib/collateral --listen 0.0.0.0:8080
     """
     from attestation.cli.webhook_file import load_webhook
+    from attestation.hardening import forbid_dumps
     from attestation.ops.open_world import WorldOptions, close_world, open_world
     from attestation.service.app import Compat, Service
-    from attestation.service.hardening import forbid_dumps
     from attestation.service.server import Serving, listen
     from attestation.service.server import serve as run
 

@@ -130,5 +130,8 @@ def _leave(log: Path, line: str) -> None:
 
 
 def main() -> None:
-    """Console script."""
+    """Console script. A crash writes no plaintext and no key to a disk."""
+    from attestation.hardening import forbid_dumps
+
+    forbid_dumps()
     sys.exit(run())

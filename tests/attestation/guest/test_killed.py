@@ -1,6 +1,8 @@
 """kill -9 at any time: no plaintext on a disk, nothing half done under a final name, and the next run is right."""
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,19 @@ def test_an_encryption_that_is_killed(secret: Path, key_file: Path, tmp_path: Pa
         assert ".kgm" not in kinds or kinds == {".kgm", ".kgf"}
     assert run(cli, command) == ExitCode.OK
     assert decode_model(out, KEY.expose()) == tree(secret)
+
+
+def test_a_crash_writes_no_memory() -> None:
+    """The console script: no core file, and to a handler of the kernel's the process is not dumpable."""
+    script = (
+        "import ctypes, resource, sys\n"
+        "from attestation.guest.main import main\n"
+        "sys.argv = ['kata-gpu-guest', '--version']\n"
+        "try: main()\n"
+        "finally: print(resource.getrlimit(resource.RLIMIT_CORE), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "(0, 0) 0"
 
 
 def test_a_decryption_that_is_killed(secret: Path, key_file: Path, tmp_path: Path, memory: Path) -> None:

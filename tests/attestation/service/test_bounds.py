@@ -239,7 +239,7 @@ def _accepts(url: str) -> bool:
 def test_no_memory_of_this_process_is_written_or_read() -> None:
     """After the hook: no core dumps, and the kernel gives the process's memory to nobody."""
     script = (
-        "from attestation.service.hardening import forbid_dumps; import resource, ctypes\n"
+        "from attestation.hardening import forbid_dumps; import resource, ctypes\n"
         "forbid_dumps()\n"
         "print(resource.getrlimit(resource.RLIMIT_CORE), ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
     )
