@@ -43,14 +43,21 @@ class EndorsedKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenTrust:
-    """The operator's choice: certificates that end a chain, and keys by id."""
+    """The operator's choice: certificates that end a chain, keys by id, and where claims may name the TEE key."""
 
     certificates: tuple[x509.Certificate, ...] = ()
     keys: Mapping[str, EndorsedKey] = field(default_factory=lambda: MappingProxyType({}))
+    tee_key_paths: tuple[str, ...] = ()  # JSON pointers (RFC 6901), tried before upstream's
 
     @classmethod
-    def of(cls, *, certificates: Sequence[bytes] = (), jwks: Sequence[bytes] = ()) -> "TokenTrust":
+    def of(
+        cls, *, certificates: Sequence[bytes] = (), jwks: Sequence[bytes] = (), tee_key_paths: Sequence[str] = ()
+    ) -> "TokenTrust":
         """From PEM files and JWK sets; Misconfigured where one holds nothing usable."""
+        for path in tee_key_paths:
+            if not path.startswith("/") or "~" in path:
+                expected = "a JSON pointer of plain member names, e.g. /claims/tee-pubkey"
+                raise Misconfigured("token-key-path", "not such a pointer", expected=expected, got=path[:80])
         found: list[x509.Certificate] = []
         for pem in certificates:
             try:
@@ -63,7 +70,7 @@ class TokenTrust:
                 if kid in keys:
                     raise Misconfigured("token-jwks", "two keys of one id", got=kid[:80])
                 keys[kid] = key
-        return cls(certificates=tuple(found), keys=MappingProxyType(keys))
+        return cls(certificates=tuple(found), keys=MappingProxyType(keys), tee_key_paths=tuple(tee_key_paths))
 
 
 def endorsed_key(header: Mapping[str, Any], trust: TokenTrust, *, now: datetime) -> EndorsedKey:

@@ -44,11 +44,8 @@ class ExternalToken:
     forgeable: bool
 
 
-def verify_external(token: str, trust: TokenTrust, *, pointers: tuple[str, ...] = (), now: datetime) -> ExternalToken:
-    """A foreign token to its claims and TEE key; Untrusted, or Malformed for a header or key that is none.
-
-    `pointers` are the operator's own, tried before upstream's.
-    """
+def verify_external(token: str, trust: TokenTrust, *, now: datetime) -> ExternalToken:
+    """A foreign token to its claims and TEE key; Untrusted, or Malformed for a header or key that is none."""
     endorsed = endorsed_key(token_header(token), trust, now=now)
     payload = verified_payload(token, endorsed.key, endorsed.alg)
     claims = require_object(parse_json(payload, max_bytes=MAX_PAYLOAD_CHARS, what="claims"), "claims")
@@ -60,7 +57,7 @@ def verify_external(token: str, trust: TokenTrust, *, pointers: tuple[str, ...] 
         id=f"external-{b64url(hashlib.sha256(token.encode()).digest())[:22]}",
         issuer=issuer[:160] if isinstance(issuer, str) else "",
         claims=claims,
-        tee_key=parse_tee_key(_tee_key((*pointers, *TEE_KEY_POINTERS), claims)).jwk,
+        tee_key=parse_tee_key(_tee_key((*trust.tee_key_paths, *TEE_KEY_POINTERS), claims)).jwk,
         forgeable=_forgeable(claims),
     )
 

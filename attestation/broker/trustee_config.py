@@ -214,7 +214,7 @@ _TABLE: tuple[tuple[str, _Judge], ...] = (
     (r"attestation_token\.trusted_certs_paths",
      _passed("--trusted-token-certs", "tokens of these services reach the resource policy, never a GPU key")),
     (r"attestation_token\.trusted_jwk_sets", _jwk_sets),
-    (r"attestation_token\.extra_teekey_paths", _say(Outcome.NONE, "upstream's five pointers are tried")),
+    (r"attestation_token\.extra_teekey_paths", _passed("--trusted-token-key-path")),
     (r"attestation_token\.insecure_header_jwk", _header_jwk),
     (r"attestation_service\.type", _service),
     (r"attestation_service\.timeout", _one_of(5, "5 minutes", (Outcome.NONE, "a challenge lives 5 minutes", ()))),

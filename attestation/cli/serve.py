@@ -44,6 +44,8 @@ MAX_DRAIN_DELAY_S = 60.0  # balancers look every few seconds
 @click.option("--trusted-token-certs", multiple=True, metavar="FILE",
               help="PEM certificates of attestation services whose tokens reach the resource policy.")  # fmt: skip
 @click.option("--trusted-token-jwks", multiple=True, metavar="FILE", help="JWK sets of such services.")
+@click.option("--trusted-token-key-path", "trusted_token_key_paths", multiple=True, metavar="POINTER",
+              help="Where claims of their tokens name the TEE key, tried before upstream's places.")  # fmt: skip
 @click.option("--admin-issuer", "admin_issuers", multiple=True, metavar="FILE", help="Identity provider, TOML.")
 @click.option("--webhook", metavar="FILE", help="Where denials and revocations are posted, TOML: url, secret_file.")
 @click.option("--deny-all-admins", is_flag=True, help="Refuse every admin request.")
@@ -89,7 +91,9 @@ def serve(**options: Any) -> None:
             deny_all_admins=options["deny_all_admins"],
             webhook=load_webhook(Path(options["webhook"])) if options["webhook"] else None,
             token_certificates=read_bytes(options["token_cert"]) if options["token_cert"] else b"",
-            external=_token_trust(options["trusted_token_certs"], options["trusted_token_jwks"]),
+            external=_token_trust(
+                options["trusted_token_certs"], options["trusted_token_jwks"], options["trusted_token_key_paths"]
+            ),
         ),
         verifier,
         now=clock(),
@@ -187,13 +191,18 @@ def _store(store: str | None, file: Path | None) -> str:
     return text
 
 
-def _token_trust(certificates: tuple[str, ...], jwks: tuple[str, ...]) -> Any:
+def _token_trust(certificates: tuple[str, ...], jwks: tuple[str, ...], paths: tuple[str, ...]) -> Any:
     """Whose tokens are taken beside our own; None for nobody's."""
     from attestation.broker.endorsement import TokenTrust
 
     if not certificates and not jwks:
+        if paths:
+            expected = "--trusted-token-certs or --trusted-token-jwks"
+            raise Misconfigured("token-key-path", "a place in tokens of nobody", expected=expected)
         return None
-    return TokenTrust.of(certificates=[*map(read_bytes, certificates)], jwks=[*map(read_bytes, jwks)])
+    return TokenTrust.of(
+        certificates=[*map(read_bytes, certificates)], jwks=[*map(read_bytes, jwks)], tee_key_paths=paths
+    )
 
 
 def _clock(frozen: str | None) -> Any:

@@ -187,8 +187,16 @@ def test_pointers_go_in_order() -> None:
     for index, key in enumerate(keys):
         if index:
             steps[index - 1]()
-        token = verify_external(signed(claims), TRUST, pointers=("/mine/key",), now=NOW)
+        token = verify_external(signed(claims), replace(TRUST, tee_key_paths=("/mine/key",)), now=NOW)
         assert token.tee_key == tee_jwk(key)
+
+
+@pytest.mark.parametrize("path", ["", "mine", "/a~1b"], ids=["empty", "relative", "escaped"])
+def test_a_path_that_is_none_is_refused(path: str) -> None:
+    """At start, and not at the first token."""
+    with pytest.raises(Misconfigured) as caught:
+        TokenTrust.of(tee_key_paths=[path])
+    assert caught.value.code == "token-key-path"
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def test_every_option_has_an_outcome() -> None:
     assert plan.serve == (
         "--listen", "0.0.0.0:8080", "--tls-key", "/etc/kbs/key.pem", "--tls-cert", "/etc/kbs/cert.pem",
         "--trusted-token-certs", "/etc/kbs/as.pem", "--trusted-token-certs", "/etc/kbs/as2.pem",
-        "--trusted-token-jwks", "/etc/kbs/jwks.json", "--issuer", "our-as",
+        "--trusted-token-jwks", "/etc/kbs/jwks.json", "--trusted-token-key-path", "/mine", "--issuer", "our-as",
     )  # fmt: skip
     assert plan.resources is not None
     assert (plan.resources.kind, plan.resources.path) == ("LocalFs", "/var/lib/trustee/repository")
