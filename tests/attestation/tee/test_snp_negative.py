@@ -24,13 +24,16 @@ from attestation.formats.snp_evidence import (
 from attestation.formats.snp_report import REPORT_BYTES, Firmware, parse_snp_report
 from attestation.formats.snp_tcb import Product, Tcb, parse_tcb, render_tcb
 from attestation.simulate import der
-from attestation.simulate.amd import SimulatedChip, mint_report
+from attestation.simulate.amd import SimulatedChip, mint_report, simulated_amd_collateral, simulated_amd_trust
 from attestation.simulate.amd_pki import CertificateForm, ca_form, ca_keys, mint_crl, spki
 from attestation.verify.expected import CpuExpected
+from attestation.verify.snp import verify_snp
+from attestation.verify.snp_certs import AmdCache
 from attestation.verify.snp_policy import Rule, SnpPolicy, TcbFloors
 from attestation.verify.snp_trust import ChainRules, CrlMode, LeafKind, StaticAmdCollateral
 from tests.attestation.tee.snp_cases import (
     TODAY,
+    failures,
     flipped,
     open_policy,
     pool,
@@ -465,6 +468,55 @@ def test_binding(changes: dict[str, Any], expected: CpuExpected, codes: list[str
     assert refusal(forged(**changes), expected=expected) == codes
 
 
+def _with_caches(evidence: SnpEvidence, policy: SnpPolicy, cache: AmdCache) -> list[str]:
+    try:
+        cpu = verify_snp(
+            evidence,
+            trust=simulated_amd_trust(),
+            collateral=simulated_amd_collateral(),
+            policy=policy,
+            expected=CpuExpected.unchecked(),
+            now=TODAY,
+            cache=cache,
+        )
+    except AttestationError as exc:
+        return [exc.code]
+    return failures(cpu)
+
+
+_WARM = [
+    *((i, e, SnpPolicy(), c) for i, e, c in (*_SIGNATURE, *_AGREEMENT)),
+    *_POLICY,
+]
+
+
+@pytest.mark.parametrize(("evidence", "policy", "codes"), [pytest.param(e, p, c, id=i) for i, e, p, c in _WARM])
+def test_what_is_remembered_excuses_nothing(evidence: SnpEvidence, policy: SnpPolicy, codes: list[str]) -> None:
+    """Every negative again, twice, after good evidence of the same chips was verified and remembered."""
+    cache = AmdCache()
+    for good in (GOOD, TURIN.evidence()):
+        assert _with_caches(good, SnpPolicy(), cache) == []
+    assert [_with_caches(evidence, policy, cache) for _ in range(2)] == [codes, codes]
+    assert _with_caches(GOOD, SnpPolicy(), cache) == []
+
+
+def test_a_remembered_launch_answers_each_challenge_anew() -> None:
+    cache, seen = AmdCache(), []
+    for number in (1, 2):
+        cpu = verify_snp(
+            forged(report_data=bytes([number]) * 64, report_id=bytes([number]) * 32),
+            trust=simulated_amd_trust(),
+            collateral=simulated_amd_collateral(),
+            policy=SnpPolicy(),
+            expected=CpuExpected(report_data=bytes([number]) * 64),
+            now=TODAY,
+            cache=cache,
+        )
+        seen.append((cpu.report_data, cpu.claims["report_data"], cpu.claims["report_id"]))
+    assert len(cache.launches) == 1
+    assert seen == [(bytes([n]) * 64, f"{n:02x}" * 64, f"{n:02x}" * 32) for n in (1, 2)]
+
+
 def test_unchecked_report_data_is_visible() -> None:
     assert "report-data-unchecked" in {finding.code for finding in verify_forged(GOOD).findings}
 
@@ -539,6 +591,21 @@ _JSON: list[tuple[str, str, str]] = [
     ("tee-034-length", _set(measurement=[0] * 47), "snp-evidence-bytes"),
     ("tee-034-float", _set(policy=196608.0), "snp-evidence-number"),
     ("tee-034-float-byte", _set(host_data=[0.0] * 32), "snp-evidence-bytes"),
+    ("tee-034-true-byte", _set(host_data=[True] + [0] * 31), "snp-evidence-bytes"),
+    ("tee-034-false-byte", _set(signature={"r": [False] * 72, "s": [0] * 72}), "snp-evidence-bytes"),
+    (
+        "tee-034-true-certificate-byte",
+        _json(lambda d: d["cert_chain"].append({"cert_type": "ASK", "data": [48, True]})),
+        "snp-evidence-bytes",
+    ),
+    ("tee-034-null-byte", _set(host_data=[None] * 32), "snp-evidence-bytes"),
+    (
+        "tee-034-true-tcb",
+        _json(lambda d: d["attestation_report"]["launch_tcb"].update(tee=True)),
+        "snp-evidence-number",
+    ),
+    ("tee-034-tcb-256", _json(lambda d: d["attestation_report"]["launch_tcb"].update(tee=256)), "snp-evidence-number"),
+    ("tee-034-firmware", _json(lambda d: d["attestation_report"]["current"].pop("minor")), "snp-evidence-number"),
     ("tee-034-bool", _set(vmpl=True), "snp-evidence-number"),
     ("tee-034-overflow", _set(policy=1 << 64), "snp-evidence-number"),
     ("tee-034-text", _set(host_data="00" * 32), "snp-evidence-bytes"),

@@ -483,23 +483,24 @@ def test_only_replaying_registers_give_claims(_case: None) -> None:
     assert (failures(cpu), [c["index"] for c in claims]) == (["event-log-mismatch"], [1])
 
 
-_LOGS: list[tuple[str, bytes]] = [
-    ("tee-055-truncated", LOG[:-1]),
-    ("tee-055-register-4", LOG + _event(5, b"x")),
-    ("tee-055-register-minus", LOG + _event(0, b"x")),
-    ("tee-055-no-digest", LOG + _event(1, b"x", count=0)),
-    ("tee-055-two-digests", LOG + _event(1, b"x", count=2)),
-    ("tee-055-no-header", LOG[10:]),
-    ("tee-055-junk-after", LOG + bytes(7) + b"\1"),
-    ("tee-055-size", LOG[:-11] + b"\xff\xff\xff\x7f" + LOG[-7:]),
-    ("tee-055-large", LOG + bytes(1 << 20)),
+_LOGS: list[tuple[str, bytes, str]] = [
+    ("tee-055-truncated", LOG[:-1], "truncated"),
+    ("tee-055-register-4", LOG + _event(5, b"x"), "event-log"),
+    ("tee-055-register-minus", LOG + _event(0, b"x"), "event-log"),
+    ("tee-055-no-digest", LOG + _event(1, b"x", count=0), "event-log"),
+    ("tee-055-two-digests", LOG + _event(1, b"x", count=2), "event-log"),
+    ("tee-055-no-header", LOG[10:], "event-log"),
+    ("tee-055-junk-after", LOG + bytes(7) + b"\1", "truncated"),
+    ("tee-055-size", LOG[:-11] + b"\xff\xff\xff\x7f" + LOG[-7:], "event-log"),
+    ("tee-055-large", LOG + bytes(1 << 20), "event-log"),
 ]
 
 
-@pytest.mark.parametrize("log", [pytest.param(data, id=i) for i, data in _LOGS])
-def test_broken_event_logs(log: bytes) -> None:
-    with pytest.raises(Malformed):
+@pytest.mark.parametrize(("log", "code"), [pytest.param(data, code, id=i) for i, data, code in _LOGS])
+def test_broken_event_logs(log: bytes, code: str) -> None:
+    with pytest.raises(Malformed) as caught:
         verify_forged(event_log=log)
+    assert caught.value.code == code
 
 
 def test_evidence_json() -> None:
