@@ -57,14 +57,18 @@ def render(*, file: Path, directory: Path) -> None:
       kata-gpu sim render host.sim tree
       kata-gpu gpus --host-root tree
     """
+    from shutil import copytree
+
     from kata_gpu.errors import Misconfigured
-    from kata_gpu.host.simkernel.kernel import SimKernel
+    from kata_gpu.host.simkernel.kernel import SimKernel, run_directory
     from kata_gpu.host.simkernel.render import render as write
 
     if directory.exists() and any(directory.iterdir()):
         raise Misconfigured("not-empty", "the directory is not empty", where=str(directory))
     directory.mkdir(parents=True, exist_ok=True)
     write(SimKernel(path=file).machine, directory)
+    if (cdi := run_directory(file) / "cdi").is_dir():
+        copytree(cdi, directory / "run" / "cdi")
     click.echo(f"{directory}: written")
 
 

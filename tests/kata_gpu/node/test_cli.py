@@ -257,6 +257,9 @@ def test_rendered_tree_shows_the_same(kg: Runner, tmp_path: Path, capsys: pytest
     for device in (*static["devices"], *live["devices"]):
         device.pop("ccMode")
     assert static == live
+    run(cli, ["doctor", "--host-root", str(tmp_path / "tree"), "--output", "json"])
+    static = json.loads(capsys.readouterr().out)
+    assert static["findings"] == json.loads(kg("doctor", "--output", "json")[1])["findings"]
 
 
 @pytest.mark.parametrize("k", [0, 5, 20, 33])
