@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 
+from deploy.render import BASES
 from kata_gpu.cli.main import cli, run
 from kata_gpu.core.beside_nvidia import OUR_CLASSES
 from kata_gpu.core.kata.initdata import ANNOTATION
 from kata_gpu.core.lint import claim, pod
 from kata_gpu.core.lint.lint import lint
 from kata_gpu.core.lint.mutation import KEY, NAME, mutation
+from kata_gpu.core.manifests import node
 from kata_gpu.core.manifests.install import Verb, plan_install, plan_uninstall, wanted
+from kata_gpu.core.manifests.template import fill
 from kata_gpu.core.manifests.values import VALUES
 from kata_gpu.errors import ExitCode, Unavailable
 from kata_gpu.host.kube import KubeApi
@@ -80,6 +83,13 @@ def whole(obj: Object) -> Object:
     for c in obj["spec"].get("initContainers", []) + obj["spec"].get("containers", []):
         c.setdefault("image", "i")
     return obj
+
+
+@pytest.mark.envtest
+@pytest.mark.parametrize("base", ["broker-postgres", "nvidia"])
+def test_the_server_accepts_what_install_leaves_to_helm_and_kustomize(base: str, api: Any) -> None:
+    objects = [fill(d.obj, VALUES) for d in (node.NAMESPACE, *BASES[base])]
+    assert len(install(KubeApi.connect(server=api.url), objects, say=lambda _: None)) == len(objects)
 
 
 @pytest.mark.envtest
