@@ -60,15 +60,16 @@ def render(*, file: Path, directory: Path) -> None:
     from shutil import copytree
 
     from kata_gpu.errors import Misconfigured
-    from kata_gpu.host.simkernel.kernel import SimKernel, run_directory
+    from kata_gpu.host.simkernel.kernel import OURS, SimKernel, run_directory
     from kata_gpu.host.simkernel.render import render as write
 
     if directory.exists() and any(directory.iterdir()):
         raise Misconfigured("not-empty", "the directory is not empty", where=str(directory))
     directory.mkdir(parents=True, exist_ok=True)
     write(SimKernel(path=file).machine, directory)
-    if (cdi := run_directory(file) / "cdi").is_dir():
-        copytree(cdi, directory / "run" / "cdi")
+    for place, name in OURS.items():
+        if (real := run_directory(file) / name).is_dir():
+            copytree(real, directory / place.lstrip("/"))
     click.echo(f"{directory}: written")
 
 

@@ -259,7 +259,8 @@ class SimKernel:
         if self._root is None:
             self._root = tree.build(self.machine)
             if self.path is not None:
-                tree.place(self._root, "/run/cdi", partial(_directory_of, run_directory(self.path) / "cdi"))
+                for place, name in OURS.items():
+                    tree.place(self._root, place, partial(_directory_of, run_directory(self.path) / name))
         return tree.resolve(self._root, path, follow=follow)
 
     @contextmanager
@@ -320,6 +321,10 @@ class SimKernel:
         self._seen = self._stamp()
         before, self._shape = self._shape, events.shape(self.machine)
         events.tell(run_directory(self.path), before, self._shape)
+
+
+OURS = {"/run/cdi": "cdi", "/var/lib/kata-gpu": "state"}
+"""Directories of the simulated host that are real: below `run_directory`, for our own files."""
 
 
 def run_directory(path: Path) -> Path:
