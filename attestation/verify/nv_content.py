@@ -28,12 +28,14 @@ _FWID_SINCE = 550  # major driver version from which every GPU reports its FWID 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
     """Facts, the documents that they call for, and what `policy` says to them; `report` is the one that said it first.
+    Another policy or trust judges anew.
 
     `proven` are the findings up to the signature, `judged` those of the policy, `claims` what they add up to.
     """
 
     report: SpdmReport
     policy: NvPolicy
+    trust: NvTrust
     facts: GpuFacts | SwitchFacts
     fwid: FwidMatch
     needs: tuple[RimNeed, ...]
@@ -77,6 +79,7 @@ def judge_content(
     return Content(
         report=report,
         policy=policy,
+        trust=trust,
         facts=facts,
         fwid=fwid,
         needs=switch_needs(facts) if isinstance(facts, SwitchFacts) else gpu_needs(certificate, facts),

@@ -74,7 +74,7 @@ def prove_device(
     known = cache.devices.get(key) if cache is not None else None
 
     # 1. Size, structure, exact consumption.
-    parsed, content = _read(report, known, policy)
+    parsed, content = _read(report, known, collateral)
 
     # 2. and 3. Chain to the pinned root at `now`; architecture and identity from its leaf, never from the envelope.
     path, certificate = (known.path, known.certificate) if known is not None else _prove_chain(chain, trust, cache)
@@ -154,9 +154,10 @@ def prove_device(
     return DeviceProof(device=device, certificate=certificate, facts=facts)
 
 
-def _read(report: bytes, known: KnownDevice | None, policy: NvPolicy) -> tuple[SpdmReport, Content | None]:
-    """The report, and what follows from it where this device said the very same before, under the same policy."""
-    if known is not None and known.content.policy is policy:
+def _read(report: bytes, known: KnownDevice | None, collateral: Collateral) -> tuple[SpdmReport, Content | None]:
+    """The report, and what follows from it where this device said the very same before, under these very rules."""
+    policy, trust = collateral.policy, collateral.trust
+    if known is not None and known.content.policy is policy and known.content.trust == trust:
         again = reread_report(report, known.content.report)
         if again is not None:
             return again, known.content
