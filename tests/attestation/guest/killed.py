@@ -23,7 +23,7 @@ CHANGES = frozenset(
 )  # fmt: skip
 
 
-LAST = 12  # the last changes give files their names: before each of them
+LAST = 10  # the last changes give files their names: before each of them
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from tests.attestation.guest.decoder import decode_model
 from tests.attestation.guest.killed import MARK, Plan, kill_often
 from tests.attestation.guest.models import KEY, PROC, encrypt, tree
 
-POINTS = 16
+POINTS = 12
 LARGE = 18 << 20  # more than one batch of the journal
 
 
