@@ -162,7 +162,7 @@ def vfio_status(*, sim: Path | None, state_dir: Path | None, cdi_dir: Path | Non
     for f in functions:
         wedged = observed.wedged.get(f.address)
         held = "; ".join(str(h) for h in holders[f.address])
-        state = f"unbind blocked: {wedged}" if wedged else held or ("free" if f.on_vfio else "-")
+        state = f"wedged: {wedged}" if wedged else held or ("free" if f.on_vfio else "-")
         rows.append(
             (
                 str(f.address),

@@ -238,9 +238,8 @@ def _require_usable(device: GpuDevice, observed: Observed) -> None:
         if function.address in observed.wedged:
             raise RebootNeeded(
                 "device-wedged",
-                "an unbind of this device never returned",
+                f"the device is wedged: {observed.wedged[function.address]}",
                 where=str(function),
-                got=observed.wedged[function.address],
                 hint="end the holder named above, or reboot the node",
             )
     if device.function.iommu_group is None:
