@@ -17,14 +17,19 @@ from joserfc.jwk import ECKey
 from attestation.broker.revocation import RevocationKind
 from attestation.broker.session import Submission
 from attestation.broker.token import TokenKey, render_token
+from attestation.cli.platform import BUILTIN, platform_verifier
 from attestation.crypto.jwe import unseal
 from attestation.crypto.jwk import tee_key_of
 from attestation.errors import AttestationError, Denied, Misconfigured, Untrusted
+from attestation.formats.nv_evidence import parse_evidence
 from attestation.formats.snp_tcb import Product
 from attestation.ops.release import Credentials, authenticate
 from attestation.ops.revocations import revoke
 from attestation.simulate.amd import MEASUREMENT
-from attestation.values import BindingProfile, GpuMode, ResourcePath
+from attestation.simulate.intel import QuoteForm
+from attestation.simulate.nvidia import ForgedEvidence
+from attestation.values import Architecture, BindingProfile, GpuMode, ResourcePath, Tee
+from attestation.verify.roots import NvTrust
 from tests.attestation.broker.broker import ADMIN, GPU_POLICY, INIT_DATA, NOW, PATH, Broker, broker, chip, ready_broker
 from tests.attestation.tee.world import Guest
 
@@ -75,6 +80,36 @@ def release_denied(made: Broker, who: Guest, code: str, **kwargs: Any) -> None:
     with pytest.raises(Denied):
         made.handshake(who, **kwargs).get()
     assert code in denied(made)
+
+
+@pytest.mark.parametrize("profile", list(BindingProfile))
+def test_a_tdx_guest_gets_the_key(kbs: Broker, profile: BindingProfile) -> None:
+    """A forged TDX quote and a forged GPU for the live session, in both binding profiles."""
+    path = ResourcePath.parse("default/model/tdx")
+    kbs.put(
+        path, policy=GPU_POLICY.replace('tee = ["snp"]', 'tee = ["tdx"]').replace("snp_launch_measurement", "mr_td")
+    )
+    td = QuoteForm()
+    kbs.references({"mr_td": [td.mr_td.hex()], "rtmr_1": [td.rtmrs[1].hex()], "rtmr_2": [td.rtmrs[2].hex()]})
+    visit = kbs.handshake(guest(tee=Tee.TDX, profile=profile), tee="tdx")
+    assert visit.get(path) == b"k" * 32
+    with pytest.raises(Denied):
+        visit.get()  # the other key is for SNP
+    assert "cpu-tee-not-accepted" in denied(kbs)
+
+
+def test_genuine_gpu_bytes_in_a_live_session_fail_by_their_nonce_alone(tmp_path: Path, vectors: Path) -> None:
+    """NVIDIA's own evidence under NVIDIA's own roots, presented by an otherwise honest guest: one reason, the nonce."""
+    made = platform_verifier(collateral=None, simulated_roots=BUILTIN, sample=False)
+    roots = replace(made.trust, nvidia=NvTrust.production())
+    with broker(tmp_path, verifier=replace(made, trust=roots)) as kbs:
+        (entry,) = parse_evidence((vectors / "nvidia" / "hopper_evidence.json").read_bytes())
+        device = ForgedEvidence(arch=Architecture.HOPPER, report=entry.report, chain=entry.chain, key=chip().key)
+        with pytest.raises(Untrusted) as caught:
+            kbs.handshake(evidence=lambda who: who.evidence([device]))
+        assert caught.value.code == "nonce-mismatch"
+        refused = [entry for entry in kbs.world.audit.entries() if entry.event == "attest-refused"]
+        assert [entry.body["code"] for entry in refused] == ["nonce-mismatch"]
 
 
 def _gpu_of(made: Broker) -> str:
