@@ -18,6 +18,7 @@ from attestation.service import request as request_module
 from attestation.service.intake import Intake
 from attestation.service.protocol import MAX_FIELDS
 from attestation.service.request import peer
+from attestation.values import ResourcePath
 from tests.attestation.broker.broker import (
     ADMIN,
     NOW,
@@ -164,3 +165,39 @@ def test_paths_that_almost_name_a_key(kbs: Served, target: str) -> None:
     assert ask(kbs.url, "GET", "/kbs/v0/resource/default/model/llama", authorization=f"Bearer {visit.token}")[0] == 200
     status, _ = ask(kbs.url, "GET", f"/kbs/v0/resource/{target}", authorization=f"Bearer {visit.token}")
     assert status in (403, 404)
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_an_administrator_of_one_repository_reaches_no_other(kbs: Served, role: Role) -> None:
+    """Whatever the role: keys, policies, log, leases and limits of others, and what concerns everybody, are refused."""
+    world = kbs.broker.world
+    kbs.broker.put(ResourcePath.parse("beta/x/y"))
+    if world.users.get(f"alpha-{role}") is None:
+        add_user(world, ADMIN, f"alpha-{role}", role, ("alpha",), now=NOW)
+    bearer = f"Bearer {issue_admin_token(world, f'alpha-{role}', now=NOW)}"
+    reached = [
+        f"{verb} {target}"
+        for verb, target, body in (
+            *(("GET", f"/api/v1/{name}", b"") for name in ("attestations", "revocations", "policies/beta/x/y")),
+            *(("GET", f"/api/v1/{name}?repository=beta", b"") for name in ("keys", "audit")),
+            ("GET", "/api/v1/audit?repository=alpha&repository=beta", b""),
+            ("GET", "/api/v1/leases?path=beta/x/y", b""),
+            *((verb, "/api/v1/keys/beta/x/y", b'{"secret": "QUFB"}') for verb in ("GET", "POST", "PUT")),
+            *(("POST", f"/api/v1/{name}/beta/x/y", b"x") for name in ("wrap", "unwrap")),
+            ("PUT", "/api/v1/policies/beta/x/y", b"version = 1"),
+            *(("PUT", f"/api/v1/tenants/{name}", b'{"max_keys": 9}') for name in ("alpha", "beta")),
+            ("POST", "/api/v1/revocations", b'{"kind": "gpu", "value": "ab", "reason": "because"}'),
+            ("DELETE", "/api/v1/revocations?kind=gpu&value=ab", b""),
+            *((verb, "/kbs/v0/resource/beta/x/y", b"x") for verb in ("POST", "DELETE")),
+            ("POST", "/kbs/v0/resource-policy", b'{"policy": "cGFja2FnZSBwb2xpY3k"}'),
+            ("POST", "/kbs/v0/attestation-policy", b'{"policy_id": "default_cpu", "policy": "cGFja2FnZSBwb2xpY3k"}'),
+            ("POST", "/kbs/v0/reference-value", b"{}"),
+            ("GET", "/kbs/v0/reference-value/snp_launch_measurement", b""),
+        )
+        if ask(kbs.admin_url, verb, target, body, authorization=bearer)[0] != 403
+    ]
+    assert reached == []
+    for target in ("/api/v1/keys", "/api/v1/audit", "/api/v1/leases", "/api/v1/tenants"):
+        status, content = ask(kbs.admin_url, "GET", target, authorization=bearer)
+        assert status == 200
+        assert "beta" not in json.dumps(content)
