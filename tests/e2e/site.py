@@ -121,6 +121,7 @@ class Site:
             stack.callback(site.close)
             site.encrypt_model()
             yield site
+            brokers.operate("audit", "verify")
 
     @property
     def work(self) -> Path:
@@ -256,7 +257,6 @@ class Site:
 
     def leaks(self) -> set[str]:
         """Secrets in any file but the owner's: logs, exports, storage, what guests received, the VMs' own folders."""
-        self.brokers.operate("audit", "verify")
         self.audit()
         for index, port in enumerate(self.brokers.admins):
             if listens(port):
