@@ -59,6 +59,10 @@ class Rule:
             return device.function.address == self.select
         return self.select in {None, (device.function.vendor, device.function.device)}
 
+    def __str__(self) -> str:
+        ids = "all" if self.select is None else self.select
+        return f"select {'{:04x}:{:04x}'.format(*ids) if isinstance(ids, tuple) else ids}, mode {self.mode}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodePolicy:

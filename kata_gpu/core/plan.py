@@ -61,7 +61,13 @@ def plan_setup(observed: Observed, policy: NodePolicy) -> Plan:
         raise Misconfigured("no-devices", "this host has no NVIDIA GPU or NVSwitch", expected="at least one")
     chosen = [d for d in inventory.devices if policy.selects(d)]
     if not chosen:
-        raise Misconfigured("nothing-selected", "the policy selects no device of this host")
+        raise Misconfigured(
+            "nothing-selected",
+            "the policy selects no device of this host",
+            expected=f"a rule for one of {', '.join(str(d.function) for d in inventory.devices)}",
+            got="; ".join(map(str, policy.rules)) or "no rule",
+            hint="`kata-gpu gpus` lists the devices; `select: all` takes every one",
+        )
     modes = {d.function.address: _wanted_mode(d, policy) for d in chosen}
     _require_whole_board(inventory, modes)
     for device in chosen:
@@ -220,7 +226,11 @@ def _require_whole_board(inventory: Inventory, modes: Mapping[PciAddress, CcMode
     board = [d for d in inventory.devices if d.ppcie_capable]
     if not any(d.kind is Kind.NVSWITCH for d in board):
         raise Misconfigured(
-            "ppcie-no-switches", "PPCIe needs the NVSwitches of the board", expected="NVSwitches", got="none"
+            "ppcie-no-switches",
+            "PPCIe needs the NVSwitches of the board",
+            expected="NVSwitches",
+            got="none",
+            hint="without switches a Hopper GPU is protected by mode `on`, one GPU for each VM",
         )
     outside = [d for d in board if modes.get(d.function.address) is not CcMode.PPCIE]
     if outside:
