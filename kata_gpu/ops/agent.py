@@ -152,8 +152,9 @@ class Agent:
         if self._reconciled is None or now - self._reconciled >= FULL_COMPARE:
             self._parts.reconciler.run(now)
             self._parts.reconciler.heal()
+            self._parts.reconciler.read_modes()
             self._reconciled = now
-            self._checkpoint = self._parts.store.load()
+            self._observe()
 
     def _policy(self, now: datetime) -> None:
         """Take what must change out of the pool first, then change it."""

@@ -19,6 +19,7 @@ from kata_gpu.core.fitness import require_fit, require_mode
 from kata_gpu.core.inventory import Inventory
 from kata_gpu.errors import InUse, KataGpuError, Misconfigured, TimedOut, Unavailable
 from kata_gpu.ops.deadline import Deadline
+from kata_gpu.ops.unread import read_unread
 from kata_gpu.ports import CdiFiles, ClaimStore, Kube, NodeDevices
 
 GET_CLAIM_S = 10.0  # one GET; the rest of kubelet's 45 s belongs to the host
@@ -71,7 +72,7 @@ class ClaimPreparer:
                 timeout_s=deadline.remaining("claim lookup", at_most=GET_CLAIM_S),
             )
             claim = parse_claim(body, ref, driver=self._node.driver, pool=self._node.pool)
-            inventory = self._devices.observe()
+            inventory = read_unread(self._devices, self._devices.observe(), checkpoint)
             try:
                 wanted = require_fit(claim, inventory, checkpoint)
                 addresses = tuple(a for w in wanted.values() for a in w.addresses)

@@ -14,6 +14,7 @@ from kata_gpu.errors import InUse, KataGpuError
 from kata_gpu.ops.deadline import Deadline
 from kata_gpu.ops.modes import MODE_CHANGE
 from kata_gpu.ops.prepare import RESET_S, ClaimPreparer
+from kata_gpu.ops.unread import read_unread
 from kata_gpu.ports import ClaimStore, Kube, NodeDevices
 
 GRACE = timedelta(minutes=10)  # far beyond kubelet's retries of an Unprepare
@@ -82,6 +83,11 @@ class ClaimReconciler:
             if healed:
                 self._store.save(checkpoint.released(healed))
             return tuple(healed)
+
+    def read_modes(self) -> None:
+        """Know the mode of every device that can be read: what died after a bind left one unread."""
+        with self._store.locked(LOCK_S):
+            read_unread(self._devices, self._devices.observe(), self._store.load())
 
     def _is_gone(self, entry: ClaimEntry) -> bool:
         path = f"/apis/resource.k8s.io/v1/namespaces/{entry.ref.namespace}/resourceclaims/{entry.ref.name}"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kata_gpu.core.checkpoint import Checkpoint
 from kata_gpu.core.claim import DRIVER
 from kata_gpu.core.claim_cdi import file_name, parse_claim_file
 from kata_gpu.core.gpu import CcMode
@@ -16,10 +17,13 @@ from kata_gpu.host.simkernel.kernel import SimKernel
 from kata_gpu.host.simkernel.presets import hgx_h100
 from kata_gpu.ops import setup
 from kata_gpu.ops.deadline import Deadline
+from kata_gpu.ops.modes import MODE_CHANGE
 from kata_gpu.ops.node import Node
 from kata_gpu.ops.node_devices import HostDevices
 from kata_gpu.ops.prepare import ClaimPreparer
 from kata_gpu.ops.prepare import Node as Identity
+from kata_gpu.ops.reconcile_claims import ClaimReconciler
+from kata_gpu.ops.unread import read_unread
 from tests.kata_gpu.dra.fake_node import NOW
 from tests.kata_gpu.dra.world import NODE, World, numbered
 
@@ -90,6 +94,29 @@ def test_the_mode_is_read_from_the_register_at_prepare(sim: Sim, case: None, tmp
     with pytest.raises(Misconfigured, match="mode"):
         sim.preparer().prepare(ref, later())
     assert sim.world.store.load().claims == ()
+
+
+@pytest.mark.parametrize(
+    "by", [pytest.param("prepare", id="dra-039-unread-mode"), pytest.param("agent", id="dra-039-unread-mode-agent")]
+)
+def test_a_mode_that_nobody_has_read_since_the_bind_is_read(sim: Sim, by: str) -> None:
+    """What a process leaves that dies between binding and reading."""
+    ref = sim.world.claim(sim.name(0))
+    sim.node.journal.set_modes(sim.kernel.machine.boot_id, {})
+    assert sim.devices.observe().gpus[0].cc_mode is None
+    if by == "prepare":
+        assert sim.preparer().prepare(ref, later())
+    else:
+        ClaimReconciler(sim.world.store, sim.world.kube, sim.preparer(), sim.devices, frozenset).read_modes()
+    assert sim.devices.observe().gpus[0].cc_mode is CcMode.ON
+
+
+def test_a_mode_is_not_read_while_it_may_be_changing(sim: Sim) -> None:
+    sim.node.journal.set_modes(sim.kernel.machine.boot_id, {})
+    checkpoint = Checkpoint().with_quarantine(sim.gpus[0], MODE_CHANGE, NOW)
+    sim.kernel.hold(4242, "cdev", sim.gpus[1], cmdline=["/usr/bin/qemu-system-x86_64"], bound=True)
+    read = read_unread(sim.devices, sim.devices.observe(), checkpoint)
+    assert [d.cc_mode for d in read.gpus] == [None, None]
 
 
 @numbered("dra-032-simulated-host")
