@@ -108,7 +108,9 @@ sbom: $(VENV)/.dev ## Bills of materials of the locked requirements, CycloneDX, 
 	@mkdir -p out
 	@$(BIN)/cyclonedx-py requirements requirements/runtime.lock --pyproject pyproject.toml --short-PURLs --output-reproducible --of JSON -o out/sbom.json
 	@$(BIN)/cyclonedx-py requirements requirements/guest.lock --pyproject pyproject.toml --short-PURLs --output-reproducible --of JSON -o out/sbom-guest.json
-	@echo out/sbom.json out/sbom-guest.json
+	@$(BIN)/cyclonedx-py requirements requirements/kbs.lock --pyproject pyproject.toml --short-PURLs --output-reproducible --of JSON -o out/sbom-kbs.json
+	@$(BIN)/cyclonedx-py requirements requirements/node.lock --pyproject pyproject.toml --short-PURLs --output-reproducible --of JSON -o out/sbom-node.json
+	@echo out/sbom.json out/sbom-guest.json out/sbom-kbs.json out/sbom-node.json
 
 dev: $(VENV)/.dev
 
@@ -135,6 +137,8 @@ lock: $(VENV)/.dev ## Renew the hash-locked requirements (names no index host)
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate pyproject.toml requirements/build.in -o requirements/runtime.lock
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --extra dev pyproject.toml requirements/build.in -c requirements/runtime.lock -o requirements/dev.lock
 	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate requirements/guest.in -c requirements/runtime.lock -o requirements/guest.lock
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate requirements/kbs.in -c requirements/runtime.lock -o requirements/kbs.lock
+	$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate requirements/node.in -c requirements/runtime.lock -o requirements/node.lock
 	echo 'sev-snp-measure==0.0.13' | $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate - -o requirements/sev-snp-measure.lock
 	echo 'nv-attestation-sdk==2.7.3' | $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header --no-annotate - -o requirements/peers.lock
 
