@@ -352,7 +352,7 @@ class _PodResources(podresources_v1_pb2_grpc.PodResourcesListerServicer):
     def Get(self, request: Any, context: Any) -> Any:
         key = (request.pod_namespace, request.pod_name)
         if key not in self._kubelet.pods:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"pod {request.pod_name} in namespace {key[0]} not found")
+            context.abort(grpc.StatusCode.UNKNOWN, f"pod {request.pod_name} in namespace {key[0]} not found")
         return podresources_v1_pb2.GetPodResourcesResponse(pod_resources=self._kubelet.pod_resources(*key))
 
 

@@ -94,7 +94,7 @@ def test_kubelets_error_code_is_passed_on(world: World, serve: Serve, case: None
     world.kubelet.serve_pod_resources()
     with pytest.raises(grpc.RpcError) as caught:
         ask(serve(), pod="unknown")
-    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert caught.value.code() is grpc.StatusCode.UNKNOWN  # as kubelet answers
     assert "unknown" in str(caught.value.details())
 
 

@@ -278,6 +278,49 @@ def test_health_reaches_the_pod(site: Site, case: None) -> None:
     site.node.wait(lambda: health() == ["Healthy"], "kubelet reports the device healthy")
 
 
+@numbered("dra-078-eviction")
+def test_a_dead_device_is_reported_and_its_pod_evicted(site: Site, case: None) -> None:
+    """The taint says NoExecute; the controller for device taints deletes the pod, and the next one gets another GPU."""
+    site.pod("p")
+    site.running("p")
+    (claim,) = site.api.store.list(CLAIMS)[0]
+    (given,) = claim["status"]["allocation"]["devices"]["results"]
+    address = site.pool()[given["device"]]["attributes"]["resource.kubernetes.io/pciBusID"]["string"]
+    with site.sim.edit() as machine:
+        chip = machine.functions[address].chip
+        assert chip is not None
+        chip.faults["dead"] = True
+    try:
+        site.node.wait(lambda: not site.state("p"), "the pod is evicted")
+        (taint,) = site.pool()[given["device"]]["taints"]
+        assert (taint["value"], taint["effect"]) == ("device-dead", "NoExecute")
+        site.pod("q")
+        site.running("q")
+        (claim,) = [c for c in site.api.store.list(CLAIMS)[0] if "deletionTimestamp" not in c["metadata"]]
+        (other,) = claim["status"]["allocation"]["devices"]["results"]
+        assert other["device"] != given["device"]
+    finally:
+        with site.sim.edit() as machine:
+            chip = machine.functions[address].chip
+            assert chip is not None
+            chip.faults.clear()
+    site.delete_all()
+    site.stop_agent("a")
+    site.start_agent("a")  # looks at what is set aside: the device is well again
+    site.node.wait(lambda: not any(d.get("taints") for d in site.pool().values()), "the device is offered again")
+
+
+@numbered("dra-093-kubelet")
+def test_kubelet_does_not_know_every_pod(site: Site, case: None) -> None:
+    request = pb.GetPodResourcesRequest(pod_name="absent", pod_namespace="default")
+    with grpc.insecure_channel(f"unix:{site.node.dir}/b.sock") as channel, pytest.raises(grpc.RpcError) as caught:
+        rpc.PodResourcesListerStub(channel).Get(request, timeout=10)
+    assert (caught.value.code(), caught.value.details()) == (
+        grpc.StatusCode.UNKNOWN,
+        "pod absent in namespace default not found",
+    )
+
+
 @numbered("dra-024-scheduler")
 def test_no_gpu_is_given_twice(site: Site, case: None) -> None:
     for name in ("p", "q", "r"):
