@@ -23,15 +23,11 @@ from attestation.sources.group import GroupCommit
 from attestation.sources.schema import HEAD, epochs
 
 BUSY_TIMEOUT_MS = 10_000  # another process holds the write lock for one transaction, which takes milliseconds
-POOL_SIZE = 16
+POOL_SIZE, DURABLE_POOL_SIZE = 16, 4  # durable writes go in groups, one at a time; administrators have two threads
 POOL_WAIT_S = 5  # guests get 503 and try again, long before they give up
 # A replica that hangs inside a transaction must not hold the head of the audit log for the others.
-_POSTGRES = {
-    "connect_timeout": 5,
-    "keepalives_idle": 30,
-    "tcp_user_timeout": 10_000,
-    "options": "-c lock_timeout=10s -c idle_in_transaction_session_timeout=10s",
-}
+_POSTGRES = {"connect_timeout": 5, "keepalives_idle": 30, "tcp_user_timeout": 10_000}
+_SESSION = "-c lock_timeout=10s -c idle_in_transaction_session_timeout=10s"
 _MIGRATION_LOCK = 0x6B62_7301  # any number, the same in every replica
 RETRY_AFTER_S = 2
 _FILE = "kbs.sqlite3"
@@ -48,8 +44,7 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.sqlite = url.startswith("sqlite")
-        self._fast = _engine(url, durable=False)
-        self._durable = _engine(url, durable=True) if self.sqlite else self._fast
+        self._fast, self._durable = _engine(url, durable=False), _engine(url, durable=True)
         # One writer at a time inside this process: SQLite's own lock waits by sleeping.
         self._writing = threading.Lock()
         self._writers: dict[bool, Connection] = {}
@@ -121,8 +116,6 @@ class Database:
         with _translated():
             if not self.sqlite:
                 with engine.begin() as connection:
-                    if not durable:
-                        connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
                     yield connection
                 return
             with self._writing:
@@ -229,12 +222,12 @@ def _engine(url: str, *, durable: bool) -> Engine:
     if not url.startswith("sqlite"):
         return create_engine(
             url,
-            pool_size=POOL_SIZE,
+            pool_size=DURABLE_POOL_SIZE if durable else POOL_SIZE,
             max_overflow=0,
             pool_timeout=POOL_WAIT_S,
             pool_pre_ping=True,
             hide_parameters=True,
-            connect_args=_POSTGRES,
+            connect_args={**_POSTGRES, "options": _SESSION + ("" if durable else " -c synchronous_commit=off")},
         )
     engine = create_engine(
         url,
