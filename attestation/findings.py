@@ -39,12 +39,17 @@ class Finding:
 
 def passed(check: str, got: object = "", *, expected: object = "", subject: str = "") -> Finding:
     """A finding for a check that held."""
-    return _passed(check, str(expected), str(got), subject)
+    return _interned(check, Result.PASS, "", str(expected), str(got), "", subject)
 
 
-@lru_cache(maxsize=1024)  # a platform that attests again passes mostly the same checks with the same words
-def _passed(check: str, expected: str, got: str, subject: str) -> Finding:
-    return Finding(check=check, result=Result.PASS, expected=expected, got=got, subject=subject)
+def warned(check: str, code: str, *, expected: object, got: object, hint: str = "", subject: str = "") -> Finding:
+    """A finding that somebody should see and that refuses nothing."""
+    return _interned(check, Result.WARN, code, str(expected), str(got), hint, subject)
+
+
+@lru_cache(maxsize=1024)  # a platform that attests again is told mostly the same, in the same words
+def _interned(check: str, result: Result, code: str, expected: str, got: str, hint: str, subject: str) -> Finding:
+    return Finding(check=check, result=result, code=code, expected=expected, got=got, hint=hint, subject=subject)
 
 
 def failed(check: str, code: str, *, expected: object, got: object, hint: str = "", subject: str = "") -> Finding:

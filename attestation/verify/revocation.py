@@ -15,7 +15,7 @@ from typing import Protocol
 from cryptography import x509
 
 from attestation.errors import AttestationError, Malformed, Misconfigured, Untrusted
-from attestation.findings import Finding, Result, failed, passed
+from attestation.findings import Finding, Result, failed, passed, warned
 from attestation.values import Digest, JsonObject
 from attestation.verify.cache import BoundedCache
 from attestation.verify.crl import CrlCache, read_crl
@@ -264,8 +264,8 @@ def judge_revocation(revocation: Revocation, rule: RevocationRule, *, subject: s
     if revocation.status in rule.accept:
         if revocation.status is RevocationStatus.GOOD:
             return passed(check, got, expected=expected, subject=subject)
-        return Finding(
-            check=check, result=Result.WARN, code=f"revocation-{revocation.status.value}", expected=expected, got=got,
+        return warned(
+            check, f"revocation-{revocation.status.value}", expected=expected, got=got,
             subject=subject, hint=_HINTS[revocation.status],
         )  # fmt: skip
     return failed(

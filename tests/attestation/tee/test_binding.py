@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import rfc8785
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from attestation.crypto import binding
@@ -44,10 +44,17 @@ def test_trustee_known_answers() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+@example('{"nvidia":{"evidence":"AA=="}}')
+@example('\\"\\\\"')
+@example('"\n\t\x00\x1f\x7f\u2028\U0001f511')
 def test_evidence_string_is_hashed_as_every_peer_hashes_it(evidence: str) -> None:
     """RFC 8785 by an independent library; the Rust and Go peers have the same form."""
     document: dict[str, Any] = {"additional-evidence": evidence, "nonce": NONCE, "tee-pubkey": JWK}
-    assert binding.trustee_primary_digest(NONCE, JWK, evidence) == hashlib.sha384(rfc8785.dumps(document)).digest()
+    digest = hashlib.sha384(rfc8785.dumps(document)).digest()
+    assert binding.trustee_primary_digest(NONCE, JWK, evidence) == digest
+    both = binding.trustee_device_nonce(NONCE, JWK), binding.trustee_report_data(NONCE, JWK, evidence)
+    assert binding.trustee_binding(NONCE, JWK, evidence) == both
+    assert both[1] == digest + bytes(16)
 
 
 def test_native_known_answers() -> None:
