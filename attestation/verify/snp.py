@@ -65,11 +65,12 @@ def verify_snp(
             got=report.signing_key,
         )
 
-    # 3. - 5. Chain, signature, and agreement of leaf and report, for the first candidate leaf that fits.
+    # 3. - 5. Chain, signature, and agreement of leaf and report, for the first candidate leaf that fits. A launch that
+    # was judged before agreed with this leaf then: chain, dates, revocation and signature are checked in any case.
     cache = AmdCache() if cache is None else cache
     vek, launch = _verify_endorsed(report, kind, evidence, trust, collateral, policy, now, cache)
     if isinstance(launch, SnpFacts):
-        # 6. Policy: of a launch that it has not judged before.
+        # 6. Policy.
         launch = _judge(launch, vek, trust, policy)
         cache.launches.put(_launch_key(report, vek, trust, policy), launch)
 
