@@ -13,7 +13,7 @@ from enum import StrEnum
 from kata_gpu.core.api_errors import Conflict, NotFound, TooMany
 from kata_gpu.core.checkpoint import ClaimEntry
 from kata_gpu.core.node_policy import Drain, NodePolicy
-from kata_gpu.core.plan import plan_setup
+from kata_gpu.core.plan import Plan, plan_setup
 from kata_gpu.errors import KataGpuError
 from kata_gpu.ops.node import Node, observe_node
 from kata_gpu.ops.setup import setup
@@ -74,18 +74,21 @@ class ModeChanger:
 
     def pending(self, policy: NodePolicy) -> frozenset[str]:
         """Addresses that the policy wants changed. Raises what planning raises: an impossible policy."""
+        return frozenset(str(a) for a in self._plan(policy).touched)
+
+    def _plan(self, policy: NodePolicy) -> Plan:
         with self._quiet:
             observed = observe_node(self._node)
-        touched = plan_setup(observed, policy).touched
-        return frozenset(str(a) for a in touched)
+        return plan_setup(observed, policy)
 
     def step(self, policy: NodePolicy, now: datetime) -> ModeState:
         """Do the next thing that can be done now. The caller has taken `changing` out of the pool before."""
         if policy != self._policy:
             self._policy, self._attempts, self._not_before, self._error = policy, 0, None, ""
-        changing = self.pending(policy)
-        if not changing:
+        plan = self._plan(policy)
+        if not plan.actions:
             return self._settle()
+        changing = frozenset(str(a) for a in plan.touched)  # none where only CDI files are to be written
         if self._attempts >= MAX_ATTEMPTS:
             return ModeState(phase=Phase.FAILED, changing=changing, reason=self._error)
         if self._not_before is not None and now < self._not_before:

@@ -28,7 +28,7 @@ from tests.kata_gpu.dra.fake_store import KINDS, ApiError
 from tests.kata_gpu.dra.real_api import RealApi, assets
 from tests.kata_gpu.dra.real_node import IMAGE, RealNode, missing
 from tests.kata_gpu.dra.test_agent import get
-from tests.kata_gpu.dra.world import CLAIMS, NODE, SLICES, numbered
+from tests.kata_gpu.dra.world import CLAIMS, NODE, NODES, SLICES, numbered
 
 pytestmark = [pytest.mark.envtest, pytest.mark.timeout(300)]
 NO_KUBELET = "envtest: KUBEBUILDER_ASSETS is not set: no kubelet"
@@ -308,6 +308,31 @@ def test_a_dead_device_is_reported_and_its_pod_evicted(site: Site, case: None) -
     site.stop_agent("a")
     site.start_agent("a")  # looks at what is set aside: the device is well again
     site.node.wait(lambda: not any(d.get("taints") for d in site.pool().values()), "the device is offered again")
+
+
+def test_device_plugin_mode(site: Site) -> None:
+    """The same GPUs by kubelet's device manager."""
+    resource = "cgpu.kata-gpu.dev/gpu"
+    site.stop_agent("a")
+    try:
+        site.start_agent("plugin", "--mode", "device-plugin")
+
+        def allocatable() -> str:
+            node = site.api.store.get(NODES, "", NODE)
+            return str(node["status"].get("allocatable", {}).get(resource))
+
+        site.node.wait(lambda: allocatable() == str(GPUS), "kubelet counts the devices")
+        container = {"name": "c", "image": IMAGE, "imagePullPolicy": "Never", "resources": {"limits": {resource: "1"}}}
+        uid = site.pod("p", resourceClaims=[], containers=[container])["metadata"]["uid"]
+        site.running("p")
+        assert any("/dev/vfio/" in d for d in site.node.devices_of(uid))
+        (name,) = site.ask_bridge("p")
+        assert name.startswith(f"{resource}=gpu-0000-")
+        site.delete("p")
+        site.stop_agent("plugin")
+        site.node.wait(lambda: allocatable() == "0", "kubelet counts no devices")
+    finally:
+        site.start_agent("a")
 
 
 @numbered("dra-093-kubelet")

@@ -169,7 +169,10 @@ def test_device_plugin_mode_switches_modes_around_the_pods_that_kubelet_names(ch
     child.wait(lambda: child.condition() == ("True", "Ready"))
     assert child.node()["metadata"]["labels"]["kata-gpu.dev/cc-mode"] == "on"
     assert not child.node()["spec"].get("unschedulable")
-    assert (child.tmp / "cdi").is_dir()
+    (file,) = (child.tmp / "cdi").iterdir()
+    assert "gpu-0000-17-00-0" in file.read_text()
+    file.unlink()
+    child.wait(file.exists)  # what Allocate names can be resolved
     assert child.pool() == []  # DRA offers nothing here
 
 
