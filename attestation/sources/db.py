@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, select, update
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import QueuePool
 
@@ -24,6 +24,7 @@ from attestation.sources.schema import HEAD, epochs
 
 BUSY_TIMEOUT_MS = 10_000  # another process holds the write lock for one transaction, which takes milliseconds
 POOL_SIZE, DURABLE_POOL_SIZE = 16, 4  # durable writes go in groups, one at a time; administrators have two threads
+IDLE_S = 1.0  # after a restart of the server, requests of one such moment fail and come back
 POOL_WAIT_S = 5  # guests get 503 and try again, long before they give up
 # A replica that hangs inside a transaction must not hold the head of the audit log for the others.
 _POSTGRES = {"connect_timeout": 5, "keepalives_idle": 30, "tcp_user_timeout": 10_000}
@@ -220,14 +221,15 @@ def _translated() -> Iterator[None]:
 
 def _engine(url: str, *, durable: bool) -> Engine:
     if not url.startswith("sqlite"):
-        return create_engine(
-            url,
-            pool_size=DURABLE_POOL_SIZE if durable else POOL_SIZE,
-            max_overflow=0,
-            pool_timeout=POOL_WAIT_S,
-            pool_pre_ping=True,
-            hide_parameters=True,
-            connect_args={**_POSTGRES, "options": _SESSION + ("" if durable else " -c synchronous_commit=off")},
+        return _checked_when_idle(
+            create_engine(
+                url,
+                pool_size=DURABLE_POOL_SIZE if durable else POOL_SIZE,
+                max_overflow=0,
+                pool_timeout=POOL_WAIT_S,
+                hide_parameters=True,
+                connect_args={**_POSTGRES, "options": _SESSION + ("" if durable else " -c synchronous_commit=off")},
+            )
         )
     engine = create_engine(
         url,
@@ -248,5 +250,21 @@ def _engine(url: str, *, durable: bool) -> Engine:
         cursor.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         cursor.execute("PRAGMA secure_delete = ON")  # shredded envelopes do not stay in free pages
         cursor.close()
+
+    return engine
+
+
+def _checked_when_idle(engine: Engine) -> Engine:
+    """Connections that nobody used for a moment are asked whether they live; asking each time costs as much as work."""
+
+    @event.listens_for(engine, "checkout")
+    def _checkout(raw: Any, record: Any, _proxy: Any) -> None:
+        now = time.monotonic()
+        if now - record.info.get("used", 0.0) > IDLE_S:
+            try:
+                engine.dialect.do_ping(raw)
+            except engine.dialect.loaded_dbapi.Error as exc:
+                raise DisconnectionError from exc  # the pool opens another one
+        record.info["used"] = now
 
     return engine
