@@ -83,7 +83,7 @@ def put_key(
     if kind is KeyKind.BUNDLE:
         parse_bundle(secret)
     if world.simulated:
-        labels = (*labels, TEST_LABEL)
+        labels = sorted({*labels, TEST_LABEL})
     if record is None:
         world.tenants.require_room(path.repository)
     version = world.keys.put(path, secret, kind=kind, labels=labels, policy=policy, expected=expected, now=now)
