@@ -113,7 +113,7 @@ def _judge(facts: SnpFacts, vek: VerifiedVek, trust: AmdTrust, policy: SnpPolicy
         )
     return JudgedLaunch(
         product=facts.product,
-        chip_id="" if facts.masked else report.chip_id[: facts.product.chip_id_bytes].hex(),
+        chip_id=facts.chip_id[: facts.product.chip_id_bytes].hex() if any(facts.chip_id) else "",
         proven=(passed("snp-signature", f"{vek.kind} of {vek.product}"), _root_finding(vek, trust)),
         judged=check_snp_policy(facts, policy),
         claims=_claims(facts),
@@ -226,6 +226,7 @@ def _agree(report: SnpReport, vek: VerifiedVek, known: Product | None) -> SnpFac
         report=report,
         product=vek.product,
         kind=vek.kind,
+        chip_id=report.chip_id if any(report.chip_id) else vek.chip_id or report.chip_id,
         csp_id=vek.csp_id,
         reported=reported,
         current=current,

@@ -99,6 +99,7 @@ class SnpFacts:
     report: SnpReport
     product: Product
     kind: LeafKind
+    chip_id: bytes  # the report's; where it masks that one the VCEK's, which names the chip; zeros for a masked VLEK
     csp_id: str
     reported: Tcb
     current: Tcb
@@ -107,14 +108,14 @@ class SnpFacts:
 
     @property
     def masked(self) -> bool:
-        """Whether the platform hides CHIP_ID."""
+        """Whether the report hides CHIP_ID."""
         return not any(self.report.chip_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedLaunch:
     """What follows from one leaf and everything in a report but its report data, report id and signature, under one
-    policy: the same whenever this guest attests on this platform. `chip_id` is empty where it is masked.
+    policy: the same whenever this guest attests on this platform. `chip_id` is empty where report and leaf name none.
     """
 
     product: Product
@@ -151,7 +152,7 @@ def _mandatory(facts: SnpFacts) -> Iterator[Finding]:
 
 
 def _platform(facts: SnpFacts, policy: SnpPolicy) -> Iterator[Finding]:
-    report, chip = facts.report, facts.report.chip_id.hex()
+    report, chip = facts.report, facts.chip_id.hex()
     yield _judge(
         "snp-version",
         "snp-version",

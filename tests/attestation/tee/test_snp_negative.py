@@ -121,6 +121,16 @@ _POLICY: list[tuple[str, SnpEvidence, SnpPolicy, list[str]]] = [
     ("tee-008-host-requested", forged(vmpl=0xFFFFFFFF), SnpPolicy(), ["snp-vmpl-range"]),
     ("tee-023-masked", forged(chip_id=bytes(64)), SnpPolicy(), ["snp-chip-id-masked"]),
     ("tee-023-masked-allowed", forged(chip_id=bytes(64)), SnpPolicy(masked_chip=True), []),
+    *(
+        (f"tee-023-masked-{name}-{chip.product}", forged(chip, chip_id=bytes(64)), policy, codes)
+        for chip in (CHIP, TURIN)
+        for listed in [frozenset({chip.chip_id.hex()})]
+        for name, policy, codes in (
+            ("denied", SnpPolicy(masked_chip=True, chip_deny=listed), ["snp-chip-denied"]),
+            ("listed", SnpPolicy(masked_chip=True, chip_allow=listed), []),
+            ("unlisted", SnpPolicy(masked_chip=True, chip_allow=frozenset({"ab" * 64})), ["snp-chip-not-allowed"]),
+        )
+    ),
     ("tee-024-provisional", forged(current=(1, 56, 0)), SnpPolicy(), ["snp-provisional-firmware"]),
     ("tee-024-allowed", forged(current=(1, 56, 0)), SnpPolicy(provisional_firmware=True), []),
     ("tee-026-at-floor", GOOD, _STRICT, []),
@@ -165,6 +175,19 @@ _POLICY: list[tuple[str, SnpEvidence, SnpPolicy, list[str]]] = [
 @pytest.mark.parametrize(("evidence", "policy", "codes"), [pytest.param(e, p, c, id=i) for i, e, p, c in _POLICY])
 def test_policy(evidence: SnpEvidence, policy: SnpPolicy, codes: list[str]) -> None:
     assert refusal(evidence, policy) == codes
+
+
+@pytest.mark.parametrize("chip", [pytest.param(c, id=f"tee-023-{c.product}") for c in (CHIP, TURIN)])
+def test_a_masked_chip_has_the_name_that_its_leaf_gives_it(chip: SimulatedChip) -> None:
+    """So revocations, hosts of GPUs and the rate by chip meet it; the claim stays what the report says."""
+    cpu = verify_forged(forged(chip, chip_id=bytes(64)), SnpPolicy(masked_chip=True))
+    assert cpu.chip_id == verify_forged(chip.evidence()).chip_id != ""
+    assert cpu.claims["chip_id"] == "00" * 64
+
+
+def test_a_masked_chip_under_a_providers_key_has_no_name() -> None:
+    evidence = forged(SimulatedChip(kind=LeafKind.VLEK), chip_id=bytes(64))
+    assert verify_forged(evidence, open_policy()).chip_id == ""
 
 
 _MISCONFIGURED: list[tuple[str, Callable[[], object], str]] = [
