@@ -6,6 +6,7 @@ models are left alone: they cost 20 MiB, drop fields that they do not know and s
 """
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -53,6 +54,8 @@ class KubeApi:
                 got=exc,
                 hint="give --kubeconfig, or run in a pod",
             ) from exc
+        if not configuration.verify_ssl:  # the kubeconfig's choice: said once, not at every request
+            warnings.filterwarnings("once", category=urllib3.exceptions.InsecureRequestWarning)
         return cls(configuration)
 
     def get(self, path: str, *, timeout_s: float) -> JsonObject:
