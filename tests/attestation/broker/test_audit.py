@@ -233,21 +233,34 @@ def _no_more_pages(made: Broker) -> Callable[[], None]:
     return more
 
 
+def _fill_and_free(folder: Path, times: int) -> None:
+    with _limited(folder) as take_all, ready_broker(folder) as made:
+        released = 0
+        for _ in range(times):
+            visit = made.handshake()
+            assert visit.get() == b"k" * 32
+            give_back = take_all(made)
+            released, stopped = released + 1, 0
+            while stopped < 5:  # what SQLite has reserved already is used up first
+                try:
+                    released += visit.get() == b"k" * 32
+                except Unavailable as exc:
+                    assert exc.code == "store"
+                    stopped += 1
+            assert len(made.world.audit.about(str(PATH), "released")) == released
+            give_back()
+            assert visit.get() == b"k" * 32
+            released += 1
+            assert len(made.world.audit.about(str(PATH), "released")) == released
+            made.world.audit.verify()
+
+
 def test_a_full_disk_stops_releases_until_there_is_space(tmp_path: Path) -> None:
     """Nothing leaves, nothing is counted, the log stays whole; the next guest after the repair is served."""
-    with _limited(tmp_path / "disk") as take_all, ready_broker(tmp_path / "disk") as made:
-        visit = made.handshake()
-        assert visit.get() == b"k" * 32
-        give_back = take_all(made)
-        released, stopped = 1, 0
-        while stopped < 5:  # what SQLite has reserved already is used up first
-            try:
-                released += visit.get() == b"k" * 32
-            except Unavailable as exc:
-                assert exc.code == "store"
-                stopped += 1
-        assert len(made.world.audit.about(str(PATH), "released")) == released
-        give_back()
-        assert visit.get() == b"k" * 32
-        assert len(made.world.audit.about(str(PATH), "released")) == released + 1
-        made.world.audit.verify()
+    _fill_and_free(tmp_path / "disk", 1)
+
+
+@pytest.mark.soak
+def test_a_disk_that_fills_again_and_again(tmp_path: Path) -> None:
+    """Ten times."""
+    _fill_and_free(tmp_path / "disk", 10)
