@@ -103,4 +103,7 @@ def cli() -> None:
 
 def main() -> None:
     """Console script."""
+    from kata_gpu.cli.terminal import guard_output
+
+    guard_output()
     sys.exit(run(cli))

@@ -13,6 +13,8 @@ from kata_gpu.errors import Malformed
 
 MAX_BYTES = 1 << 20  # node policies, claims and pod specs are kilobytes; 1 MiB is etcd's own object limit class
 MAX_DEPTH = 32  # Kubernetes objects nest about 15 deep
+_TEXT = "tag:yaml.org,2002:str"
+_TAGS = {None, "!", _TEXT}  # PyYAML's constructors of the others crash on wrong texts, or give what JSON does not have
 
 
 class _Loader(yaml.SafeLoader):
@@ -24,6 +26,8 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.events.AliasEvent):
             raise Malformed("yaml-alias", "YAML aliases are not accepted", expected="plain values")
+        if (tag := getattr(self.peek_event(), "tag", None)) not in _TAGS:  # type: ignore[no-untyped-call]
+            raise Malformed("yaml-tag", "YAML tags are not accepted", expected="plain values", got=tag)
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise Malformed("yaml-depth", "YAML nests too deep", expected=f"at most {MAX_DEPTH} levels")
@@ -46,6 +50,7 @@ class _Loader(yaml.SafeLoader):
                     expected="each key once",
                 )
             seen.add(name)
+            key.tag = _TEXT  # a key is text, as in the JSON that Kubernetes makes of it: `1: x` is {"1": "x"}
         return super().construct_mapping(node, deep=deep)
 
 
@@ -77,7 +82,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 def load_all(text: str | bytes, *, where: str) -> list[Any]:
     """Every document of a stream as plain dicts, lists and scalars.
 
-    Raises Malformed for syntax, duplicate keys, aliases, tags other than the core schema, size and depth.
+    Keys are text. Raises Malformed for syntax, duplicate keys, aliases, tags other than `!!str`, size and depth.
     """
     if len(text) > MAX_BYTES:
         raise Malformed(

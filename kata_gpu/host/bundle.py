@@ -4,12 +4,15 @@ The archive holds plain files and relative links only. Device nodes are lines of
 answers of programs are in `.probes.json`.
 """
 
+import errno
+import gzip
 import io
 import json
 import posixpath
 import re
 import shutil
 import tarfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,6 +29,7 @@ from kata_gpu.ports import READ_LIMIT, FileKind, HostFiles
 
 MAX_BYTES = 64 << 20  # an HGX host gives 2 MiB; more means that a file is not what we think it is
 MAX_ENTRIES = 65536
+_OVERHEAD = 2 << 10  # of one entry in the archive: two headers, a long name, padding
 MAX_LINKS = 40  # the kernel's own limit
 _RAW = re.compile(r"/sys/devices/.*/config|/sys/bus/pci/devices/.*/config|/sys/firmware/efi/.*|/proc/config\.gz")
 _ONLY_LINES = {"/proc/interrupts": re.compile(" IR-|AMD-IR"), "/proc/iomem": facts_kernel.IOMEM}
@@ -92,7 +96,7 @@ def write(
 def unpack(archive: Path, directory: Path) -> None:
     """Unpack a bundle into an empty directory. Raises Malformed for anything that is no bundle of ours."""
     try:
-        with tarfile.open(archive, mode="r:gz") as file:
+        with _Bounded(archive) as inflated, tarfile.open(fileobj=inflated, mode="r|") as file:
             total = 0
             for count, member in enumerate(file):
                 total += member.size
@@ -100,8 +104,23 @@ def unpack(archive: Path, directory: Path) -> None:
                     raise Malformed("bundle-content", "not a support bundle", where=str(archive),
                                     expected=f"files and links, {MAX_BYTES} bytes", got=member.name[:100])  # fmt: skip
                 _place(file, member, directory, archive)
-    except (tarfile.TarError, EOFError, OSError, ValueError) as exc:
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error) as exc:
         raise Malformed("bundle-archive", "cannot unpack", where=str(archive), got=str(exc)[:200]) from exc
+
+
+class _Bounded(gzip.GzipFile):
+    """What is inflated in all is bounded: tarfile reads a member's extended header whole, whatever size it claims."""
+
+    def __init__(self, archive: Path) -> None:
+        super().__init__(archive)
+        self._left = MAX_BYTES + MAX_ENTRIES * _OVERHEAD
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(self._left + 1 if size is None or size < 0 else min(size, self._left + 1))
+        self._left -= len(data)
+        if self._left < 0:
+            raise OSError(errno.EFBIG, "more than a support bundle may hold")
+        return data
 
 
 def _place(file: tarfile.TarFile, member: tarfile.TarInfo, directory: Path, archive: Path) -> None:

@@ -1,0 +1,69 @@
+"""Attacks on the node's side, each as somebody outside of it would try."""
+
+import gzip
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from kata_gpu.core.node_policy import parse_policy
+from kata_gpu.core.yaml12 import load
+from kata_gpu.errors import Malformed
+from kata_gpu.host import bundle
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(tarfile.XHDTYPE, id="pax"), pytest.param(tarfile.GNUTYPE_LONGNAME, id="gnu")]
+)
+def test_a_bundle_of_a_megabyte_does_not_become_a_gigabyte_of_memory(
+    kind: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No member is ever seen: the size is that of a header, which tarfile reads whole."""
+    monkeypatch.setattr(bundle, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(bundle, "MAX_ENTRIES", 16)
+    header = tarfile.TarInfo("header")
+    header.type, header.size = kind, 64 << 20
+    bomb = tmp_path / "bomb.tar.gz"
+    with gzip.open(bomb, "wb", compresslevel=1) as file:
+        file.write(header.tobuf(tarfile.USTAR_FORMAT))
+        file.write(bytes(header.size + 1024))
+    with pytest.raises(Malformed, match="more than a support bundle may hold"):
+        bundle.unpack(bomb, tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", [pytest.param("1: a\nfoo: b", id="number"), pytest.param("~: a\nfoo: b", id="null")])
+def test_keys_of_a_policy_that_are_no_text(text: str) -> None:
+    with pytest.raises(Malformed, match="unknown field"):
+        parse_policy(load(text, where="t"), where="t")
+
+
+_ESCAPE = "\x1b]0;owned\x07\x1b[2J\u202e"
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        pytest.param(["doctor", "--verbose", "--host-root", "."], 1, id="doctor"),
+        pytest.param(["gpus", "--host-root", "."], 0, id="gpus"),
+        pytest.param(["doctor", "--host-root", _ESCAPE], 2, id="error"),
+        pytest.param(["lint", "pod.yaml"], 1, id="lint"),
+    ],
+)
+def test_names_of_others_do_not_drive_the_terminal(command: list[str], code: int, tmp_path: Path) -> None:
+    """A support bundle, a path and a manifest, each with a title for the window, a cleared screen and a turned line."""
+    release = tmp_path / "proc/sys/kernel/osrelease"
+    release.parent.mkdir(parents=True)
+    release.write_text(f"6.17.0{_ESCAPE}x\n")
+    (tmp_path / "sys/bus/pci/devices").mkdir(parents=True)
+    (tmp_path / "pod.yaml").write_text(
+        'apiVersion: v1\nkind: Pod\nmetadata: {name: "\\e[2J\\ud800x"}\n'
+        "spec:\n  runtimeClassName: kata-nvidia-gpu-snp\n  containers: [{name: a, image: b}]\n"
+    )
+    ended = subprocess.run([sys.executable, "-m", "kata_gpu.cli", *command], cwd=tmp_path, capture_output=True)
+    said = (ended.stdout + ended.stderr).decode()
+    assert ended.returncode == code, said
+    assert "x" in said
+    assert "Traceback" not in said
+    assert not set(said) & set("\x1b\x07\u202e")
