@@ -6,7 +6,7 @@ at its one `=`. CDI device names hold no `=`.
 
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from kata_gpu.errors import Malformed, Misconfigured, Unavailable
@@ -64,17 +64,29 @@ def container_devices(
     return {kind: tuple(ids) for kind, ids in out.items()}
 
 
-def require_complete(translated: set[str], promised: frozenset[str], *, where: str) -> None:
-    """Refuse when the driver prepared devices for this pod that kubelet does not list (a feature gate that is off).
+def require_promised(translated: set[str], promises: Mapping[str, str], *, pod: str) -> None:
+    """Refuse what kubelet lists for `pod` where our driver prepared something else: CDI id -> the pod that it is for.
 
-    Both are full CDI names. Raises Unavailable naming the missing ones: the VM must not start without its GPU.
+    Less: a feature gate of kubelet is off, and the VM would start without its GPU. More: kubelet prepares a claim once
+    and gives it to every pod that shares it, without asking the driver again (dra.md 1.3). Raises Unavailable for the
+    one and Misconfigured for the other.
     """
-    missing = sorted(promised - translated)
+    foreign = sorted(i for i in translated if promises.get(i, pod) != pod)
+    if foreign:
+        raise Misconfigured(
+            "claim-of-another-pod",
+            "a VFIO device belongs to one VM, and this one was prepared for another pod",
+            where=f"pod {pod}",
+            expected="a claim of its own",
+            got=", ".join(f"{i} of {promises[i]}" for i in foreign),
+            hint="use a ResourceClaimTemplate, so that each pod gets a claim of its own",
+        )
+    missing = sorted(i for i, owner in promises.items() if owner == pod and i not in translated)
     if missing:
         raise Unavailable(
             "claim-not-listed",
             "kubelet does not list devices that were prepared for this pod",
-            where=where,
+            where=f"pod {pod}",
             expected="every prepared CDI id under dynamic_resources",
             got=f"without {', '.join(missing)}",
             hint="kubelet needs the gates KubeletPodResourcesGet and KubeletPodResourcesDynamicResources",

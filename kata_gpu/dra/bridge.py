@@ -1,19 +1,20 @@
 """The PodResources bridge: kubelet's answer, with the CDI ids of DRA claims where unmodified Kata looks for devices.
 
 Kata asks this socket before it starts a VM (dra.md 4.5). The rule is: never an answer without a device that the pod was
-given. When kubelet cannot be asked, or lists less than our driver prepared for the pod, the call fails and the sandbox
-with it; kubelet tries again. A process of its own, so that restarts of the driver do not stop pods from starting. On
-the way out the socket file stays: without it Kata would start the VM and no GPU.
+given, nor with one that another pod was given. When kubelet cannot be asked, or lists less than our driver prepared for
+the pod or a device that it prepared for another one, the call fails and the sandbox with it; kubelet tries again. A
+process of its own, so that restarts of the driver do not stop pods from starting. On the way out the socket file stays:
+without it Kata would start the VM and no GPU.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import grpc
 import structlog
 
-from kata_gpu.core.podresources import ClaimDevice, container_devices, require_complete
+from kata_gpu.core.podresources import ClaimDevice, container_devices, require_promised
 from kata_gpu.dra._pb import podresources_v1_pb2 as pb
 from kata_gpu.dra._pb import podresources_v1_pb2_grpc as rpc
 from kata_gpu.errors import KataGpuError
@@ -26,17 +27,17 @@ _CHANNEL = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),  # a restarted kubelet is found again at once
 )
-Promised = Callable[[str, str], frozenset[str]]
+Promises = Callable[[], Mapping[str, str]]
 
 
 class Bridge(rpc.PodResourcesListerServicer):
-    """`promised(namespace, pod)` gives the CDI ids that our driver prepared for a pod, from its checkpoint."""
+    """`promises()` gives what our driver prepared, from its checkpoint: CDI id -> `namespace/pod`."""
 
-    def __init__(self, kubelet: Path, allowed: frozenset[str], promised: Promised) -> None:
+    def __init__(self, kubelet: Path, allowed: frozenset[str], promises: Promises) -> None:
         self._channel = grpc.insecure_channel(f"unix:{kubelet}", options=_CHANNEL)
         self._kubelet = rpc.PodResourcesListerStub(self._channel)
         self._allowed = allowed
-        self._promised = promised
+        self._promises = promises
         self._log = structlog.get_logger("bridge")
 
     def register(self, server: grpc.Server) -> None:
@@ -54,8 +55,7 @@ class Bridge(rpc.PodResourcesListerServicer):
         added: set[str] = set()
         try:
             added = translate(response.pod_resources, self._allowed)
-            promised = self._promised(request.pod_namespace, request.pod_name)
-            require_complete(added, promised, where=f"pod {pod}")
+            require_promised(added, self._promises(), pod=pod)
         except KataGpuError as exc:
             self._log.error("refused", pod=pod, code=exc.code, error=str(exc))
             context.abort(grpc.StatusCode.UNAVAILABLE, f"{exc.code}: {exc}")
@@ -102,20 +102,19 @@ def translate(pod: pb.PodResources, allowed: frozenset[str]) -> set[str]:
     return seen
 
 
-def promised_by(load: Callable[[], Any]) -> Promised:
+def promised_by(load: Callable[[], Any]) -> Promises:
     """The driver's promises, read from its checkpoint at every question; atomic renames make that safe.
 
     A checkpoint that cannot be read refuses: the driver sets it aside and rebuilds it within seconds.
     """
 
-    def promised(namespace: str, pod: str) -> frozenset[str]:
-        ids = (
-            device.cdi_id
+    def promises() -> Mapping[str, str]:
+        return {
+            device.cdi_id: f"{entry.ref.namespace}/{entry.pod}"
             for entry in load().claims
-            if entry.pod == pod and entry.ref.namespace == namespace and entry.state == "prepared"
+            if entry.state == "prepared" and entry.pod
             for device in entry.devices
             if device.cdi_id
-        )
-        return frozenset(ids)
+        }
 
-    return promised
+    return promises

@@ -131,6 +131,22 @@ def test_a_prepared_device_that_kubelet_does_not_list_refuses(world: World, serv
     assert "claim-not-listed" in str(caught.value.details())
 
 
+@numbered("dra-094-second-pod")
+def test_a_second_pod_of_a_claim_gets_no_vm(world: World, serve: Serve, case: None) -> None:
+    """It joined after the driver had looked, and kubelet does not call the driver for it."""
+    ids = running_pod(world, gpu(0))
+    (claim,) = world.kubelet.claims.values()
+    assert world.kubelet.prepare("pod-1-1", [claim.key], DRIVER) == ids
+    world.kubelet.pods["default", "pod-1-1"] = {"main": [claim.key.uid]}
+    world.kubelet.serve_pod_resources()
+    path = serve()
+    assert kata_names(ask(path)) == ids
+    with pytest.raises(grpc.RpcError) as caught:
+        ask(path, pod="pod-1-1")
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert "claim-of-another-pod" in str(caught.value.details())
+
+
 @numbered("dra-094-no-id")
 def test_a_claimed_device_without_an_id_refuses(world: World, serve: Serve, case: None) -> None:
     running_pod(world, gpu(0))
