@@ -4,6 +4,8 @@ Every error carries a stable `code` (kebab-case; tests and operators rely on it)
 and got. Nothing else may leave a public function of the core: that promise is fuzzed.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 
@@ -28,6 +30,7 @@ class AttestationError(Exception):
     """Root of the tree. Never raised itself."""
 
     exit_code = ExitCode.NEGATIVE
+    signed = False  # whether a CPU's signature over the evidence had held before this was found
 
     def __init__(self, code: str, what: str, *, where: str = "", expected: object = "", got: object = "") -> None:
         """`code` is stable and kebab-case; `what` is a sentence for people; the rest says where and why."""
@@ -45,6 +48,16 @@ class AttestationError(Exception):
         if self.got:
             parts.append(f"got {self.got}")
         return ", ".join(parts)
+
+
+@contextmanager
+def after_signature() -> Iterator[None]:
+    """What is found in here is said of evidence that a CPU signed."""
+    try:
+        yield
+    except AttestationError as exc:
+        exc.signed = True
+        raise
 
 
 class Malformed(AttestationError):

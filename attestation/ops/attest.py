@@ -15,7 +15,7 @@ from attestation.appraise.facts import CpuFacts, DeviceFacts, PlatformFacts
 from attestation.appraise.rego import policy_input, tee_class, vector_of
 from attestation.broker.session import Attested, Challenged, Submission, attested
 from attestation.broker.token import render_token
-from attestation.errors import AttestationError, Denied, Malformed, Unavailable, Untrusted
+from attestation.errors import AttestationError, Denied, Malformed, Unavailable, Untrusted, after_signature
 from attestation.findings import Finding, Result
 from attestation.ops.release import require_not_revoked
 from attestation.ops.world import World
@@ -41,11 +41,13 @@ def attest(
     submission: Submission,
     body_digest: str,
     now: datetime,
+    network: str = "",
     on_claim: Callable[[Tee], None] | None = None,
 ) -> Token:
     """One handshake's second step. Untrusted, Malformed and Denied burn the nonce; Unavailable does not.
 
-    `on_claim` learns the session's TEE, also of evidence that is refused afterwards.
+    `network` is where the evidence came from. `on_claim` learns the session's TEE, also of evidence that is refused
+    afterwards.
     """
     key = session_key(cookie)
     claimed = _claim(world, key, body_digest, now)
@@ -59,7 +61,7 @@ def attest(
         world.sessions.reopen(key)
         raise
     except (Untrusted, Malformed, Denied) as exc:
-        _refuse(world, key, claimed, exc, now)
+        _refuse(world, key, claimed, exc, network, now)
         raise
     except Exception:  # a defect of ours: nobody shall wait for this evidence, or try the nonce again
         with world.database.write() as connection:
@@ -94,13 +96,17 @@ def _verify(world: World, submission: Submission, challenged: Challenged, now: d
     if submission.nonce != challenged.nonce:
         raise Untrusted("nonce-mismatch", "the nonce is not this session's", where="runtime-data.nonce")
     platform = world.verifier.verify(submission, challenged, now=now)
-    facts = PlatformFacts.of(platform)
+    with after_signature():
+        return _judge(world, PlatformFacts.of(platform), submission, now)
+
+
+def _judge(world: World, facts: PlatformFacts, submission: Submission, now: datetime) -> Attested:
     appraisals = appraise(world, facts, submission, now)
     measured = native.guest_measured(appraisals)
     result = attested(
         replace(facts, binding=with_guest_measured(facts.binding, measured)),
         appraisals,
-        nonce=challenged.nonce,
+        nonce=submission.nonce,
         tee_key=submission.tee_key.jwk,
         simulated=world.simulated,
         random=world.random,
@@ -146,7 +152,11 @@ def _rego(
     return Appraisal(submod=name, vector=vector_of(answer), policy_id=f"{policy.name}@{policy.version}")
 
 
-def _refuse(world: World, key: str, challenged: Challenged, exc: AttestationError, now: datetime) -> None:
+def _refuse(world: World, key: str, challenged: Challenged, exc: AttestationError, network: str, now: datetime) -> None:
+    if not world.refusals.singly(exc, network, now):
+        with world.database.write() as connection:
+            world.sessions.burn(connection, key)
+        return
     body: dict[str, JsonValue] = {
         "tee": str(challenged.tee),
         "code": exc.code,

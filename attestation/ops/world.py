@@ -1,7 +1,7 @@
 """Everything a use case may touch, built once by a shell and passed along."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from typing import Protocol
@@ -14,6 +14,7 @@ from attestation.broker.endorsement import TokenTrust
 from attestation.broker.session import Challenged, Submission
 from attestation.broker.token import TokenAuthority
 from attestation.crypto.jwe import RandomBytes
+from attestation.ops.refusals import Refusals
 from attestation.sources.attestations import AttestationStore
 from attestation.sources.audit import AuditLog
 from attestation.sources.db import Database
@@ -92,6 +93,7 @@ class World:
     admin_issuers: tuple[AdminIssuer, ...] = ()
     deny_all_admins: bool = False
     external: TokenTrust | None = None  # whose tokens are taken beside our own
+    refusals: Refusals = field(default_factory=Refusals)
 
 
 @lru_cache(maxsize=512)

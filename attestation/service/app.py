@@ -72,6 +72,7 @@ class Service:
         self.metrics = Metrics()
         self.metrics.inside.set_function(lambda: self._workers.inside)
         self.metrics.limit.set(self._workers.limit)
+        self.metrics.show_summed_up(lambda: world.refusals.summed_up)
         self._turned_away = self.metrics.requests.labels(status="503")
         self.health = Health({**probes(world), **({"collateral": collateral.require_usable} if collateral else {})})
         self._show_collateral()
@@ -133,9 +134,17 @@ class Service:
         await send({"type": "http.response.body", "body": _BUSY})
 
     def close(self) -> None:
-        """Wait for running requests."""
+        """Wait for running requests, and record what was only counted."""
         self._workers.close()
         self._office.close()
+        self.sum_up(ending=True)
+
+    def sum_up(self, *, ending: bool = False) -> None:
+        """Record what was only counted of refusals, once it is due; what fails is tried again."""
+        try:
+            self._world.refusals.sum_up(self._world.audit, self._clock(), ending=ending)
+        except AttestationError as exc:
+            log.warning("refusals.not-summed-up", code=exc.code)
 
     @property
     def inside(self) -> int:

@@ -88,8 +88,7 @@ class GuestApi:
         try:
             self._admit(request)
             raw = await read_body(request, MAX_BODY_BYTES)
-            cookie = session_cookie(request)
-            answer = await self._workers.run(self._attest, cookie, raw, now, on_claim)
+            answer = await self._workers.run(self._attest, request, raw, now, on_claim)
         except AttestationError as exc:
             self._metrics.refused("attest", exc.code)
             if isinstance(exc, Unavailable):
@@ -103,13 +102,20 @@ class GuestApi:
         self._metrics.attestation_successes.labels(tee_type=tee).inc()
         return JSONResponse({"token": answer})
 
-    def _attest(self, cookie: str | None, raw: bytes, now: datetime, on_claim: Callable[[Tee], None]) -> str:
+    def _attest(self, request: Request, raw: bytes, now: datetime, on_claim: Callable[[Tee], None]) -> str:
+        cookie = session_cookie(request)
         if cookie is None:
             raise Denied("session-missing", "no session cookie")
         submission = parse_body(AttestRequest, raw).submission()
         digest = hashlib.sha256(raw).hexdigest()
         return attest(
-            self._world, cookie=cookie, submission=submission, body_digest=digest, now=now, on_claim=on_claim
+            self._world,
+            cookie=cookie,
+            submission=submission,
+            body_digest=digest,
+            now=now,
+            network=peer(request),
+            on_claim=on_claim,
         ).token
 
     async def resource(self, request: Request) -> Response:

@@ -1,8 +1,10 @@
 """Prometheus metrics under upstream's names where upstream has one. No path, token or identity is ever a label."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from attestation import __version__
 
@@ -10,6 +12,17 @@ SECONDS = (0.0005, 0.001, 0.005, 0.01, 0.05, 0.5, 1.0)  # upstream's buckets (ke
 BYTES = tuple(32.0 * 4**n for n in range(5))
 MAX_CODES = 200  # codes of ours are a closed set; whatever exceeds it is a defect and must not grow a time series
 OTHER = "other"
+
+
+class _Counted(Collector):
+    """A counter that somebody else keeps."""
+
+    def __init__(self, name: str, text: str, count: Callable[[], int]) -> None:
+        self._name, self._text, self._count = name, text, count
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        """Its value now."""
+        return [CounterMetricFamily(self._name, self._text, value=self._count())]
 
 
 class Metrics:
@@ -58,6 +71,10 @@ class Metrics:
         )
         for what in ("tls", "collateral"):
             self.reload_failures.labels(what=what)
+
+    def show_summed_up(self, count: Callable[[], int]) -> None:
+        """Export a count that is kept elsewhere."""
+        self.registry.register(_Counted("kata_gpu_kbs_refusals_summed_up", "Refusals in the log as a number", count))
 
     def refused(self, step: str, code: str) -> None:
         """Count a refusal by its stable code; several findings of one denial count one by one."""

@@ -62,6 +62,7 @@ class Upkeep:
                 self._service.metrics.reload_failures.labels(what="tls").inc()
                 log.error("tls.not-renewed", listener=name, code=exc.code, where=exc.where, reason=exc.what)
         self._show_certificates()
+        self._service.sum_up()
         try:
             if self._service.renew_collateral():
                 log.info("collateral.renewed")

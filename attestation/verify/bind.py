@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from attestation.crypto import binding
 from attestation.crypto.binding import MAX_DEVICES, DeviceBytes
-from attestation.errors import Denied, Malformed, Untrusted
+from attestation.errors import Denied, Malformed, Untrusted, after_signature
 from attestation.findings import Finding, Result, passed
 from attestation.formats.initdata import InitData, parse_init_data
 from attestation.formats.json_strict import parse_json, require_object
@@ -96,12 +96,13 @@ def bind_platform(
     nonce, report_data = _derive(evidence, expected, listed, init_data)
     wanted = CpuExpected(report_data=report_data, init_data=init_data, init_data_required=expected.init_data_required)
     verified_cpu = cpu(evidence.tee, evidence.primary, wanted)
-    _require_accepted(verified_cpu)
-    proofs, about_all = devices(listed, nonce)
-    require_distinct(proofs)
-    _require_usable(proofs, about_all)
+    with after_signature():
+        _require_accepted(verified_cpu)
+        proofs, about_all = devices(listed, nonce)
+        require_distinct(proofs)
+        _require_usable(proofs, about_all)
+        init_data_claims = None if init_data is None else init_data.claims()
     ordered = tuple(sorted(proofs, key=_order))
-    init_data_claims = None if init_data is None else init_data.claims()
     findings = [*verified_cpu.findings, *(f for device in ordered for f in device.findings), *about_all]
     return BoundPlatform(
         cpu=verified_cpu,

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from attestation.errors import Malformed, Unavailable, Untrusted
+from attestation.errors import Malformed, Unavailable, Untrusted, after_signature
 from attestation.findings import Finding, Result, passed
 from attestation.formats.snp_evidence import CertKind, SnpEvidence
 from attestation.formats.snp_report import SnpReport, parse_snp_report
@@ -69,32 +69,33 @@ def verify_snp(
     # was judged before agreed with this leaf then: chain, dates, revocation and signature are checked in any case.
     cache = AmdCache() if cache is None else cache
     vek, launch = _verify_endorsed(report, kind, evidence, trust, collateral, policy, now, cache)
-    if isinstance(launch, SnpFacts):
-        # 6. Policy.
-        launch = _judge(launch, vek, trust, policy)
-        cache.launches.put(_launch_key(report, vek, trust, policy), launch)
+    with after_signature():
+        if isinstance(launch, SnpFacts):
+            # 6. Policy.
+            launch = _judge(launch, vek, trust, policy)
+            cache.launches.put(_launch_key(report, vek, trust, policy), launch)
 
-    # 7. Binding.  8. Claims.
-    return VerifiedCpu(
-        tee=Tee.SNP,
-        product=launch.product,
-        chip_id=launch.chip_id,
-        report_data=report.report_data,
-        init_data=report.host_data,
-        measurement=report.measurement.hex(),
-        claims={
-            **launch.claims,
-            "report_data": report.report_data.hex(),
-            "report_id": report.report_id.hex(),
-        },
-        findings=(
-            *launch.proven,
-            _crl_finding(vek),
-            *launch.judged,
-            verify_report_data(report.report_data, expected),
-            verify_init_data(report.host_data, expected),
-        ),
-    )
+        # 7. Binding.  8. Claims.
+        return VerifiedCpu(
+            tee=Tee.SNP,
+            product=launch.product,
+            chip_id=launch.chip_id,
+            report_data=report.report_data,
+            init_data=report.host_data,
+            measurement=report.measurement.hex(),
+            claims={
+                **launch.claims,
+                "report_data": report.report_data.hex(),
+                "report_id": report.report_id.hex(),
+            },
+            findings=(
+                *launch.proven,
+                _crl_finding(vek),
+                *launch.judged,
+                verify_report_data(report.report_data, expected),
+                verify_init_data(report.host_data, expected),
+            ),
+        )
 
 
 def _launch_key(report: SnpReport, vek: VerifiedVek, trust: AmdTrust, policy: SnpPolicy) -> Hashable:
@@ -148,9 +149,10 @@ def _verify_endorsed(
             )  # fmt: skip
             _verify_signature(report, vek)
             launch = cache.launches.get(_launch_key(report, vek, trust, policy))
-            return vek, launch or _agree(report, vek, known)
+            with after_signature():
+                return vek, launch or _agree(report, vek, known)
         except (Malformed, Untrusted) as exc:
-            failure = failure or exc
+            failure = exc if failure is None or exc.signed else failure
     if failure is not None:
         raise failure
     raise Unavailable(

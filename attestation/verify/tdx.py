@@ -13,7 +13,7 @@ from typing import Any
 
 import dcap_qvl
 
-from attestation.errors import Denied, Malformed, Unavailable, Untrusted
+from attestation.errors import Denied, Malformed, Unavailable, Untrusted, after_signature
 from attestation.findings import Finding, Result, passed
 from attestation.formats.tdx_collateral import TdxCollateral, parse_tdx_collateral
 from attestation.formats.tdx_evidence import TdxEvidence
@@ -88,41 +88,46 @@ def verify_tdx(
     # 3. - 5. Dates, names, signatures and TCB levels, for the first set of collateral that fits.
     known, claims = _verify_with(quote, pck, documents, trust, now, cache)
 
-    # 6. Attributes that dcap-qvl lets pass, and policy.
-    unknown = unknown_attributes(quote.td.td_attributes)
-    if unknown:
-        raise Untrusted("tdx-reserved-attributes", "reserved TD attributes are set", where="td_attributes", got=unknown)
-    facts = TdxFacts(
-        quote=quote,
-        status=TcbStatus(claims["tcb"]["status"]),
-        advisories=tuple(claims["tcb"]["advisory_ids"]),
-        tcb_date=str(claims["platform"]["tcb_level"]["tcbDate"]),
-        evaluation=known.tcb_info.evaluation,
-        platform_instance=bytes(claims["platform"]["pck"]["platform_instance_id"] or b"").hex(),
-        flags={name: claims["platform"]["pck"][name] for name in ("dynamic_platform", "cached_keys", "smt_enabled")},
-    )
+    with after_signature():
+        # 6. Attributes that dcap-qvl lets pass, and policy.
+        unknown = unknown_attributes(quote.td.td_attributes)
+        if unknown:
+            raise Untrusted(
+                "tdx-reserved-attributes", "reserved TD attributes are set", where="td_attributes", got=unknown
+            )
+        facts = TdxFacts(
+            quote=quote,
+            status=TcbStatus(claims["tcb"]["status"]),
+            advisories=tuple(claims["tcb"]["advisory_ids"]),
+            tcb_date=str(claims["platform"]["tcb_level"]["tcbDate"]),
+            evaluation=known.tcb_info.evaluation,
+            platform_instance=bytes(claims["platform"]["pck"]["platform_instance_id"] or b"").hex(),
+            flags={
+                name: claims["platform"]["pck"][name] for name in ("dynamic_platform", "cached_keys", "smt_enabled")
+            },
+        )
 
-    # 7. Binding, and the registers that an event log explains.
-    events, event_finding = verify_event_log(evidence.event_log, quote.td.rtmrs)
-    findings = (
-        passed("tdx-signature", f"quote version {quote.version}"),
-        _root_finding(trust),
-        trailing,
-        *check_tdx_policy(facts, policy),
-        event_finding,
-        verify_report_data(quote.td.report_data, expected),
-        verify_init_data(quote.td.mr_config_id, expected),
-    )
-    return VerifiedCpu(
-        tee=Tee.TDX,
-        product="TDX",
-        chip_id=facts.platform_instance,
-        report_data=quote.td.report_data,
-        init_data=quote.td.mr_config_id,
-        measurement=quote.td.mr_td.hex(),
-        claims=_claims(facts, claims, known, events),
-        findings=findings,
-    )
+        # 7. Binding, and the registers that an event log explains.
+        events, event_finding = verify_event_log(evidence.event_log, quote.td.rtmrs)
+        findings = (
+            passed("tdx-signature", f"quote version {quote.version}"),
+            _root_finding(trust),
+            trailing,
+            *check_tdx_policy(facts, policy),
+            event_finding,
+            verify_report_data(quote.td.report_data, expected),
+            verify_init_data(quote.td.mr_config_id, expected),
+        )
+        return VerifiedCpu(
+            tee=Tee.TDX,
+            product="TDX",
+            chip_id=facts.platform_instance,
+            report_data=quote.td.report_data,
+            init_data=quote.td.mr_config_id,
+            measurement=quote.td.mr_td.hex(),
+            claims=_claims(facts, claims, known, events),
+            findings=findings,
+        )
 
 
 def _require_trailing(quote: TdxQuote, policy: TdxPolicy) -> Finding:
@@ -207,6 +212,11 @@ def _verify_native(
 def _explain(quote: TdxQuote, known: TdxCollateral, trust: IntelTrust, text: str, cache: X509Cache) -> None:
     """A refusal gets a stable code: ours where a check of ours fails as well, then by what dcap-qvl said."""
     verify_signatures(quote, known, trust, cache)
+    with after_signature():
+        _explain_genuine(quote, text)
+
+
+def _explain_genuine(quote: TdxQuote, text: str) -> None:
     td = quote.td
     for code, holds, expected in (
         ("tdx-debug", not td.td_attributes & DEBUG, "DEBUG off"),
