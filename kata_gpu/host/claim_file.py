@@ -83,6 +83,10 @@ class ClaimFileStore(ClaimFileReader):
             return self._read(PREVIOUS)
         return None
 
+    def lost(self) -> bool:
+        """Whether there is no checkpoint at all: nothing was promised yet, or somebody removed it."""
+        return not (self._dir / CHECKPOINT).exists()
+
     def save(self, checkpoint: Checkpoint) -> None:
         """Write, sync, keep the old generation, rename, sync. Raises Unavailable and leaves the old file."""
         current, temporary = self._dir / CHECKPOINT, self._dir / f".{CHECKPOINT}.tmp"

@@ -1,7 +1,8 @@
 """Start-up: find out what this node has promised, whatever state the checkpoint is in (dra.md 6.4).
 
 A checkpoint that cannot be read is set aside, never a reason to crash: kubelet still has pods to end. It is rebuilt
-from what three witnesses say, and a device that they disagree about is offered to nobody.
+from what three witnesses say, as is one that somebody removed under running pods; a device that they disagree about is
+offered to nobody.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,6 +27,10 @@ class RecoverableStore(ClaimStore, Protocol):
 
     def load_previous(self) -> Checkpoint | None:
         """The generation before, or None."""
+        ...
+
+    def lost(self) -> bool:
+        """Whether there is no checkpoint at all."""
         ...
 
     def set_aside(self) -> str:
@@ -65,6 +70,8 @@ def recover(
         except Malformed:
             name = store.set_aside()
             return _rebuild(node, store, kube, devices, cdi, listed, now, deadline, name)
+        if store.lost() and cdi.names():  # our files live no longer than a boot, and follow a checkpoint
+            return _rebuild(node, store, kube, devices, cdi, listed, now, deadline, "")
         known = {file_name(c.ref.uid) for c in checkpoint.claims}
         orphans = tuple(n for n in cdi.names() if n not in known)
         for orphan in orphans:
@@ -101,11 +108,12 @@ def _rebuild(
         previous = before.entry(uid)
         named = allocated.get(uid) if allocated is not None else None
         if named is not None:
-            ref, held = named
+            ref, held, pod = named
         elif previous is not None:
-            ref, held = previous.ref, previous.devices
+            ref, held, pod = previous.ref, previous.devices, previous.pod
         else:
             ref, held = ClaimRef(namespace="unknown", name="unknown", uid=uid), _from_file(node, uid, names, addresses)
+            pod = ""
         if named is None or {h.device for h in held if not h.admin} != set(names):
             why = "the API does not confirm its claim" if named is None else "the API names other devices"
             doubtful |= dict.fromkeys((a for n in names for a in addresses.get(n, ())), f"rebuilt: {why}")
@@ -116,7 +124,7 @@ def _rebuild(
             boot_id=node.boot_id,
             devices=held,
             since=now,
-            pod=previous.pod if previous else "",
+            pod=pod,
         )
         for address in entry.exclusive:
             if checkpoint.holder(address):
@@ -160,7 +168,7 @@ def _listed(listed: Callable[[], frozenset[str]]) -> frozenset[str]:
 
 def _allocated(
     node: Node, kube: Kube, deadline: Deadline
-) -> Mapping[str, tuple[ClaimRef, tuple[HeldDevice, ...]]] | None:
+) -> Mapping[str, tuple[ClaimRef, tuple[HeldDevice, ...], str]] | None:
     """Claims with devices of ours on this node by UID, or None where the API cannot be asked now."""
     try:
         items, _ = kube.list(
@@ -175,10 +183,11 @@ def _allocated(
     return found
 
 
-def own_allocation(item: JsonObject, node: Node) -> tuple[ClaimRef, tuple[HeldDevice, ...]] | None:
-    """The claim and what it got from us on this node; None for every other claim, also for one we cannot read."""
+def own_allocation(item: JsonObject, node: Node) -> tuple[ClaimRef, tuple[HeldDevice, ...], str] | None:
+    """The claim, what it got from us on this node, and its pod where it has one; None for claims that are not ours."""
     metadata = item.get("metadata") or {}
-    allocation = (item.get("status") or {}).get("allocation")
+    status = item.get("status") or {}
+    allocation = status.get("allocation")
     if not allocation:
         return None
     try:
@@ -198,7 +207,8 @@ def own_allocation(item: JsonObject, node: Node) -> tuple[ClaimRef, tuple[HeldDe
         )
         for r in results
     )
-    return (ref, held) if held else None
+    pods = [str(c.get("name")) for c in status.get("reservedFor") or ()]
+    return (ref, held, pods[0] if len(pods) == 1 else "") if held else None
 
 
 def _from_file(

@@ -11,8 +11,9 @@ import pytest
 from kata_gpu.core.checkpoint import Checkpoint, ClaimState, render_checkpoint
 from kata_gpu.core.claim import DRIVER, ClaimRef
 from kata_gpu.core.claim_cdi import claim_of, file_name, render_claim
+from kata_gpu.dra.bridge import promised_by
 from kata_gpu.errors import InUse, KataGpuError, Misconfigured, Unavailable
-from kata_gpu.host.claim_file import CHECKPOINT
+from kata_gpu.host.claim_file import CHECKPOINT, PREVIOUS
 from kata_gpu.ops.deadline import Deadline
 from tests.kata_gpu.dra.world import World, address, config, gpu, key, numbered
 
@@ -247,6 +248,22 @@ def test_a_broken_checkpoint_is_set_aside_and_rebuilt(world: World, damage: Call
     world.serve()
     world.kubelet.scan()
     assert DRIVER in world.kubelet.plugins
+
+
+@numbered("dra-058-removed")
+def test_a_checkpoint_that_was_removed_is_rebuilt_with_its_pods(world: World, case: None) -> None:
+    """A reinstalled kubelet wipes the plugins' directories; our pods run on, and what they hold is theirs."""
+    ref = world.claim(gpu(0))
+    first = world.prepare(ref)
+    before = world.store.load()
+    for name in (CHECKPOINT, PREVIOUS):
+        (world.root / "plugins" / DRIVER / name).unlink()
+    done = world.recover()
+    assert (done.set_aside, done.orphans, done.rebuilt, done.quarantined) == ("", (), (ref.uid,), ())
+    assert promised_by(world.store.load)() == promised_by(lambda: before)() == {first[0].cdi_id: "default/pod-1-0"}
+    with pytest.raises(InUse):
+        world.prepare(world.claim(gpu(0)))
+    assert world.prepare(ref) == first
 
 
 @numbered("dra-058-api-down")
