@@ -1,16 +1,51 @@
 """`/metrics`, `/healthz` and `/readyz` of the agent: reading only, small, on a listener of its own."""
 
+import socket
+import sys
 import threading
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 Endpoint = Callable[[], tuple[int, str, bytes]]
-REQUEST_S = 5.0  # a slow client must not hold a thread
+REQUEST_S = 5.0  # a silent client must not hold a thread
+MAX_CONNECTIONS = 64  # kubelet and a few Prometheus; a thread each
 
 
 class _Server(ThreadingHTTPServer):
+    """Any pod of the cluster reaches it: whoever comes last is served, and the oldest connection goes for it.
+
+    So nobody who keeps connections open, however slowly he talks, keeps kubelet's probe out or fills our memory.
+    """
+
     daemon_threads = True
+    request_queue_size = MAX_CONNECTIONS
     endpoints: dict[str, Endpoint]
+
+    def __init__(self, *args: Any) -> None:
+        self._open: deque[socket.socket] = deque()
+        super().__init__(*args)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """A thread for the connection, after there is room for one."""
+        while len(self._open) >= MAX_CONNECTIONS:
+            with suppress(IndexError, OSError):
+                self._open.popleft().shutdown(socket.SHUT_RDWR)
+        self._open.append(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """It has ended by itself, or was cut."""
+        with suppress(ValueError):
+            self._open.remove(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is no news."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,15 +1,19 @@
 """Attacks on the node's side, each as somebody outside of it would try."""
 
 import gzip
+import socket
 import subprocess
 import sys
 import tarfile
+import threading
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from kata_gpu.core.node_policy import parse_policy
 from kata_gpu.core.yaml12 import load
+from kata_gpu.dra.http import MAX_CONNECTIONS, StatusServer
 from kata_gpu.errors import Malformed
 from kata_gpu.host import bundle
 
@@ -67,3 +71,23 @@ def test_names_of_others_do_not_drive_the_terminal(command: list[str], code: int
     assert "x" in said
     assert "Traceback" not in said
     assert not set(said) & set("\x1b\x07\u202e")
+
+
+def test_slow_clients_neither_keep_the_probe_out_nor_pile_up() -> None:
+    """Any pod of the cluster can open connections to the agent and never end a request."""
+    server = StatusServer("127.0.0.1", 0, {"/healthz": lambda: (200, "text/plain", b"ok\n")})
+    server.start()
+    before = threading.active_count()
+    clients = []
+    try:
+        for _ in range(3 * MAX_CONNECTIONS):
+            clients.append(client := socket.create_connection(("127.0.0.1", server.port), timeout=5))
+            client.sendall(b"GET /healthz HTTP/1.1\r\nX: y")
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/healthz", timeout=1) as answer:
+            assert answer.read() == b"ok\n"
+        assert clients[0].recv(1) == b""
+        assert threading.active_count() - before <= MAX_CONNECTIONS + 1
+    finally:
+        for client in clients:
+            client.close()
+        server.stop()
