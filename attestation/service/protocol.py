@@ -1,16 +1,20 @@
 """HTTP/1.1 with bounds that its parser lacks: size of a head, time for a request, number of connections."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from attestation.service.request import network_of
 
 MAX_HEAD_BYTES = 256 * 1024  # a foreign token with verbose claims of 8 GPUs is 170 KiB (keybroker.md 0, fact 6)
 MAX_FIELDS = 128  # of one head: a parsed field costs far more memory than its bytes; clients and proxies send a dozen
 REQUEST_S = 60.0  # upstream's client gives up after as long (keybroker.md 4.1)
 MAX_CONNECTIONS = 8192  # of one listener; a rack of guests keeps one each
+MAX_CONNECTIONS_EACH = 512  # of one network, of a rack behind one gateway; their heads are 128 MiB at most
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -26,11 +30,15 @@ class BoundedProtocol(HttpToolsProtocol):
     _in_head = True
     _fields = 0
     _deadline: asyncio.TimerHandle | None = None
+    _network: str | None = None
+    networks: ClassVar[Counter[str]] = Counter()  # open connections; a listener's subclass has its own
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock: a client that connects and says nothing is let go."""
         super().connection_made(transport)
-        if len(self.connections) > MAX_CONNECTIONS:
+        self._network = network_of(self.client[0] if self.client else "")
+        self.networks[self._network] += 1
+        if len(self.connections) > MAX_CONNECTIONS or self.networks[self._network] > MAX_CONNECTIONS_EACH:
             self._refuse(503, "Service Unavailable", "too many connections", b"retry-after: 2\r\n")
             return
         self._expect_request()
@@ -38,6 +46,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clock."""
         self._request_is_here()
+        if self._network is not None:
+            self.networks[self._network] -= 1
+            if not self.networks[self._network]:
+                del self.networks[self._network]
+            self._network = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

@@ -15,11 +15,12 @@ MAX_COOKIE_CHARS = 128  # 64 hex digits of ours; anything longer is no session o
 
 
 def peer(request: Request) -> str:
-    """The address that a connection comes from; of IPv6 its /64, which one machine has to itself (RFC 4291 2.5.4).
+    """The network that a request comes from. Forwarding headers are not believed: anybody can write them."""
+    return network_of(request.client.host if request.client else "")
 
-    Forwarding headers are not believed: anybody can write them.
-    """
-    host = request.client.host if request.client else ""
+
+def network_of(host: str) -> str:
+    """An IPv4 address; of IPv6 its /64, which one machine has to itself (RFC 4291 2.5.4)."""
     if ":" not in host:
         return host
     try:

@@ -7,10 +7,11 @@ import signal
 import socket
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import structlog
 import uvicorn
@@ -106,8 +107,17 @@ async def _serve(
         """Refuses guests early."""
 
         instead = staticmethod(service.turn_away)
+        networks: ClassVar[Counter[str]] = Counter()
 
-    servers = [_server(service.guest, how.guest_tls, GuestProtocol), _server(service.admin, how.admin_tls)]
+    class OfficeProtocol(BoundedProtocol):
+        """Administrators keep their connections, whatever guests open."""
+
+        networks: ClassVar[Counter[str]] = Counter()
+
+    servers = [
+        _server(service.guest, how.guest_tls, GuestProtocol),
+        _server(service.admin, how.admin_tls, OfficeProtocol),
+    ]
     for name, server in zip(("guests", "administrators"), servers, strict=True):
         service.metrics.connections.labels(listener=name).set_function(partial(_connections, server))
     loop = asyncio.get_running_loop()
@@ -160,7 +170,7 @@ def _stop(servers: list[_Server]) -> None:
         server.should_exit = True
 
 
-def _server(app: Any, tls: TlsListener | None, protocol: type[BoundedProtocol] = BoundedProtocol) -> _Server:
+def _server(app: Any, tls: TlsListener | None, protocol: type[BoundedProtocol]) -> _Server:
     config = uvicorn.Config(
         app,
         http=protocol,

@@ -29,10 +29,10 @@ def kbs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-def raw(url: str) -> socket.socket:
+def raw(url: str, source: str = "127.0.0.1") -> socket.socket:
     parts = urlsplit(url)
     assert parts.hostname
-    return socket.create_connection((parts.hostname, parts.port or 0), timeout=20)
+    return socket.create_connection((parts.hostname, parts.port or 0), timeout=20, source_address=(source, 0))
 
 
 def everything(wire: socket.socket) -> bytes:
@@ -84,6 +84,30 @@ def test_one_connection_too_many(kbs: Served, monkeypatch: pytest.MonkeyPatch) -
     assert b"retry-after: 2\r\n" in got
     assert first.call("GET", "/healthz").status == 200
     first.close()
+
+
+def test_one_address_cannot_take_every_connection(kbs: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each listener counts by address, and what was closed counts no more."""
+    monkeypatch.setattr(protocol, "MAX_CONNECTIONS_EACH", 2)
+    for url in (kbs.url, kbs.admin_url):
+        kept = [Wire(url) for _ in range(2)]
+        assert [wire.call("GET", "/healthz").status for wire in kept] == [200, 200]
+        with raw(url) as wire:
+            assert everything(wire).startswith(b"HTTP/1.1 503 ")
+        with raw(url, source="127.0.0.2") as wire:
+            wire.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            assert everything(wire).startswith(b"HTTP/1.1 200 ")
+        for one in kept:
+            one.close()
+        deadline = time.monotonic() + 10
+        while not _answers(url):
+            assert time.monotonic() < deadline
+
+
+def _answers(url: str) -> bool:
+    with raw(url) as wire:
+        wire.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        return everything(wire).startswith(b"HTTP/1.1 200 ")
 
 
 def test_new_handshakes_are_refused_before_old_ones() -> None:
