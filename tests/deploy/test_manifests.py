@@ -9,6 +9,7 @@ from typing import Any
 import celpy
 import pytest
 from celpy.adapter import json_to_cel
+from celpy.evaluation import CELEvalError
 
 from deploy.render import ALL, BASES, DEPLOY, render
 from kata_gpu.core.claim import DRIVER
@@ -168,6 +169,32 @@ def test_rights_of_the_agent_are_listed_one_by_one() -> None:
     assert not [r for r in role["rules"] if "secrets" in r["resources"]]
 
 
+def test_the_agent_may_do_what_it_does_and_nothing_else() -> None:
+    role = next(o for o in objects("node") if o["kind"] == "ClusterRole")
+    granted = {r: set(rule["verbs"]) for rule in role["rules"] for r in rule["resources"]}
+    assert granted == {
+        "resourceslices": {"list", "watch", "create", "update", "delete"},  # ops/publish.py, dra/watch.py
+        "resourceclaims": {"get", "list"},  # ops/prepare.py, recover_claims.py, owners.py
+        "resourceclaims/status": {"patch"},  # ops/claim_status.py
+        "resourceclaims/driver": {"associated-node:patch"},
+        "nodes": {"get", "patch"},  # ops/report.py, modes.py
+        "nodes/status": {"patch"},  # ops/report.py
+        "pods/eviction": {"create"},  # ops/modes.py
+        "events": {"create"},  # ops/report.py
+        "devicetaintrules": {"list", "create", "delete"},  # ops/owners.py
+    }
+
+
+def taint_rule(pool: str, driver: str = "gpu.nvidia.com") -> Object:
+    return {"kind": "DeviceTaintRule", "spec": {"deviceSelector": {"driver": driver, "pool": pool, "device": "d"}}}
+
+
+def claim(pool: str, driver: str = DRIVER) -> Object:
+    results = [{"request": "gpu", "driver": driver, "pool": pool, "device": "gpu-0"}]
+    pods = [{"resource": "pods", "name": "p", "uid": "u"}]
+    return {"kind": "ResourceClaim", "status": {"allocation": {"devices": {"results": results}}, "reservedFor": pods}}
+
+
 @pytest.mark.parametrize(("user", "obj", "allowed"), [
     pytest.param("n1", {"kind": "ResourceSlice", "spec": {"nodeName": "n1", "driver": DRIVER}}, True, id="own-slice"),
     pytest.param("n1", {"kind": "ResourceSlice", "spec": {"nodeName": "n2", "driver": DRIVER}}, False, id="other-node"),
@@ -176,20 +203,65 @@ def test_rights_of_the_agent_are_listed_one_by_one() -> None:
     pytest.param("", {"kind": "ResourceSlice", "spec": {"nodeName": "n1", "driver": DRIVER}}, False, id="no-node"),
     pytest.param("n1", {"kind": "Node", "metadata": {"name": "n1"}, "spec": {}}, True, id="own-node-object"),
     pytest.param("n1", {"kind": "Node", "metadata": {"name": "n2"}, "spec": {}}, False, id="other-node-object"),
+    pytest.param("n1", taint_rule("n1"), True, id="taint-own"),
+    pytest.param("n1", taint_rule("n2"), False, id="taint-other-node"),
+    pytest.param("n1", {"kind": "DeviceTaintRule", "spec": {"taint": {"effect": "NoExecute"}}}, False, id="taint-all"),
+    pytest.param("n1", taint_rule("n1", driver="nic.example.com"), False, id="taint-other-driver"),
+    pytest.param("n1", claim("n1"), True, id="claim-own"),
+    pytest.param("n1", claim("n2"), False, id="claim-other-node"),
+    pytest.param("n1", claim("n1", driver="nic.example.com"), False, id="claim-other-driver"),
+    pytest.param("n1", {"kind": "ResourceClaim", "status": {}}, False, id="claim-unallocated"),
+    pytest.param("n1", {"kind": "Secret", "metadata": {"name": "n1"}}, False, id="another-kind"),
 ])  # fmt: skip
 def test_admission_keeps_an_agent_to_its_node(user: str, obj: Object, allowed: bool) -> None:
+    assert own_node(user, obj, obj) == allowed
+    assert own_node(user, obj, obj, "DELETE") == allowed
+
+
+@pytest.mark.parametrize("field", ["allocation", "reservedFor"])
+@pytest.mark.parametrize("value", [None, "other"])
+def test_an_agent_changes_no_allocation(field: str, value: str | None) -> None:
+    """It would give one GPU to two pods, or take one away from a claim that has it."""
+    old, new = claim("n1"), claim("n1")
+    if value is None:
+        del new["status"][field]
+    else:
+        new["status"][field] = (
+            claim("n1")["status"][field] + [{"name": "q"}]
+            if field == "reservedFor"
+            else {
+                "devices": {
+                    "results": [*old["status"]["allocation"]["devices"]["results"], {"driver": "d", "pool": "p"}]
+                }
+            }
+        )
+    assert not own_node("n1", new, old)
+    new = claim("n1")
+    new["status"]["devices"] = [{"driver": DRIVER, "pool": "n1", "device": "gpu-0"}]
+    assert own_node("n1", new, old)
+
+
+def own_node(user: str, obj: Object, old: Object, operation: str = "UPDATE") -> bool:
+    """Whether the policy lets the agent of a node do it."""
     spec = fill(node.OWN_NODE_POLICY.obj, VALUES)["spec"]
     extra = {"authentication.kubernetes.io/node-name": [user]} if user else {}
     account = "system:serviceaccount:kata-gpu:kata-gpu-node"
-    request = {"operation": "UPDATE", "userInfo": {"username": account, "extra": extra}}
-    context: Object = {"object": json_to_cel(obj), "oldObject": json_to_cel(obj), "request": json_to_cel(request)}
+    request = {"operation": operation, "userInfo": {"username": account, "extra": extra}}
+    context: Object = {"object": json_to_cel(obj), "oldObject": json_to_cel(old), "request": json_to_cel(request)}
     environment = celpy.Environment()
 
-    def evaluate(expression: str) -> Any:
+    def evaluate(expression: str) -> bool:
+        try:
+            return bool(environment.program(environment.compile(expression)).evaluate(context))
+        except CELEvalError:
+            return False  # failurePolicy: Fail
+
+    def value(expression: str) -> Any:
         return environment.program(environment.compile(expression)).evaluate(context)
 
-    assert bool(evaluate(spec["matchConditions"][0]["expression"]))
-    variables = {v["name"]: evaluate(v["expression"]) for v in spec["variables"]}
+    assert spec["failurePolicy"] == "Fail"
+    assert evaluate(spec["matchConditions"][0]["expression"])
+    variables = {v["name"]: value(v["expression"]) for v in spec["variables"]}
     context["variables"] = celpy.celtypes.MapType({celpy.celtypes.StringType(k): v for k, v in variables.items()})
     # The API server evaluates all and refuses on the first false one.
-    assert all(bool(evaluate(v["expression"])) for v in spec["validations"]) == allowed
+    return all(evaluate(v["expression"]) for v in spec["validations"])

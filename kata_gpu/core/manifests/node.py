@@ -1,8 +1,9 @@
 """The node component: DaemonSet of agent and bridge, its rights, and what it may write."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from kata_gpu.core.beside_nvidia import COMPANION
+from kata_gpu.core.beside_nvidia import COMPANION, NVIDIA
 from kata_gpu.core.claim import DRIVER
 from kata_gpu.core.manifests.template import Document
 from kata_gpu.core.podresources import BRIDGE_SOCKET
@@ -44,23 +45,20 @@ ROLE = Document(
         "kind": "ClusterRole",
         "metadata": _meta(namespaced=False),
         "rules": [
-            _rule(
-                "resource.k8s.io", ["resourceslices"], ["get", "list", "watch", "create", "update", "patch", "delete"]
-            ),
-            _rule("resource.k8s.io", ["resourceclaims"], ["get", "list", "watch"]),
-            _rule("resource.k8s.io", ["resourceclaims/status"], ["patch", "update"]),
+            # Exactly the calls of `ops` and `dra`. Pods are never read: what one holds, kubelet says on this node.
+            _rule("resource.k8s.io", ["resourceslices"], ["list", "watch", "create", "update", "delete"]),
+            _rule("resource.k8s.io", ["resourceclaims"], ["get", "list"]),
+            _rule("resource.k8s.io", ["resourceclaims/status"], ["patch"]),
             # status.devices of claims allocated on the token's own node, and of no other driver's devices (1.36).
-            _rule("resource.k8s.io", ["resourceclaims/driver"], ["associated-node:patch", "associated-node:update"])
+            _rule("resource.k8s.io", ["resourceclaims/driver"], ["associated-node:patch"])
             | {"resourceNames": [DRIVER]},
-            _rule("resource.k8s.io", ["deviceclasses"], ["get", "list"]),
             # Labels, taints and conditions of its own node; the admission policy below keeps it to that node.
-            _rule("", ["nodes"], ["get", "list", "watch", "patch"]),
+            _rule("", ["nodes"], ["get", "patch"]),
             _rule("", ["nodes/status"], ["patch"]),
-            _rule("", ["pods"], ["get", "list", "watch"]),
             _rule("", ["pods/eviction"], ["create"]),
             _rule("", ["events"], ["create"]),
             # Beside NVIDIA's driver: keep pods off its unfit devices.
-            _rule("resource.k8s.io", ["devicetaintrules"], ["get", "list", "create", "patch", "delete"]),
+            _rule("resource.k8s.io", ["devicetaintrules"], ["list", "create", "delete"]),
         ],
     },
 )
@@ -84,6 +82,36 @@ _NODE_OF_TOKEN = (
     f"has(request.userInfo.extra) && '{_OWN_NODE}' in request.userInfo.extra ? "
     f"request.userInfo.extra['{_OWN_NODE}'][0] : ''"
 )
+_OURS = f"['{DRIVER}', '{COMPANION}']"
+_SELECTOR = "variables.target.spec.deviceSelector"
+_RESULTS = "variables.target.status.allocation.devices.results"
+# Kind -> whose node it is about: a Node itself, a slice of it, a rule about its pool, a claim with a device of it.
+_OWN = {
+    "Node": "variables.target.metadata.name == variables.node",
+    "ResourceSlice": "has(variables.target.spec.nodeName) && variables.target.spec.nodeName == variables.node",
+    "DeviceTaintRule": f"has({_SELECTOR}) && has({_SELECTOR}.pool) && {_SELECTOR}.pool == variables.node",
+    "ResourceClaim": "has(variables.target.status.allocation) && has(variables.target.status.allocation.devices) && "
+                     f"{_RESULTS}.exists(r, r.driver in {_OURS} && r.pool == variables.node)",
+}  # fmt: skip
+_DRIVER = {
+    "ResourceSlice": f"variables.target.spec.driver in {_OURS}",
+    "DeviceTaintRule": f"has({_SELECTOR}.driver) && {_SELECTOR}.driver == '{NVIDIA}'",
+}
+# A claim's allocation and consumers are the scheduler's: an agent says only how its devices are.
+_KEPT = " && ".join(
+    f"(has(object.status.{field}) == has(oldObject.status.{field}) && "
+    f"(!has(object.status.{field}) || object.status.{field} == oldObject.status.{field}))"
+    for field in ("allocation", "reservedFor")
+)
+
+
+def _by_kind(rows: Mapping[str, str], otherwise: str) -> str:
+    return " : ".join([*(f"variables.target.kind == '{kind}' ? ({rule})" for kind, rule in rows.items()), otherwise])
+
+
+def _on(group: str, version: str, resources: list[str], *operations: str) -> dict[str, Any]:
+    return {"apiGroups": [group], "apiVersions": [version], "resources": resources, "operations": list(operations)}
+
 
 OWN_NODE_POLICY = Document(
     file="node-own-node",
@@ -96,10 +124,9 @@ OWN_NODE_POLICY = Document(
             "failurePolicy": "Fail",
             "matchConstraints": {
                 "resourceRules": [
-                    {"apiGroups": ["resource.k8s.io"], "apiVersions": ["*"], "resources": ["resourceslices"],
-                     "operations": ["CREATE", "UPDATE", "DELETE"]},
-                    {"apiGroups": [""], "apiVersions": ["v1"], "resources": ["nodes", "nodes/status"],
-                     "operations": ["UPDATE"]},
+                    _on("resource.k8s.io", "*", ["resourceslices", "devicetaintrules"], "CREATE", "UPDATE", "DELETE"),
+                    _on("resource.k8s.io", "*", ["resourceclaims/status"], "UPDATE"),
+                    _on("", "v1", ["nodes", "nodes/status"], "UPDATE"),
                 ]
             },
             "matchConditions": [{"name": "our-agent", "expression": _OUR_ACCOUNT}],
@@ -110,13 +137,12 @@ OWN_NODE_POLICY = Document(
             "validations": [
                 {"expression": "variables.node != ''",
                  "message": "the agent's token names no node", "reason": "Forbidden"},
-                {"expression": "variables.target.kind == 'Node' ? variables.target.metadata.name == variables.node : "
-                               "has(variables.target.spec.nodeName) && "
-                               "variables.target.spec.nodeName == variables.node",
+                {"expression": _by_kind(_OWN, "false"),
                  "message": "an agent writes only its own node's objects", "reason": "Forbidden"},
-                {"expression": "variables.target.kind == 'Node' || variables.target.spec.driver in "
-                               f"['{DRIVER}', '{COMPANION}']",
-                 "message": "an agent writes only its own drivers' slices", "reason": "Forbidden"},
+                {"expression": _by_kind(_DRIVER, "true"),
+                 "message": "an agent writes only about its own drivers' devices", "reason": "Forbidden"},
+                {"expression": _by_kind({"ResourceClaim": _KEPT}, "true"),
+                 "message": "an agent changes no allocation", "reason": "Forbidden"},
             ],
         },
     },
