@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,9 +25,11 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 SAMPLES = ROOT / ".cache/nv-local-gpu-verifier/verifier/samples"
 VECTORS = Path(os.environ.get("KATA_GPU_VECTORS", ROOT.parent / "shared" / "vectors"))
+WIDTH = 130
 TODAY = "2026-11-21T00:00:00Z"  # what "now" is for genuine evidence: the demo does not depend on the calendar
 NONCE = "931d8dd0add203ac3d8b4fbde75e115278eefcdceac5b87671a748f32364dfcb"  # of the recorded reports
 START_S = 15.0
+PROBE = 64  # bytes of plaintext that must not be in the ciphertext
 KEY = "kbs:///models/llama/key"
 AGENT_POLICY = "package agent_policy\n\ndefault ExecProcessRequest := false\ndefault ReadStreamRequest := false\n"
 RELEASE_POLICY = """\
@@ -48,6 +51,22 @@ accept = ["{init_data}"]
 """
 
 
+INTRO = """\
+The owner of a model stores its key at a broker under a policy. The host starts a confidential VM with a GPU; CPU and GPU sign
+what they are; the broker compares this with the policy and gives the key to that VM alone. Nobody has to trust the host.
+Lines with $ are commands that you can run yourself; -> says what to look at. Only hardware is simulated."""
+WHY = """\
+   fresh     the broker's nonce is in what the CPU signed and, hashed, in what the GPU signed: recorded reports are refused
+             (--replay-gpu, --stale-nonce)
+   genuine   both reports chain to pinned vendor roots: here to forged ones, and the broker warns; in step 2 to NVIDIA's own
+   known     the CPU measured exactly the guest of the policy, and every GPU measurement is one that the vendor signed
+             (--tamper=measurement)
+   owner's   the guest was told its broker, certificate and agent policy by the owner, not by the host (--fault=other-init-data)
+   sealed    the key was encrypted to a key made inside this VM and named in its CPU report: the host carried ciphertext
+   recorded  each decision is in a signed, chained log, with the chip, the GPU and the policy
+What none of this proves: docs/threat-model.md."""
+
+
 class Failed(Exception):
     """A step did not do what it shows."""
 
@@ -66,6 +85,13 @@ def note(text: str) -> None:
     print(_paint("32", f"   -> {text}"), flush=True)
 
 
+def show(text: str, colour: str = "0") -> None:
+    """Output below its command, wrapped rather than cut: the end of a refusal says why."""
+    for line in text.splitlines():
+        for part in textwrap.wrap(line, WIDTH, subsequent_indent="  ", drop_whitespace=False) or [""]:
+            print(f"     {_paint(colour, part)}", flush=True)
+
+
 def run(
     *argv: str | Path, expect: int = 0, lines: int = 6, contains: str = "", refused: bool = False, cwd: Path
 ) -> str:
@@ -82,8 +108,7 @@ def run(
     elif len(body) > lines:
         head = (lines + 1) // 2
         body = [*body[:head], f"... ({len(body) - lines} lines)", *body[len(body) - (lines - head) :]]
-    for line in body:
-        print(f"     {line[:150]}")
+    show("\n".join(body))
     if done.returncode != expect:
         raise Failed(f"`{shown}` gave exit code {done.returncode}, expected {expect}\n{done.stdout}\n{done.stderr}")
     if contains not in done.stdout + done.stderr:
@@ -208,6 +233,9 @@ def owner(work: Path, guests: int, admins: int) -> str:
     note("the one launch measurement that the broker accepts; on a real node `kata-gpu measure snp` computes it")
     policy = RELEASE_POLICY.format(init_data=f"sha256:{digest['digest']}")
     (work / "release.toml").write_text(policy)
+    print(f"   {_paint('1', '$ cat release.toml')}")
+    show(policy)
+    note("the policy: what is not named here gets no key; there is no default that lets anybody in")
     (work / "model").mkdir()
     weights = b"".join(hashlib.sha256(n.to_bytes(4, "big")).digest() for n in range(1 << 16))
     (work / "model/weights.bin").write_bytes(weights)
@@ -234,6 +262,11 @@ def vm(work: Path, sha256: str) -> None:
     finally:
         shutil.rmtree(target.parent, ignore_errors=True)
     note(f"SHA-256 of the decrypted weights equals the original: {sha256[:16]}...")
+    weights = (work / "model/weights.bin").read_bytes()[:PROBE]
+    if any(weights in path.read_bytes() for path in (work / "model.kgm").rglob("*") if path.is_file()):
+        raise Failed("the encrypted model holds plaintext")
+    run("kata-gpu-kbs", "audit", "who", "models/llama/key", "--store", "store", lines=12, contains="released", cwd=work)
+    note("who got it: this chip, this GPU, under this policy; `simulated true` marks evidence that proves nothing")
 
 
 def refusals(work: Path, log: Path) -> None:
@@ -244,13 +277,14 @@ def refusals(work: Path, log: Path) -> None:
         ("--tamper=measurement", "measurement["),
         ("--replay-gpu", "nonce"),
         ("--stale-nonce", "report-data"),
+        ("--fault=other-init-data", "init-data"),
     ):
         before = log.read_text()
         run("kata-gpu-kbs", "simulate", "vm", KEY, "--init-data", "init.toml", fault, expect=1, refused=True, cwd=work)
         new = [line for line in log.read_text()[len(before) :].splitlines() if says in line]
         if not new:
             raise Failed(f"the broker's log does not name the finding {says!r}:\n{log.read_text()[len(before) :]}")
-        print(f"     {_paint('33', 'broker.log: ' + new[0][:280])}")
+        show("broker.log: " + new[0].partition(" event=")[2], "33")
     run("kata-gpu-kbs", "audit", "verify", "--store", "store", lines=2, cwd=work)
     note("every decision is in the hash-chained, signed log")
 
@@ -258,6 +292,7 @@ def refusals(work: Path, log: Path) -> None:
 def main() -> int:
     """Console entry: 0 when every step did what it shows."""
     started = time.perf_counter()
+    print(f"\n{INTRO}")
     work = Path(tempfile.mkdtemp(prefix="kata-gpu-demo-"))
     try:
         host(work)
@@ -277,6 +312,8 @@ def main() -> int:
         return 1
     finally:
         shutil.rmtree(work, ignore_errors=True)
+    print(f"\n{_paint('1;36', 'Why it was safe to release the key')}")
+    print(WHY)
     print(f"\n{_paint('1;32', 'All five steps did what they show')} in {time.perf_counter() - started:.0f} s.")
     print("Next: docs/tutorial.md (a real node), docs/architecture.md (where each step lives in the code).")
     return 0

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from attestation.appraise.rules import MIN_REASON, AtLeast, Rule, Unchecked, parse_rule, version_key
@@ -116,7 +117,10 @@ class _Table:
     def take(self, name: str) -> Any:
         if name not in self._left:
             raise Misconfigured(
-                "policy-field-missing", "a required field is missing", where=f"{self.where}.{name}".lstrip(".")
+                "policy-field-missing",
+                "a required field is missing",
+                where=f"{self.where}.{name}".lstrip("."),
+                got=", ".join(get_close_matches(name, self._left, n=1)),
             )
         return self._left.pop(name)
 

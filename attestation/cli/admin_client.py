@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any, NoReturn
 
 from attestation.crypto.b64 import b64
@@ -56,7 +57,11 @@ def _refuse(reply: Reply) -> NoReturn:
     if reply.status in {401, 403}:
         raise Denied("admin-denied", "the broker refused", where=reply.where, got=got)
     if reply.status < 500:
-        raise Misconfigured("admin-refused", "the broker does not accept this", where=reply.where, got=got)
+        other = reply.status == HTTPStatus.NOT_FOUND and _detail(reply) in {"", "Not Found"}  # no answer of this API
+        expected = "the administrators' listener (`serve --admin-listen`)" if other else ""
+        raise Misconfigured(
+            "admin-refused", "the broker does not accept this", where=reply.where, expected=expected, got=got
+        )
     raise Unavailable("admin-failed", "the broker failed", where=reply.where, got=got)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from attestation.cli.audit_page import lines_of
 from attestation.cli.store import moment, opened, read_bytes, show, store_options
 
 
@@ -136,8 +137,7 @@ def tail(last: int, repositories: tuple[str, ...], store: str, root_key: Path | 
     """
     with opened(store, root_key) as world:
         entries = [entry.to_json() for entry in world.audit.tail(last, repositories)]
-    lines = [f"{e['seq']} {e['at']} {e['event']} {e['subject']} {json.dumps(e['body'])}" for e in entries]
-    show({"entries": entries}, output, lines or ["no entries"])
+    show({"entries": entries}, output, [line for e in entries for line in lines_of(e)] or ["no entries"])
 
 
 @audit.command()
@@ -167,8 +167,7 @@ def who(path: str, store: str, root_key: Path | None, output: str) -> None:
     with opened(store, root_key) as world:
         entries = [entry.to_json() for entry in world.audit.about(path, "released")]
         denied = [entry.to_json() for entry in world.audit.about(path, "release-denied")]
-    lines = [f"{e['at']} released {json.dumps(e['body'])}" for e in entries]
-    lines += [f"{e['at']} denied {json.dumps(e['body'])}" for e in denied]
+    lines = [line for e in (*entries, *denied) for line in lines_of(e)]
     show({"released": entries, "denied": denied}, output, lines or [f"nobody asked for {path}"])
 
 

@@ -54,7 +54,7 @@ def add(
     if bundle and file is None:
         raise Misconfigured("bundle-file", "a bundle needs a file", where="--bundle", expected="FILE")
     kind = KeyKind.BUNDLE if bundle else KeyKind.MODEL_KEY if file is None else KeyKind.RESOURCE
-    with opened(store, root_key) as world:
+    with opened(store, root_key, new=True) as world:
         version = put_key(
             world,
             operator(),

@@ -50,10 +50,14 @@ class LazyGroup(click.Group):
         """Names in alphabetical order."""
         return sorted(self._table)
 
-    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the module that holds the command."""
         row = self._table.get(cmd_name)
         if row is None:
+            from difflib import get_close_matches
+
+            for near in get_close_matches(cmd_name, self._table, n=1):
+                ctx.fail(f"No such command {cmd_name!r}. Did you mean {near!r}?")
             return None
         command = getattr(importlib.import_module(row[0]), row[1])
         assert isinstance(command, click.Command)

@@ -48,7 +48,7 @@ def trustee(
     if store is None:
         moved = list(import_resources(None, operator(), found, now=moment(None)))
     else:
-        with opened(store, root_key) as world:
+        with opened(store, root_key, new=True) as world:
             moved = list(import_resources(world, operator(), found, now=moment(None)))
     unsafe = [row for row in plan.rows if row.outcome is Outcome.UNSAFE]
     lines = [f"{row.outcome:<8}{row.option} = {row.value}\n        {row.note}" for row in plan.rows]

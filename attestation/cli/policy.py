@@ -74,7 +74,7 @@ def set_(
     """
     from attestation.ops.administer import set_release_policy
 
-    with opened(store, root_key) as world:
+    with opened(store, root_key, new=True) as world:
         version = set_release_policy(
             world,
             operator(),

@@ -37,7 +37,7 @@ def set_(
     """
     from attestation.ops.administer import set_reference_values
 
-    with opened(store, root_key) as world:
+    with opened(store, root_key, new=True) as world:
         set_reference_values(
             world,
             operator(),
@@ -95,7 +95,7 @@ def import_(file: str, kind: str, days: int, store: str, root_key: Path | None, 
     from attestation.ops.references import import_document
 
     document = read_bytes(file)
-    with opened(store, root_key) as world:
+    with opened(store, root_key, new=True) as world:
         names = import_document(world, operator(), kind, document, lifetime=timedelta(days=days), now=moment(None))
     show({"imported": list(names)}, output, [f"imported {len(names)} names"])
 
@@ -129,7 +129,7 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     with (
-        opened(store, root_key) as world,
+        opened(store, root_key, new=True) as world,
         serving(world, listen, clock=utc_now, local=operator(), tls=tls) as bound,
     ):
         show({"reference values": bound}, output)

@@ -36,8 +36,15 @@ class _Nobody:
 
 
 @contextmanager
-def opened(store: str, root_key: Path | None) -> Iterator[Any]:
-    """The world of a store, closed at the end."""
+def opened(store: str, root_key: Path | None, *, new: bool = False) -> Iterator[Any]:
+    """The world of a store, closed at the end. Only with `new` it may be made: a typing error is no empty store."""
+    if not new and "://" not in store and not Path(store).is_dir():
+        raise Misconfigured(
+            "no-store",
+            "there is no store",
+            where=store,
+            expected="the directory of `serve --store` (`serve`, `user add` and `key add` make one)",
+        )
     from attestation.ops.open_world import WorldOptions, close_world, open_world
 
     world = open_world(WorldOptions(store=store, root_key=root_key), _Nobody(), now=utc_now())

@@ -34,7 +34,7 @@ def add(name: str, role: str, repositories: tuple[str, ...], store: str, root_ke
     from attestation.broker.roles import Role
     from attestation.ops.administer import add_user
 
-    with opened(store, root_key) as world:
+    with opened(store, root_key, new=True) as world:
         add_user(world, operator(), name, Role(role), repositories, now=moment(None))
     show({"name": name, "role": role}, output, [f"added {name} as {role}; now: kata-gpu-kbs user token {name}"])
 

@@ -1,5 +1,6 @@
 """HTTP to one pinned server: bounded in bytes and time, no proxies, no redirects, patient only where that can help."""
 
+import re
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
 RETRY_STATUS = frozenset({429, 503})
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _READ_BYTES = 64 << 10
+_CAUSE = re.compile(r"\[Errno -?\d+\] ([\w ]+)|(certificate verify failed[^(]*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,4 +180,7 @@ def _hung_up(exc: BaseException) -> bool:
 
 
 def _reason(exc: Exception) -> str:
-    return f"{type(exc).__name__}: {exc}"[:200]
+    """What failed, without the wrappers of urllib3: `Connection refused`, not four class names around it."""
+    text = f"{type(exc).__name__}: {exc}"
+    cause = _CAUSE.search(text)
+    return (cause[1] or cause[2]).strip() if cause else text[:200]

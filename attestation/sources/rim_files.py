@@ -60,8 +60,9 @@ class RimFiles:
         files: list[RimFile] = []
         for path in paths:
             if not path.is_dir():
-                files.append(_read(path))
+                files.append(_named(path))
                 continue
+            before = len(files)
             for entry in sorted(path.iterdir()):
                 if entry.suffix in _SUFFIXES and entry.is_file():
                     try:
@@ -70,7 +71,16 @@ class RimFiles:
                         continue
                 if len(files) > MAX_FILES:
                     raise Misconfigured("rim-files", "too many files", where=str(path), expected=f"at most {MAX_FILES}")
+            if len(files) == before:
+                raise Misconfigured("rim-files", "no reference documents", where=str(path), expected=".xml or .swidtag")
         return cls(files)
+
+
+def _named(path: Path) -> RimFile:
+    try:
+        return _read(path)
+    except Malformed as exc:
+        raise Malformed(exc.code, exc.what, where=f"{path} {exc.where}", expected=exc.expected, got=exc.got) from exc
 
 
 def _read(path: Path) -> RimFile:

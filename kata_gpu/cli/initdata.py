@@ -17,7 +17,7 @@ from kata_gpu.core.kata.initdata import (
     build_initdata,
     parse_any,
 )
-from kata_gpu.errors import ExitCode, Misconfigured, Unavailable
+from kata_gpu.errors import ExitCode, Misconfigured
 
 _TEE_ALGORITHM = {"snp": Algorithm.SHA256, "tdx": Algorithm.SHA384}  # fill the field exactly: no cut, no padding
 _output = click.option(
@@ -45,7 +45,7 @@ def _read(path: str) -> bytes:
         with Path(path).open("rb") as file:
             return file.read(limit)
     except OSError as exc:
-        raise Unavailable("initdata-read", "cannot read", where=path, got=exc.strerror or exc) from exc
+        raise Misconfigured("initdata-read", "cannot read", where=path, got=exc.strerror or exc) from exc
 
 
 def _facts(document: InitData) -> dict[str, str]:

@@ -9,7 +9,7 @@ import click
 
 from kata_gpu.core.lint.lint import lint as lint_objects
 from kata_gpu.core.yaml12 import MAX_BYTES, load_all
-from kata_gpu.errors import ExitCode, Unavailable
+from kata_gpu.errors import ExitCode, Malformed, Misconfigured
 
 if TYPE_CHECKING:
     from kata_gpu.core.lint.rule import Violation
@@ -42,7 +42,10 @@ def lint(
     for name in files:
         for document in load_all(_read(name), where=name):
             items = document.get("items") if isinstance(document, dict) else None
-            objects += items if isinstance(items, list) else [document]
+            if document is not None:  # between two `---` of a rendered chart
+                objects += _objects(items if isinstance(items, list) else [document], name)
+    if not objects:
+        raise Malformed("lint-empty", "nothing to check", where=", ".join(files), expected="Kubernetes objects in YAML")
     violations = _live(objects, kubeconfig, server, namespace) if live else lint_objects(objects)
     if output == "json":
         click.echo(json.dumps({"ok": not violations, "violations": [v.to_json() for v in violations]}, indent=1))
@@ -51,6 +54,15 @@ def lint(
             click.echo(f"{v.subject}: [{v.rule}] {v.message}\n    leads to: {v.symptom}")
         click.echo(f"{len(violations)} problems" if violations else f"ok, {len(objects)} objects")
     return ExitCode.NEGATIVE if violations else ExitCode.OK
+
+
+def _objects(documents: list[Any], where: str) -> list[Any]:
+    for document in documents:
+        if not isinstance(document, dict) or "kind" not in document:
+            got = sorted(map(str, document))[:5] if isinstance(document, dict) else document
+            raise Malformed("lint-object", "not a Kubernetes object", where=where, expected="apiVersion and kind",
+                            got=repr(got)[:80])  # fmt: skip
+    return documents
 
 
 def _live(objects: list[Any], kubeconfig: Path | None, server: str, namespace: str) -> "tuple[Violation, ...]":
@@ -67,4 +79,4 @@ def _read(name: str) -> bytes:
         with Path(name).open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except OSError as exc:
-        raise Unavailable("lint-read", "cannot read", where=name, got=exc.strerror or exc) from exc
+        raise Misconfigured("lint-read", "cannot read", where=name, got=exc.strerror or exc) from exc

@@ -76,5 +76,7 @@ def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(MAX_FILE_BYTES + 1)
+    except (FileNotFoundError, IsADirectoryError) as exc:
+        raise Misconfigured("kata-config-read", "cannot read", where=str(path), got=exc.strerror) from exc
     except OSError as exc:
         raise Unavailable("kata-config-read", "cannot read", where=str(path), got=exc.strerror or exc) from exc

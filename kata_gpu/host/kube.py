@@ -13,6 +13,7 @@ from typing import Any, Self
 from urllib.parse import urlencode
 
 import urllib3
+import yaml
 from kubernetes.client import Configuration
 from kubernetes.client.rest import RESTClientObject
 from kubernetes.config import ConfigException, load_incluster_config, load_kube_config
@@ -53,6 +54,14 @@ class KubeApi:
                 "no usable access to the Kubernetes API",
                 got=exc,
                 hint="give --kubeconfig, or run in a pod",
+            ) from exc
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as exc:  # its loader looks at nothing
+            raise Misconfigured(
+                "kube-config",
+                "not a kubeconfig",
+                where=str(kubeconfig),
+                expected="YAML with clusters, users and a current-context",
+                got=" ".join(str(exc).split())[:120],
             ) from exc
         if not configuration.verify_ssl:  # the kubeconfig's choice: said once, not at every request
             warnings.filterwarnings("once", category=urllib3.exceptions.InsecureRequestWarning)

@@ -25,6 +25,7 @@ MAX_TOML_BYTES = 1 << 20  # inflated; a document is kilobytes
 MAX_ANNOTATION_BYTES = 256 * 1024  # Kubernetes caps all annotations of one object together
 HOST_DATA_BYTES = 32  # SNP HOST_DATA
 MR_CONFIG_ID_BYTES = 48  # TDX MRCONFIGID
+_PEM_CERTIFICATE = "-----BEGIN CERTIFICATE-----"
 _URL = re.compile(r"https?://[A-Za-z0-9.\-_\[\]:]+(:[0-9]+)?(/[^\s]*)?")
 _PERMISSIVE = re.compile(
     r"^\s*default\s+(ExecProcessRequest|ReadStreamRequest|CopyFileRequest|SetPolicyRequest)\s*:?=\s*true", re.MULTILINE
@@ -153,6 +154,14 @@ def build_initdata(contents: Contents, algorithm: Algorithm) -> InitData:
             where="kbs-url",
             expected="https://host[:port][/path]",
             got=repr(contents.kbs_url),
+        )
+    if contents.kbs_cert_pem and _PEM_CERTIFICATE not in contents.kbs_cert_pem:
+        raise Misconfigured(
+            "initdata-cert",
+            "not a certificate: no guest could reach this broker",
+            where="kbs-cert",
+            expected=f"PEM with {_PEM_CERTIFICATE}",
+            got=repr(contents.kbs_cert_pem[:40]),
         )
     kbs: dict[str, Any] = {"url": contents.kbs_url}
     kbc: dict[str, Any] = {"name": "cc_kbc", "url": contents.kbs_url}

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from kata_gpu.errors import Malformed, TimedOut, Unavailable
+from kata_gpu.errors import Malformed, Misconfigured, TimedOut
 from kata_gpu.host.durable import replace_file
 from kata_gpu.host.simkernel import drivers, events, tree, vfio
 from kata_gpu.host.simkernel.drivers import Blocked, fail
@@ -33,7 +33,7 @@ class SimKernel:
     """
 
     def __init__(self, machine: Machine | None = None, *, path: Path | None = None, pid: int | None = None) -> None:
-        """Take a machine, or load one from `path`. Raises Malformed or Unavailable."""
+        """Take a machine, or load one from `path`. Raises Malformed or Misconfigured."""
         self.path = path
         self.pid = os.getpid() if pid is None else pid
         self.log: list[tuple[str, bytes]] = []
@@ -293,7 +293,7 @@ class SimKernel:
             self._seen = self._stamp()
             raw = self.path.read_bytes()
         except OSError as exc:
-            raise Unavailable(
+            raise Misconfigured(
                 "sim-state",
                 "the simulated host cannot be read",
                 where=str(self.path),
@@ -303,10 +303,17 @@ class SimKernel:
         try:
             data = json.loads(raw[: MAX_STATE_BYTES + 1])
             if data.pop("format") != FORMAT:
-                raise ValueError("format")
+                raise ValueError(f"a format that is not {FORMAT}")
             self.machine = Machine.from_json(data)
         except (ValueError, TypeError, KeyError, AttributeError) as exc:
-            raise Malformed("sim-state", "not the state of a simulated host", where=str(self.path), got=exc) from exc
+            got = f"no {exc}" if isinstance(exc, KeyError) else exc
+            raise Malformed(
+                "sim-state",
+                "not the state of a simulated host",
+                where=str(self.path),
+                expected="a file that `kata-gpu sim create` wrote",
+                got=got,
+            ) from exc
         self._shape = events.shape(self.machine)
         for handle in list(self.machine.handles):
             if handle.pid not in self.machine.processes and handle.pid != self.pid and not _running(handle):

@@ -96,6 +96,7 @@ def test_a_new_store_from_the_first_key(kbs: Cli, policy: str) -> None:
 )
 def test_bad_use_is_one_clear_line(kbs: Cli, argv: list[str], code: int, says: str) -> None:
     """No traceback, the right exit code."""
+    kbs("user", "add", "somebody", "--role", "auditor")  # makes the store
     kbs(*argv, code=code)
     assert says in kbs.err
     assert "Traceback" not in kbs.err

@@ -346,6 +346,7 @@ def test_revocations_are_posted(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "secret").write_bytes(SECRET.expose())
     file = tmp_path / "hook.toml"
     argv = ["revoke", "add", "chip", "aa", "--reason", "x", "--store", str(tmp_path / "store"), "--webhook", str(file)]
+    assert run(cli, ["user", "add", "owner", "--role", "admin", "--store", str(tmp_path / "store")]) == 0
     with receiver() as there:
         file.write_text(f'url = "{there.url}"\nsecret_file = "secret"\n')
         assert run(cli, argv) == 0

@@ -1,0 +1,118 @@
+"""What people get wrong with the three programs: the right exit code, one clear line that says where and what, no traceback."""
+
+import os
+from pathlib import Path
+
+import click
+import pytest
+
+from attestation.cli.main import cli as kbs
+from attestation.cli.main import run as run_kbs
+from attestation.guest.main import run as run_guest
+from kata_gpu.cli.main import cli as node
+from kata_gpu.cli.main import run as run_node
+
+OLD_STORE = "user add owner --role admin --store store"
+CERTIFICATE = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+FILES = {
+    "empty": b"",
+    "text": b"hello\n",
+    "binary": bytes(range(256)),
+    "bad.toml": b"version = 1\n[cpu\n",
+    "bad.yaml": b"a: [1\nb: }",
+    "bad.json": b'{"a": 1,',
+    "other.json": b'{"a": 1}',
+    "rendered.yaml": b"---\n---\nkind: Pod\napiVersion: v1\nmetadata: {name: a}\nspec: {containers: []}\n",
+    "typo.toml": b'version = 1\n[cpu]\ntee = "snp"\nmesurement = { accept = ["00"] }\n',
+    "policy.rego": b"package agent_policy\n",
+    "kbs.pem": CERTIFICATE.encode(),
+}
+SIM = "--sim host.sim"
+LEASE = "kata-gpu-kbs lease --admin-token-file text"
+ROWS = (
+    ("kata-gpu nod setup", 2, "Did you mean 'node'?"),
+    ("kata-gpu-kbs polic check x", 2, "Did you mean 'policy'?"),
+    ("kata-gpu-guest modle verify x", 2, "Did you mean 'model'?"),
+    ("kata-gpu gpus --output yaml", 2, "'yaml' is not one of 'text', 'json'"),
+    ("kata-gpu-kbs key list", 2, "Missing option '--store'"),
+    ("kata-gpu gpus --sim absent", 2, "fix: kata-gpu sim create"),
+    ("kata-gpu gpus --sim binary", 2, "binary: not the state of a simulated host, expected a file that `kata-gpu sim"),
+    ("kata-gpu gpus --sim other.json", 2, "got no 'format'"),
+    ("kata-gpu doctor --sim host.sim --profile gpu,sev", 2, "expected gpu,ppcie,snp,tdx, got gpu,sev"),
+    (f"kata-gpu cc set on 0000:ff:00.0 {SIM}", 2, "no GPU or NVSwitch at this address, expected 0000:"),
+    (f"kata-gpu bind zzz {SIM}", 2, "not a PCI address, expected like 0000:17:00.0, got zzz"),
+    (f"kata-gpu node setup {SIM}", 2, "give either --policy FILE or --cc-mode MODE"),
+    (f"kata-gpu node setup {SIM} --policy bad.yaml", 2, "bad.yaml: not valid YAML, got while parsing"),
+    (f"kata-gpu node setup {SIM} --policy binary", 2, "binary: not valid YAML"),
+    ("kata-gpu install --kubeconfig text", 2, "text: not a kubeconfig, expected YAML with clusters"),
+    ("kata-gpu install --kubeconfig bad.yaml", 2, "bad.yaml: not a kubeconfig"),
+    ("kata-gpu install --server http://127.0.0.1:1", 8, "cannot reach the API server"),
+    ("kata-gpu lint absent", 2, "absent: cannot read, got No such file"),
+    ("kata-gpu lint folder", 2, "folder: cannot read, got Is a directory"),
+    ("kata-gpu lint empty", 2, "empty: nothing to check"),
+    ("kata-gpu lint text", 2, "text: not a Kubernetes object, expected apiVersion and kind, got 'hello'"),
+    ("kata-gpu lint rendered.yaml", 0, ""),
+    ("kata-gpu kata check --config absent --tee snp", 2, "absent: cannot read"),
+    ("kata-gpu initdata digest absent", 2, "absent: cannot read"),
+    ("kata-gpu initdata digest bad.toml", 2, "bad.toml: not valid TOML"),
+    (
+        "kata-gpu initdata build --tee snp --kbs-url https://kbs --kbs-cert text --policy policy.rego",
+        2,
+        "kbs-cert: not a certificate: no guest could reach this broker, expected PEM",
+    ),
+    ("kata-gpu-kbs policy check typo.toml", 2, "cpu.measurement: a required field is missing, got mesurement"),
+    ("kata-gpu-kbs policy check bad.toml", 2, "bad.toml: not TOML"),
+    ("kata-gpu-kbs policy check binary", 2, "binary: not UTF-8 text"),
+    ("kata-gpu-kbs audit verify --store absent", 2, "absent: there is no store"),
+    ("kata-gpu-kbs key list --store text", 2, "text: there is no store"),
+    ("kata-gpu-kbs key show models/llama/key --store store", 2, "models/llama/key: no such key"),
+    ("kata-gpu-kbs key show llama --store store", 2, "expected repository/type/tag, got 'llama'"),
+    ("kata-gpu-kbs user add owner --role admin --store store", 2, "owner: there is a user of this name"),
+    ("kata-gpu-kbs verify gpu --report text --chain text --rim text", 2, "text rim: not well-formed XML"),
+    ("kata-gpu-kbs verify gpu --report text --chain text --rim folder", 2, "folder: no reference documents"),
+    ("kata-gpu-kbs verify gpu --report text", 2, "expected --report and --chain, or --evidence"),
+    ("kata-gpu-kbs verify gpu --report text --chain text --at yesterday", 2, "expected RFC 3339, got 'yesterday'"),
+    ("kata-gpu-kbs explain bad.json", 2, "result: not JSON"),
+    ("kata-gpu-kbs collateral show --store absent", 2, "absent: there is no collateral store"),
+    ("kata-gpu-kbs serve --store store --listen nonsense", 2, "bad address, expected host:port, got nonsense"),
+    (f"{LEASE} --broker 127.0.0.1:1", 2, "expected https://host[:port], got 127.0.0.1:1"),
+    (f"{LEASE} --broker https://127.0.0.1:1", 2, "no certificate to pin"),
+    (f"{LEASE} --broker https://127.0.0.1:1 --broker-cert text", 2, "not a PEM certificate"),
+    ("kata-gpu-guest model verify folder --key-file text --expect abc", 2, "expected sha256:<hex>, got 'abc'"),
+    ("kata-gpu-guest model verify folder", 2, "expected either --key or --key-file"),
+    ("kata-gpu-guest key get llama --out - --init-data text", 2, "expected repository/type/tag, got 'llama'"),
+    ("kata-gpu-guest evidence collect --nonce abc", 2, "nonce is not base64, expected 32 bytes, got 'abc'"),
+)
+
+
+def run(line: str) -> int:
+    program, *argv = line.split()
+    if program == "kata-gpu-guest":
+        return run_guest(argv)
+    command: click.Group = kbs if program == "kata-gpu-kbs" else node
+    return run_kbs(command, argv) if program == "kata-gpu-kbs" else run_node(command, argv)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Path:
+    for name, content in FILES.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("line", "code", "says"), ROWS, ids=[line for line, _, _ in ROWS])
+def test_mistake(folder: Path, capsys: pytest.CaptureFixture[str], line: str, code: int, says: str) -> None:
+    if "host.sim" in line:
+        assert run("kata-gpu sim create --preset mixed host.sim") == 0
+    if "--store store" in line:
+        assert run(f"kata-gpu-kbs {OLD_STORE}") == 0
+    before = {*os.listdir(folder), "host.sim.d"}  # locks of the simulated host
+    capsys.readouterr()
+    assert run(line) == code
+    said = capsys.readouterr().err
+    assert says in said
+    assert "Traceback" not in said
+    assert len(said.splitlines()) <= 5  # click's usage, or one line and its fix
+    assert before.issuperset(os.listdir(folder))  # a mistake makes no file
