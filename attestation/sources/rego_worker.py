@@ -1,4 +1,4 @@
-"""Rego evaluation in a child process with a deadline and a memory bound; a child that misses it is killed.
+"""Rego evaluation in child processes with a deadline and a memory bound; a child that misses it is killed.
 
 A policy comes from an administrator, but its *input* comes from a guest, and the engine is C++: so it runs apart.
 """
@@ -13,24 +13,32 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from queue import Empty, LifoQueue
 from typing import Any
 
 from attestation.errors import Malformed, Unavailable
 from attestation.values import JsonValue
 
 DEADLINE_S = 5.0  # the first call starts the child and compiles: 0.3 s; later ones take milliseconds
+WAIT_S = 1.0  # for a free child: two that start and compile take less; slow evaluations shall not make others slow
+CHILDREN = 2  # half of the threads that serve guests (service/app.py): slow evaluations leave the others to the rest
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 _INT64 = (-(1 << 63), (1 << 63) - 1)
 _CHILD = Path(__file__).with_name("rego_child.py")
 
 
 class RegoWorker:
-    """One child, started when it is first needed and again after it was killed. Calls take turns."""
+    """Children that are started when they are first needed, and again after they were killed.
 
-    def __init__(self, *, deadline_s: float = DEADLINE_S) -> None:
-        self._deadline_s = deadline_s
-        self._lock = threading.Lock()
-        self._child: subprocess.Popen[bytes] | None = None
+    The one that was busy last is asked first: it has the policy compiled, and an idle broker keeps one child warm.
+    """
+
+    def __init__(self, *, deadline_s: float = DEADLINE_S, wait_s: float = WAIT_S) -> None:
+        self._wait_s = wait_s
+        self._children = tuple(_Child(deadline_s) for _ in range(CHILDREN))
+        self._free: LifoQueue[_Child] = LifoQueue()
+        for child in self._children:
+            self._free.put(child)
 
     def check(self, policy: str) -> None:
         """Malformed unless the policy compiles and is of `package policy`."""
@@ -63,33 +71,43 @@ class RegoWorker:
         return answer.get("value") is True
 
     def close(self) -> None:
-        """End the child."""
-        with self._lock:
-            self._stop()
+        """End the children, once they have answered."""
+        for child in self._children:
+            child.stop()
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        body = json.dumps(request).encode()
+        try:
+            child = self._free.get(timeout=self._wait_s)
+        except Empty:
+            raise Unavailable("rego-busy", "other policy evaluations take too long; try again") from None
+        try:
+            return child.ask(body)
+        finally:
+            self._free.put(child)
+
+
+class _Child:
+    """One process and its pipes, for one caller at a time."""
+
+    def __init__(self, deadline_s: float) -> None:
+        self._deadline_s = deadline_s
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, body: bytes) -> dict[str, Any]:
+        """The answer, or Unavailable and the process killed."""
         with self._lock:
             until = time.monotonic() + self._deadline_s
-            child = self._child
-            if child is None or child.poll() is not None:
-                self._stop()
-                child = self._child = subprocess.Popen(
-                    [sys.executable, "-I", str(_CHILD)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.DEVNULL,
-                    env={},
-                    bufsize=0,
-                )
-            assert child.stdin is not None
-            assert child.stdout is not None
-            body = json.dumps(request).encode()
+            process = self._running()
+            assert process.stdin is not None
+            assert process.stdout is not None
             try:
-                _write(child.stdin.fileno(), struct.pack(">I", len(body)) + body, until)
-                size = struct.unpack(">I", _read(child.stdout.fileno(), 4, until))[0]
+                _write(process.stdin.fileno(), struct.pack(">I", len(body)) + body, until)
+                size = struct.unpack(">I", _read(process.stdout.fileno(), 4, until))[0]
                 if size > MAX_ANSWER_BYTES:
                     raise TimeoutError
-                answer: dict[str, Any] = json.loads(_read(child.stdout.fileno(), size, until))
+                answer: dict[str, Any] = json.loads(_read(process.stdout.fileno(), size, until))
             except (TimeoutError, OSError, EOFError) as exc:
                 self._stop()
                 raise Unavailable(
@@ -97,12 +115,30 @@ class RegoWorker:
                 ) from exc
             return answer
 
+    def stop(self) -> None:
+        """End it."""
+        with self._lock:
+            self._stop()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            self._stop()
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", str(_CHILD)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={},
+                bufsize=0,
+            )
+        return self._process
+
     def _stop(self) -> None:
-        child, self._child = self._child, None
-        if child is not None:
-            child.kill()
-            child.wait()
-            for pipe in (child.stdin, child.stdout):
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
                     pipe.close()
 

@@ -1,6 +1,8 @@
 """Rego: upstream's interface, values bound to variables, and a worker that dies rather than hang."""
 
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from attestation.errors import Denied, Malformed, Unavailable
 from attestation.ops.administer import set_rego_policy
 from attestation.ops.release import RESOURCE_POLICY
 from attestation.sources.policy_store import PolicyKind
-from attestation.sources.rego_worker import RegoWorker
+from attestation.sources.rego_worker import CHILDREN, RegoWorker
 from tests.attestation.broker.broker import ADMIN, NOW, Broker, ready_broker
 
 CPU = """package policy
@@ -20,6 +22,11 @@ executables := 3 if input.snp.measurement in query_reference_value("snp_launch_m
 hardware := 2 if input.snp
 trust_claims := {"executables": executables, "hardware": hardware}
 """
+SLOW = (
+    "package policy\nimport rego.v1\nallow if { some x in numbers.range(0, 99999); "
+    "some y in numbers.range(0, 99999); x * y == 0.5 }\n"
+)
+FAST = "package policy\ndefault allow := true\n"
 ALLOW = "package policy\nimport rego.v1\ndefault allow := false\nallow if input.submods.cpu0\n"
 
 
@@ -67,11 +74,7 @@ def test_what_does_not_compile_is_refused(rego: RegoWorker, policy: str) -> None
 @pytest.mark.parametrize(
     "policy",
     [
-        pytest.param(
-            "package policy\nimport rego.v1\nallow if { some x in numbers.range(0, 99999); "
-            "some y in numbers.range(0, 99999); x * y == 0.5 }\n",
-            id="time",
-        ),
+        pytest.param(SLOW, id="time"),
         pytest.param(
             "package policy\nimport rego.v1\nallow := [x | some x in numbers.range(0, 30000000)]\n", id="memory"
         ),
@@ -85,6 +88,35 @@ def test_a_runaway_policy_is_killed(policy: str) -> None:
             worker.allow(policy, {}, {})
         assert caught.value.code == "rego-deadline"
         assert worker.allow("package policy\ndefault allow := true\n", {}, {})
+    finally:
+        worker.close()
+
+
+def _in_threads(worker: RegoWorker, count: int) -> list[Future[bool]]:
+    pool = ThreadPoolExecutor(count)
+    try:
+        return [pool.submit(worker.allow, SLOW, {}, {}) for _ in range(count)]
+    finally:
+        pool.shutdown(wait=False)
+
+
+def test_one_slow_evaluation_makes_nobody_wait() -> None:
+    worker = RegoWorker(deadline_s=3.0)
+    try:
+        (slow,) = _in_threads(worker, 1)
+        assert worker.allow(FAST, {}, {})
+        assert not slow.done()
+    finally:
+        worker.close()
+
+
+def test_who_would_wait_for_slow_evaluations_is_sent_away() -> None:
+    """Nobody takes a turn after them: as many as there are children fail at their deadline, the others before it."""
+    worker = RegoWorker(deadline_s=3.0, wait_s=0.2)
+    try:
+        codes = Counter(getattr(slow.exception(), "code", "") for slow in _in_threads(worker, CHILDREN + 3))
+        assert codes == {"rego-deadline": CHILDREN, "rego-busy": 3}
+        assert worker.allow(FAST, {}, {})
     finally:
         worker.close()
 
