@@ -169,6 +169,11 @@ def test_rights_of_the_agent_are_listed_one_by_one() -> None:
     assert not [r for r in role["rules"] if "secrets" in r["resources"]]
 
 
+def test_containers_that_are_added_later_are_admitted_by_the_same_rules() -> None:
+    policy = next(o for o in objects("classes") if o["metadata"]["name"] == "kata-gpu-pods")
+    assert policy["spec"]["matchConstraints"]["resourceRules"][0]["resources"] == ["pods", "pods/ephemeralcontainers"]
+
+
 def test_the_agent_may_do_what_it_does_and_nothing_else() -> None:
     role = next(o for o in objects("node") if o["kind"] == "ClusterRole")
     granted = {r: set(rule["verbs"]) for rule in role["rules"] for r in rule["resources"]}

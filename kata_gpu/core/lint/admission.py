@@ -75,7 +75,8 @@ def policies() -> tuple[dict[str, Any], ...]:
     """Three policies with their bindings, in apply order."""
     requests = [{"name": "requests", "expression": claim.REQUESTS_CEL}]
     return (
-        _policy("kata-gpu-pods", "", "v1", ["pods"], pod.RULES, []),
+        # `kubectl debug` adds containers to a running pod through a resource of its own.
+        _policy("kata-gpu-pods", "", "v1", ["pods", "pods/ephemeralcontainers"], pod.RULES, []),
         _binding("kata-gpu-pods"),
         _policy("kata-gpu-claims", "resource.k8s.io", "v1", ["resourceclaims", "resourceclaimtemplates"], claim.RULES,
                 requests),

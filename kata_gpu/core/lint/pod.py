@@ -65,8 +65,8 @@ def _no_host_namespace(pod: Json) -> bool:
 
 
 def _not_privileged(pod: Json) -> bool:
-    both = items(pod, "spec", "containers") + items(pod, "spec", "initContainers")
-    return not _is(GPU_CLASS, pod) or not any(mapping(c, "securityContext").get("privileged") is True for c in both)
+    every = [c for field in ("containers", "initContainers", "ephemeralContainers") for c in items(pod, "spec", field)]
+    return not _is(GPU_CLASS, pod) or not any(mapping(c, "securityContext").get("privileged") is True for c in every)
 
 
 def _no_host_path(pod: Json) -> bool:
@@ -104,6 +104,7 @@ def _whole_ppcie_node(pod: Json) -> bool:
 
 
 _CLASS = "has(object.spec.runtimeClassName) && object.spec.runtimeClassName"
+_UNPRIVILEGED = "!(has(c.securityContext) && has(c.securityContext.privileged) && c.securityContext.privileged)"
 _ALL = "(object.spec.containers + (has(object.spec.initContainers) ? object.spec.initContainers : []))"
 _LIMITS = f"{_ALL}.filter(c, has(c.resources) && has(c.resources.limits))"
 _ANNOTATIONS = "has(object.metadata.annotations) && object.metadata.annotations"
@@ -142,8 +143,8 @@ RULES: tuple[Rule, ...] = (
          message="host namespaces do not exist in a VM",
          symptom="the sandbox fails, or the pod silently gets its own namespace"),
     Rule(id="privileged", holds=_not_privileged,
-         cel=_for(GPU_CLASS, f"{_ALL}.all(c, !(has(c.securityContext) && has(c.securityContext.privileged) && "
-                             "c.securityContext.privileged))"),
+         cel=_for(GPU_CLASS, f"{_ALL}.all(c, {_UNPRIVILEGED}) && (!has(object.spec.ephemeralContainers) || "
+                             f"object.spec.ephemeralContainers.all(c, {_UNPRIVILEGED}))"),
          message="a privileged container makes kubelet hand over host devices",
          symptom="the sandbox fails: unresolvable CDI devices"),
     Rule(id="host-path", holds=_no_host_path,

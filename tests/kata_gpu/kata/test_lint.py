@@ -80,6 +80,8 @@ BAD_PODS = [
     pytest.param("spec/containers/0/securityContext", {"privileged": True}, {}, "privileged", id="privileged"),
     pytest.param("spec/initContainers", [{"name": "i", "securityContext": {"privileged": True}}], {}, "privileged",
                  id="privileged-init"),
+    pytest.param("spec/ephemeralContainers", [{"name": "e", "securityContext": {"privileged": True}}], {}, "privileged",
+                 id="privileged-debug"),
     pytest.param("spec/volumes", [{"name": "v", "hostPath": {"path": "/"}}], {}, "host-path", id="host-path"),
     pytest.param("metadata/annotations/io.katacontainers.config.hypervisor.kernel_params", "quiet", {},
                  "ignored-annotation", id="kernel-params"),
