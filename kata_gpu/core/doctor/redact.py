@@ -7,7 +7,11 @@ addresses other than loopback are replaced. Host names, PCI addresses, versions,
 import ipaddress
 import re
 
-_SENSITIVE = "passwd|password|passphrase|secret|token|api_?key|private_?key|luks\\.key|credential|auth"
+_SENSITIVE = (
+    "passwd|password|passphrase|pwd|psk|secret|token|api[_-]?key|private[_-]?key|key-data|luks\\.key|credential|auth"
+)
+# A value may go over lines, hold its own quote escaped, or never end.
+_QUOTED = r'"""(?:[^"]|"(?!""))*(?:""")?' "|'''(?:[^']|'(?!''))*(?:''')?|" r'"(?:[^"\\\n]|\\.)*"?|' r"'(?:[^'\n]|'')*'?"
 # Every pattern starts where a word starts and never needs to go back: linear on any input.
 _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     (
@@ -23,16 +27,25 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = (
     (
         # name, then = or : (or the NUL between arguments), then a quoted or bare value on the same line
         re.compile(
-            rf"(?i)(?<![A-Za-z0-9_.-])([\"']?[A-Za-z0-9_.-]{{0,128}}(?:{_SENSITIVE})s?[\"']?(?:[ \t]*[=:][ \t]*|\0))"
-            r"(?!redacted\b)(?:\"[^\"\n]*\"|'[^'\n]*'|[^\s,;#\"'{\[}\]\0][^\s,;#}\]\0]*)"
+            rf"(?i)(?<![A-Za-z0-9_.-])([\"']?[A-Za-z0-9_.-]{{0,128}}(?:{_SENSITIVE})s?[\"']?"
+            r"(?:[ \t]*[=:][ \t]*(?:\[[ \t]*)?|\0))"
+            rf"(?!redacted\b)(?:{_QUOTED}|[^\s,;#\"'{{\[}}\]\0][^\s,;#}}\]\0]*)"
         ),
         r'\1"redacted"',
     ),
+    (
+        re.compile(
+            rf"(?i)(?<![\w-])(--[a-z0-9-]{{0,64}}(?:{_SENSITIVE})s?[ \t]+)(?!redacted\b)"
+            r"[^\s,;\"'{\[}\]-][^\s,;\"'}\]]*"
+        ),
+        r"\1redacted",
+    ),
+    (re.compile(r"(?<![0-9A-Za-z-])(?:[0-9A-Fa-f]{2}-){5,6}[0-9A-Fa-f]{2}(?![0-9A-Za-z-])"), "redacted-mac"),
     (re.compile(r"(?<![0-9A-Fa-f:])(?:[0-9A-Fa-f]{2}:){5}[0-9A-Fa-f]{2}(?![0-9A-Fa-f:])"), "redacted-mac"),
 )
 _MAX_PASSES = 8  # two are usual
 _ADDRESS = re.compile(
-    r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}(?![\w.]?\d)|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])(?!\.\d))"
+    r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w.]?\d)|(?<![\w.:])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])(?!\.\d)"
 )
 
 

@@ -193,6 +193,16 @@ REDACTED = {
     "time stays": ("10:58:42", "10:58:42"),
     "firmware version stays": ("96.00.74.00.01", "96.00.74.00.01"),
     "mac": ("00:11:22:33:44:55", "redacted-mac"),
+    "mac of a network boot": ("BOOTIF=01-aa-bb-cc-dd-ee-ff", "BOOTIF=redacted-mac"),
+    "addresses of a network boot": ("ip=10.0.0.1::10.0.0.254:", "ip=redacted-ip::redacted-ip:"),
+    "mapped address": ("::ffff:10.1.2.3", "::ffff:redacted-ip"),
+    "argument after a space": ("x --token abcdef.012 --y", "x --token redacted --y"),
+    "escaped quote": (r'password = "a\" b" # c', 'password = "redacted" # c'),
+    "doubled quote": ("password: 'it''s' # c", 'password: "redacted" # c'),
+    "over lines": ('password = """\na\n"""\nb', 'password = "redacted"\nb'),
+    "without end": ('password = "a b', 'password = "redacted"'),
+    "list": ('x-api-key = ["a", 1]', 'x-api-key = ["redacted", 1]'),
+    "uuid stays": ("0a1b2c3d-0011-2233-4455-66778899aabb", "0a1b2c3d-0011-2233-4455-66778899aabb"),
 }  # fmt: skip
 
 
