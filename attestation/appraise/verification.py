@@ -1,6 +1,6 @@
 """A verification policy: what the operator demands of genuine evidence, as strict TOML (docs/policies.md).
 
-One document for every verifier: `verify gpu|snp|tdx|evidence --policy` and `serve --verification-policy`. Signatures,
+One document for every verifier: `serve` and `verify gpu|snp|tdx|evidence`, `--verification-policy`. Signatures,
 chains, nonces, identities and the comparison of measurements have no field here, because nobody may switch them off.
 """
 

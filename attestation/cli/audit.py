@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from attestation.cli.audit_page import lines_of
 from attestation.cli.store import moment, opened, read_bytes, show, store_options
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 
 @click.group()
@@ -91,10 +94,26 @@ def proof(seq: int, store: str, root_key: Path | None, output: str) -> None:  # 
         click.echo(json.dumps(make_proof(world.audit, seq, moment(None)), sort_keys=True))
 
 
+def read_audit_key(file: str) -> "Ed25519PublicKey":
+    """A public audit key from PEM, or Misconfigured."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    from attestation.errors import Misconfigured
+
+    try:
+        public = load_pem_public_key(read_bytes(file))
+    except ValueError as exc:
+        raise Misconfigured("audit-key", "not a public key in PEM", where=file) from exc
+    if not isinstance(public, Ed25519PublicKey):
+        raise Misconfigured("audit-key", "another kind of key", where=file, expected="Ed25519")
+    return public
+
+
 @audit.command("verify-proof")
 @click.argument("file")
 @click.option("--key", required=True, help="Public audit key, PEM (see `audit public-key`).")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", help="How to print the result.")
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", help="Form of the result.")
 def verify_proof(file: str, key: str, output: str) -> None:
     """Check a proof without the store: entry, signatures, Merkle path. Exit code 1 where it does not hold.
 
@@ -102,20 +121,10 @@ def verify_proof(file: str, key: str, output: str) -> None:
     Example:
       kata-gpu-kbs audit verify-proof proof.json --key audit.pem
     """
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
-    from attestation.errors import Misconfigured
     from attestation.sources.audit_proof import verify_proof as check
 
-    try:
-        public = load_pem_public_key(read_bytes(key))
-    except ValueError as exc:
-        raise Misconfigured("audit-key", "not a public key in PEM", where=key) from exc
-    if not isinstance(public, Ed25519PublicKey):
-        raise Misconfigured("audit-key", "another kind of key", where=key, expected="Ed25519")
     document = _json(file)
-    entry = check(document, public).to_json()
+    entry = check(document, read_audit_key(key)).to_json()
     size = document["checkpoint"]["size"]
     show(
         {"proven": True, "entry": entry, "size": size},

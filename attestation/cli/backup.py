@@ -27,6 +27,11 @@ def backup() -> None:
 
 def _opening(command: F) -> F:
     for option in (
+        click.option(
+            "--audit-key",
+            metavar="FILE",
+            help="Public audit key of the broker that it must be of, PEM (see `audit public-key`).",
+        ),
         click.option("--recipient-key", metavar="FILE", help="Private key of the recipient, PEM."),
         click.option("--passphrase-file", metavar="FILE", help="File that holds the passphrase; `-` for stdin."),
     ):
@@ -70,11 +75,18 @@ def create(
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @_opening
 @click.option("--root-key", type=click.Path(path_type=Path), help="Where root keys are in Vault or an HSM.")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", help="How to print the result.")
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", help="Form of the result.")
 def verify(
-    file: Path, passphrase_file: str | None, recipient_key: str | None, root_key: Path | None, output: str
+    file: Path,
+    passphrase_file: str | None,
+    recipient_key: str | None,
+    audit_key: str | None,
+    root_key: Path | None,
+    output: str,
 ) -> None:
     """Restore FILE into nowhere: every secret must open and the audit chain must hold. Exit code 1 where not.
+
+    Anybody who has a recipient's public key can make such a file: `--audit-key` says whose it must be.
 
     \b
     Example:
@@ -82,8 +94,9 @@ def verify(
     """
     from attestation.ops.backup import verify_backup
 
-    report = verify_backup(_read(file), _opener(passphrase_file, recipient_key), _ring(root_key), now=moment(None))
-    _show(report, "good", output)
+    opener, origin = _opener(passphrase_file, recipient_key), _origin(audit_key)
+    report = verify_backup(_read(file), opener, _ring(root_key), origin=origin, now=moment(None))
+    _show(report, "good", audit_key, passphrase_file, output)
 
 
 @backup.command()
@@ -93,11 +106,12 @@ def verify(
 @click.option("--root-key", type=click.Path(path_type=Path), help="Where root keys are in Vault or an HSM.")
 @click.option("--keys-to", type=click.Path(path_type=Path, file_okay=False),
               help="Directory for root key files. Default: the store's, where that is a directory.")  # fmt: skip
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", help="How to print the result.")
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", help="Form of the result.")
 def restore(
     file: Path,
     passphrase_file: str | None,
     recipient_key: str | None,
+    audit_key: str | None,
     store: str,
     root_key: Path | None,
     keys_to: Path | None,
@@ -105,9 +119,11 @@ def restore(
 ) -> None:
     """Fill an empty store from FILE and verify it. What was revoked after the backup must be revoked again.
 
+    Anybody who has a recipient's public key can make such a file: `--audit-key` says whose it must be.
+
     \b
     Example:
-      kata-gpu-kbs backup restore broker.backup --passphrase-file backup.pass --store /var/lib/kbs
+      kata-gpu-kbs backup restore broker.backup --recipient-key backup.pem --audit-key audit.pem --store /var/lib/kbs
     """
     from attestation.ops.backup import restore_backup
 
@@ -115,12 +131,16 @@ def restore(
         raise Misconfigured("restore-keys", "say where root keys go", expected="--keys-to or --root-key")
     opener = _opener(passphrase_file, recipient_key)
     target = keys_to or (Path(store) if "://" not in store else None)
-    report = restore_backup(_read(file), opener, store, _ring(root_key), keys=target, now=moment(None))
-    _show(report, "restored", output)
+    ring, origin = _ring(root_key), _origin(audit_key)
+    report = restore_backup(_read(file), opener, store, ring, keys=target, origin=origin, now=moment(None))
+    _show(report, "restored", audit_key, passphrase_file, output)
 
 
-def _show(report: Any, verdict: str, output: str) -> None:
+def _show(report: Any, verdict: str, audit_key: str | None, passphrase_file: str | None, output: str) -> None:
+    proven = "passphrase" if passphrase_file else "not-proven"
+    origin = "audit-key" if audit_key else proven
     body = {
+        "origin": origin,
         "made": report.made,
         "secrets": report.secrets,
         "audit_entries": report.audit_entries,
@@ -128,6 +148,7 @@ def _show(report: Any, verdict: str, output: str) -> None:
         "root_key": None if report.root_key is None else str(report.root_key),
     }
     lines = [f"{verdict}: made {report.made}, {report.secrets} secrets, {report.audit_entries} audit entries"]
+    lines += [f"origin: {origin}"]
     lines += [f"root key: {report.root_key}"] if report.root_key else []
     show(body, output, lines)
 
@@ -175,6 +196,12 @@ def _public(file: str) -> Any:
     if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
         raise Misconfigured("backup-key", "another kind of key", expected="P-256, P-521 or RSA")
     return tee_key_of(key)
+
+
+def _origin(audit_key: str | None) -> Any:
+    from attestation.cli.audit import read_audit_key
+
+    return None if audit_key is None else read_audit_key(audit_key)
 
 
 def _ring(root_key: Path | None) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from attestation.cli.verification import policy_option
+from attestation.cli.verification import policy_option, simulated_roots_option
 from attestation.errors import Malformed
 from attestation.formats.initdata import MAX_INIT_DATA_BYTES, parse_init_data
 from attestation.sources.atomic import read_bounded
@@ -33,12 +33,7 @@ _SHARED = (
     click.option(
         "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
     ),
-    click.option(
-        "--unsafe-trust-simulated-roots",
-        "simulated",
-        is_flag=True,
-        help="Trust the test PKI instead of the vendor's. Proves nothing about hardware.",
-    ),
+    simulated_roots_option,
 )
 
 

@@ -24,7 +24,7 @@ def migrate() -> None:
 @click.option("--store", help="Our store: a directory, or postgresql://...")
 @click.option("--root-key", type=click.Path(path_type=Path), help="Root key file. Default: in the store.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", help="How to print the result.")
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", help="Form of the result.")
 def trustee(
     config: str, resources: Path | None, store: str | None, root_key: Path | None, dry_run: bool, output: str
 ) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from attestation.cli.verification import simulated_roots_option
 from attestation.clock import parse_time, utc_now
 from attestation.errors import Misconfigured
 
@@ -25,7 +26,7 @@ def nras() -> None:
 
     \b
     Example:
-      kata-gpu-kbs nras serve --store /var/lib/collateral --key nras.key --certificate nras.pem \\
+      kata-gpu-kbs nras serve --collateral /var/lib/collateral --key nras.key --certificate nras.pem \\
           --issuer https://nras.site.example --audience site
     """
 
@@ -48,7 +49,7 @@ def keygen(key: Path, certificate: Path, name: str) -> None:
 
 
 @nras.command()
-@click.option("--store", type=_PATH, required=True, help="Collateral store; read once, at start.")
+@click.option("--collateral", type=_PATH, required=True, help="Collateral store (a directory); read once, at start.")
 @click.option("--key", type=_FILE, required=True, help="P-384 private key, PEM (`nras keygen`).")
 @click.option("--certificate", type=_FILE, required=True, help="Its certificate, PEM.")
 @click.option("--issuer", required=True, help="`iss` of the tokens.")
@@ -60,15 +61,14 @@ def keygen(key: Path, certificate: Path, name: str) -> None:
               help="What must be known about signers of reference documents.")  # fmt: skip
 @click.option("--signer-expiry", type=click.Choice(["strict", "valid-at-first-seen"]), default="strict",
               show_default=True, help="What an expired signer of a reference document means.")  # fmt: skip
-@click.option("--verification-time", metavar="RFC3339", help="Judge evidence as of this time instead of now.")
-@click.option("--unsafe-trust-simulated-roots", "simulated_roots", type=_PATH, metavar="DIR",
-              help="Trust the test PKI in DIR instead of NVIDIA's. Proves nothing about hardware.")  # fmt: skip
+@click.option("--at", metavar="RFC3339", help="Judge evidence as of this time instead of now.")
+@simulated_roots_option
 def serve(**options: Any) -> None:
     """Serve /v3 and /v4/attest/{gpu,switch}, the key set and /v1/rim on one listener of their own.
 
     \b
     Example:
-      kata-gpu-kbs nras serve --store c --key nras.key --certificate nras.pem --issuer https://nras.example \\
+      kata-gpu-kbs nras serve --collateral c --key nras.key --certificate nras.pem --issuer https://nras.example \\
           --listen 0.0.0.0:8443 --tls-cert tls.pem --tls-key tls.key
     """
     import uvicorn
@@ -108,21 +108,19 @@ _KEEP_ALIVE_S = 5
 
 def _settings(options: dict[str, Any]) -> "NrasSettings":
     from attestation.appraise.eat import EatKey
+    from attestation.cli.platform import nvidia_trust
     from attestation.ops.nras import NrasIdentity
     from attestation.service.nras import NrasSettings
     from attestation.sources.atomic import read_bounded
     from attestation.sources.collateral_store import CollateralStore
     from attestation.verify.nv_gpu import Collateral, NvCache
-    from attestation.verify.roots import NvTrust
 
-    now, at = utc_now(), options["verification_time"]
-    store = CollateralStore(options["store"]).load()
+    now, at = utc_now(), options["at"]
+    store = CollateralStore(options["collateral"]).load()
     key, certificate = (read_bounded(options[name], _MAX_PEM_BYTES) for name in ("key", "certificate"))
-    trust = NvTrust.production()
-    if options["simulated_roots"] is not None:
+    trust = nvidia_trust(options["simulated_roots"])
+    if trust.simulated:
         click.echo("WARNING: simulated roots are trusted: tokens say nothing about hardware.", err=True)
-        roots = (read_bounded(options["simulated_roots"] / name, _MAX_PEM_BYTES) for name in NvTrust.SIMULATED_FILES)
-        trust = NvTrust.simulated_from(*roots)
     return NrasSettings(
         store=store,
         verify=Collateral(
@@ -135,7 +133,7 @@ def _settings(options: dict[str, Any]) -> "NrasSettings":
             new_id=lambda: secrets.token_hex(16),
         ),
         clock=utc_now,
-        verification_time=parse_time(at, where="--verification-time") if at is not None else None,
+        verification_time=parse_time(at, where="--at") if at is not None else None,
     )
 
 

@@ -45,7 +45,7 @@ class Office(Protocol):
 def office_options(command: F) -> F:
     """`--store` with `--root-key`, or `--broker` with a token; and `--output`."""
     for option in (
-        click.option("--output", type=click.Choice(["text", "json"]), default="text", help="How to print the result."),
+        click.option("--output", type=click.Choice(["text", "json"]), default="text", help="Form of the result."),
         click.option("--admin-token-file", type=_FILE, help="Admin token for --broker."),
         click.option("--broker-cert", type=_FILE, help="PEM to pin for it (https)."),
         click.option("--broker", metavar="URL", help="A broker's admin listener, instead of --store."),

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 from attestation.appraise.verification import VerificationPolicy
-from attestation.cli.verification import with_first_seen
+from attestation.cli.verification import BUILTIN, with_first_seen
 from attestation.errors import Misconfigured
+from attestation.formats.certs import MAX_BUNDLE_BYTES
 from attestation.ops.local_verifier import NO_STORE, LocalVerifier
+from attestation.sources.atomic import read_bounded
 from attestation.sources.collateral import Collateral
 from attestation.sources.collateral_store import CollateralStore
 from attestation.verify.nv_policy import NvPolicy
@@ -13,8 +15,6 @@ from attestation.verify.platform import PlatformCollateral, PlatformPolicy, Plat
 from attestation.verify.revocation import ChainKind, NoRevocation, RevocationPolicy, RevocationRule, RevocationStatus
 from attestation.verify.roots import NvTrust
 from attestation.verify.snp_trust import AmdTrust, StaticAmdCollateral
-
-BUILTIN = "builtin"
 
 
 def platform_verifier(
@@ -64,6 +64,25 @@ def _production(*, sample: bool) -> PlatformTrust:
     return PlatformTrust(amd=AmdTrust.production(), nvidia=NvTrust.production(), unsafe_sample_tee=sample)
 
 
+def nvidia_trust(simulated_roots: str | None) -> NvTrust:
+    """NVIDIA's pinned roots; or, with the unsafe option, those of a folder of `simulate roots` or the built-in ones."""
+    if simulated_roots is None:
+        return NvTrust.production()
+    if simulated_roots == BUILTIN:
+        try:
+            from attestation.simulate.nvidia import NvidiaForge
+        except ImportError as exc:
+            raise Misconfigured("simulate-absent", "this image has no simulated authorities") from exc
+        return NvidiaForge().trust
+    files = [Path(simulated_roots) / name for name in NvTrust.SIMULATED_FILES]
+    try:
+        return NvTrust.simulated_from(*(read_bounded(file, MAX_BUNDLE_BYTES) for file in files))
+    except Misconfigured as exc:
+        raise Misconfigured(
+            "simulated-roots", exc.what, where=exc.where, expected=" and ".join(NvTrust.SIMULATED_FILES), got=exc.got
+        ) from exc
+
+
 class _NoRims:
     """Without a collateral store no device is more than authentic."""
 
@@ -81,15 +100,7 @@ def _simulated(
     except ImportError as exc:
         raise Misconfigured("simulate-absent", "this image has no simulated authorities") from exc
     forge = NvidiaForge()
-    nvidia = forge.trust
-    if where != BUILTIN:
-        device, rim = (Path(where) / name for name in NvTrust.SIMULATED_FILES)
-        try:
-            nvidia = NvTrust.simulated_from(device.read_bytes(), rim.read_bytes())
-        except OSError as exc:
-            raise Misconfigured(
-                "simulated-roots", f"cannot read: {exc.strerror}", where=where, expected=f"{device.name}, {rim.name}"
-            ) from exc
+    nvidia = nvidia_trust(where)
     # Nobody runs an OCSP responder for simulated signers.
     good_or_unknown = frozenset({RevocationStatus.GOOD, RevocationStatus.UNKNOWN})
     revocation = RevocationPolicy(rim=RevocationRule(kind=ChainKind.RIM, accept=good_or_unknown))

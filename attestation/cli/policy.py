@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from attestation.cli.store import moment, opened, operator, read_bytes, read_text, show, store_options
+from attestation.cli.verification import simulated_roots_option
 from attestation.errors import ExitCode, Misconfigured
 from attestation.values import ResourcePath
 
@@ -26,7 +27,7 @@ def policy() -> None:
 
 @policy.command()
 @click.argument("file")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", help="How to print the result.")
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", help="Form of the result.")
 def check(file: str, output: str) -> None:
     """Parse a policy and say what it demands and what it waives.
 
@@ -111,9 +112,7 @@ def _seen_options(command: F) -> F:
     for option in (
         click.option("--at", metavar="RFC3339", help="Judge at this time instead of now."),
         click.option("--unsafe-sample-tee", "sample", is_flag=True, help="Files may hold evidence of the sample TEE."),
-        click.option(
-            "--unsafe-trust-simulated-roots", "simulated", metavar="builtin|DIR", help="For evidence in files."
-        ),
+        simulated_roots_option,
         click.option("--collateral", type=click.Path(path_type=Path), help="Collateral store for evidence in files."),
         click.option(
             "--evidence",
@@ -218,6 +217,6 @@ def _seen(world: Any, options: Mapping[str, Any], now: datetime) -> Any:
     from attestation.ops.recorded import read_recorded
 
     verifier = platform_verifier(
-        collateral=options["collateral"], simulated_roots=options["simulated"], sample=options["sample"]
+        collateral=options["collateral"], simulated_roots=options["simulated_roots"], sample=options["sample"]
     )
     return [read_recorded(world, file, read_bytes(file), verifier, now=now) for file in options["files"]]

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from attestation.cli.store import read_bytes
-from attestation.cli.verification import read_policy
+from attestation.cli.verification import read_policy, simulated_roots_option
 from attestation.clock import parse_time, utc_now
 from attestation.errors import Misconfigured
 from attestation.values import Tee
@@ -52,8 +52,7 @@ MAX_DRAIN_DELAY_S = 60.0  # balancers look every few seconds
 @click.option("--compat-deny-status", type=click.Choice(["403", "401"]), default="403", show_default=True,
               help="401 answers denials as upstream does; guests then attest again and again.")  # fmt: skip
 @click.option("--compat-admin-on-guest-listener", is_flag=True, help="Accept kbs-client admin calls from guests' side.")
-@click.option("--unsafe-trust-simulated-roots", metavar="DIR", is_flag=False, flag_value="builtin",
-              help="UNSAFE: accept evidence that anybody can forge. Only keys labelled test.")  # fmt: skip
+@simulated_roots_option
 @click.option("--unsafe-sample-tee", is_flag=True, help="UNSAFE: accept the sample TEE. Only keys labelled test.")
 @click.option("--unsafe-frozen-time", metavar="RFC3339", help="UNSAFE: a clock that stands still, for demonstrations.")
 def serve(**options: Any) -> None:
@@ -76,7 +75,7 @@ def serve(**options: Any) -> None:
     forbid_dumps()  # before the first key is read
     guest_tls, admin_tls = _tls(options["tls_cert"], options["tls_key"], options["admin_client_ca"])
     clock = _clock(options["unsafe_frozen_time"])
-    simulated, sample = options["unsafe_trust_simulated_roots"], options["unsafe_sample_tee"]
+    simulated, sample = options["simulated_roots"], options["unsafe_sample_tee"]
     policy = read_policy(options["verification_policy"])
     verifier, forgeable, renewed = _verifier(options["collateral"], simulated, policy, sample=sample)
     world = open_world(

@@ -7,7 +7,7 @@ import click
 
 @click.command()
 @click.option("--store", type=click.Path(path_type=Path), required=True, help="Directory of the embedded store.")
-@click.option("--to", "target", type=click.Path(path_type=Path), required=True, help="File to write; replaced whole.")
+@click.option("--out", "target", type=click.Path(path_type=Path), required=True, help="File to write; replaced whole.")
 def snapshot(store: Path, target: Path) -> None:
     """Copy the embedded store while the broker serves from it.
 
@@ -16,7 +16,7 @@ def snapshot(store: Path, target: Path) -> None:
 
     \b
     Example:
-      kata-gpu-kbs snapshot --store /data/store --to /data/snapshot/kbs.sqlite3
+      kata-gpu-kbs snapshot --store /data/store --out /data/snapshot/kbs.sqlite3
     """
     from attestation.sources.sqlite_snapshot import snapshot as copy
 

@@ -20,7 +20,7 @@ MAX_FILE_BYTES = 4 * 1024 * 1024
 def store_options(command: F) -> F:
     """`--store`, `--root-key` and `--output`."""
     for option in (
-        click.option("--output", type=click.Choice(["text", "json"]), default="text", help="How to print the result."),
+        click.option("--output", type=click.Choice(["text", "json"]), default="text", help="Form of the result."),
         click.option("--root-key", type=click.Path(path_type=Path), help="Root key file. Default: in the store."),
         click.option("--store", required=True, help="Directory of the embedded store, or postgresql://..."),
     ):

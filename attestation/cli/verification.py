@@ -15,11 +15,21 @@ if TYPE_CHECKING:
     from attestation.verify.bundle import BundleInfo, BundleRule
     from attestation.verify.nv_policy import NvPolicy
 
+BUILTIN = "builtin"  # the test PKI that every copy of the forge has
 policy_option = click.option(
-    "--policy",
+    "--verification-policy",
+    "policy",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Verification policy, TOML; instead of the options that set rules.",
+)
+simulated_roots_option = click.option(
+    "--unsafe-trust-simulated-roots",
+    "simulated_roots",
+    metavar="[DIR]",
+    is_flag=False,
+    flag_value=BUILTIN,
+    help="UNSAFE: trust the test PKI of `simulate roots DIR`, or the built-in one: anybody can forge evidence.",
 )
 
 
@@ -68,7 +78,10 @@ def read_policy(path: Path | None, *, instead_of: bool = False) -> "Verification
         return None
     if instead_of:
         raise Misconfigured(
-            "policy-options", "rules in two places", expected="either --policy or options that set rules", got=str(path)
+            "policy-options",
+            "rules in two places",
+            expected="either --verification-policy or options that set rules",
+            got=str(path),
         )
     from attestation.appraise.policy import MAX_POLICY_BYTES
     from attestation.appraise.verification import parse_verification_policy

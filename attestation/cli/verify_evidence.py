@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from attestation.cli.cpu_options import FILE, warn_simulated
-from attestation.cli.verification import Basis, policy_option, read_policy
+from attestation.cli.verification import Basis, policy_option, read_policy, simulated_roots_option
 from attestation.clock import parse_time, utc_now
 from attestation.errors import AttestationError, Malformed, Misconfigured
 from attestation.findings import Result
@@ -38,7 +38,7 @@ class _Asked:
     at: str | None
     require: str
     output: str
-    simulated: str | None
+    simulated_roots: str | None
     sample: bool
 
 
@@ -46,7 +46,7 @@ class _Asked:
 @click.option("--body", type=FILE, required=True, help="JSON body of POST /kbs/v0/attest.")
 @click.option("--tee", type=click.Choice([t.value for t in Tee]), default="snp", show_default=True, help="CPU TEE.")
 @click.option("--nonce", metavar="BASE64", required=True, help="The nonce that the session issued.")
-@click.option("--profile", type=click.Choice([p.value for p in BindingProfile]), show_default=True,
+@click.option("--binding-profile", "profile", type=click.Choice([p.value for p in BindingProfile]), show_default=True,
               default=BindingProfile.TRUSTEE_RCAR.value, help="Binding that the session agreed on.")  # fmt: skip
 @click.option("--expect", metavar="gpus=N,switches=M", required=True, help="How many devices there must be.")
 @click.option("--measurement", "measurements", metavar="HEX", multiple=True, help="Launch measurement to accept.")
@@ -63,9 +63,8 @@ class _Asked:
 @click.option(
     "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
 )
-@click.option("--unsafe-trust-simulated-roots", "simulated", metavar="builtin|DIR",
-              help="Trust test PKIs instead of the vendors'. Proves nothing about hardware.")  # fmt: skip
-@click.option("--unsafe-allow-sample-tee", "sample", is_flag=True, help="Accept CPU evidence that anybody can make.")
+@simulated_roots_option
+@click.option("--unsafe-sample-tee", "sample", is_flag=True, help="Accept CPU evidence that anybody can make.")
 def evidence(**options: object) -> int:
     """Verify a guest's CPU and GPU evidence together, offline.
 
@@ -79,14 +78,14 @@ def evidence(**options: object) -> int:
     """
     asked = _Asked(**options)  # type: ignore[arg-type]  # click made them by these names
     now = parse_time(asked.at, where="--at") if asked.at else utc_now()
-    if asked.simulated is not None or asked.sample:
+    if asked.simulated_roots is not None or asked.sample:
         warn_simulated()
     from attestation.cli.evidence_page import refused, show
     from attestation.cli.platform import platform_verifier
 
     wanted, policy = _requirement(asked.expect), read_policy(asked.policy)
     verifier = platform_verifier(
-        collateral=asked.collateral, simulated_roots=asked.simulated, sample=asked.sample, policy=policy
+        collateral=asked.collateral, simulated_roots=asked.simulated_roots, sample=asked.sample, policy=policy
     )
     basis = Basis.of(policy, verifier.collateral.bundle)
     try:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 from attestation.cli.device_page import render_json, render_page, render_refusal
-from attestation.cli.verification import Basis, load_store, policy_option, read_policy, with_first_seen
+from attestation.cli.verification import (
+    Basis,
+    load_store,
+    policy_option,
+    read_policy,
+    simulated_roots_option,
+    with_first_seen,
+)
 from attestation.clock import parse_time, utc_now
 from attestation.errors import AttestationError, ExitCode, Malformed, Misconfigured, Unavailable
 from attestation.formats.certs import MAX_BUNDLE_BYTES
@@ -26,7 +33,6 @@ if TYPE_CHECKING:
     from attestation.verify.nv_set import Expected
     from attestation.verify.revocation import RevocationPolicy
     from attestation.verify.rim import RimSource
-    from attestation.verify.roots import NvTrust
 
 _FILE = click.Path(path_type=Path)
 _MAX_FIRST_SEEN_BYTES = 1024 * 1024  # 100 bytes per document
@@ -51,7 +57,7 @@ class _Asked:
     grace_days: int | None
     first_seen: Path | None
     expect: str | None
-    simulated_roots: Path | None
+    simulated_roots: str | None
 
     @property
     def sets_rules(self) -> bool:
@@ -87,8 +93,7 @@ class _Asked:
 @click.option("--grace-days", type=click.IntRange(1, 3650), help="With --signer-expiry grace.")
 @click.option("--first-seen", type=_FILE, help="JSON of SHA-256 to RFC 3339, with --signer-expiry valid-at-first-seen.")
 @click.option("--expect", metavar="gpus=N,switches=M", help="How many devices there must be.")
-@click.option("--unsafe-trust-simulated-roots", "simulated_roots", type=_FILE, metavar="DIR",
-              help="Trust the test PKI in DIR instead of NVIDIA's. Proves nothing about hardware.")  # fmt: skip
+@simulated_roots_option
 def gpu(**options: object) -> int:
     """Verify NVIDIA GPUs and NVSwitches, offline.
 
@@ -176,6 +181,7 @@ def _collateral(
     asked: _Asked, given: "VerificationPolicy | None", stored: "Stored | None", now: datetime
 ) -> "Collateral":
     """Everything that verification may look at. Revocation is demanded where a store can answer, else reported."""
+    from attestation.cli.platform import nvidia_trust
     from attestation.sources.rim_files import RimFiles
     from attestation.verify.nv_gpu import Collateral, NvCache
     from attestation.verify.revocation import NoRevocation
@@ -183,7 +189,7 @@ def _collateral(
     files = RimFiles.read(asked.rim)
     policy = with_first_seen(given.nvidia, stored) if given is not None else _policy(asked, stored)
     return Collateral(
-        trust=_trust(asked.simulated_roots),
+        trust=nvidia_trust(asked.simulated_roots),
         rims=_Both(files, stored) if stored is not None else files,
         revocation=stored if stored is not None else NoRevocation(),
         policy=policy,
@@ -243,12 +249,3 @@ def _first_seen(path: Path) -> dict[str, datetime]:
     if not isinstance(value, dict):
         raise Misconfigured("first-seen", "not an object", where=str(path), expected="SHA-256 to RFC 3339")
     return {str(digest).lower(): parse_time(str(text), where=str(path)) for digest, text in value.items()}
-
-
-def _trust(simulated_roots: Path | None) -> "NvTrust":
-    from attestation.verify.roots import NvTrust
-
-    if simulated_roots is None:
-        return NvTrust.production()
-    pems = [read_bounded(simulated_roots / name, MAX_BUNDLE_BYTES) for name in NvTrust.SIMULATED_FILES]
-    return NvTrust.simulated_from(*pems)

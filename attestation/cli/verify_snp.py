@@ -39,7 +39,7 @@ class _Asked:
     at: str | None
     require: str
     output: str
-    simulated: bool
+    simulated_roots: str | None
     products: tuple[str, ...]
     versions: tuple[int, ...]
     chips: tuple[str, ...]
@@ -136,7 +136,7 @@ def _evidence(asked: _Asked) -> "SnpEvidence":
 def _trust(asked: _Asked, stored: "Collateral | None") -> "tuple[AmdTrust, AmdCollateral]":
     from attestation.verify.snp_trust import AmdTrust, StaticAmdCollateral
 
-    if asked.simulated:
+    if asked.simulated_roots is not None:
         from attestation.simulate.amd_pki import simulated_amd_collateral, simulated_amd_trust
 
         warn_simulated()

@@ -45,7 +45,7 @@ class _Asked:
     at: str | None
     require: str
     output: str
-    simulated: bool
+    simulated_roots: str | None
     statuses: tuple[str, ...]
     min_evaluation: int
     platforms: tuple[str, ...]
@@ -124,7 +124,7 @@ def _evidence(asked: _Asked) -> "TdxEvidence":
 def _trust(asked: _Asked, stored: "Collateral | None") -> "tuple[IntelTrust, IntelCollateral]":
     from attestation.verify.tdx_trust import IntelTrust, StaticIntelCollateral
 
-    if asked.simulated:
+    if asked.simulated_roots is not None:
         from attestation.simulate.intel import simulated_intel_collateral, simulated_intel_trust
 
         warn_simulated()

@@ -28,7 +28,7 @@ def agent() -> None:
 @click.option("--node-name", required=True, envvar="NODE_NAME", help="Name of this Node object.")
 @click.option("--instance", default="", envvar="POD_UID", help="Pod UID, for rolling updates (maxSurge 1).")
 @click.option("--policy", "policy_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="node-policy.yaml, read again at every pass; without it modes are left alone.")  # fmt: skip
+              help="The node policy, read again at every pass; without it modes stay.")  # fmt: skip
 @click.option("--drain", is_flag=True, help="Evict pods (within their disruption budgets) for a mode change.")
 @click.option("--kubeconfig", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
               help="Without it the pod's service account is used.")  # fmt: skip

@@ -9,8 +9,8 @@ from kata_gpu.errors import ExitCode
 
 
 @click.command()
-@click.option("-o", "file", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE.tar.gz",
-              help="Where to write it (mode 0600).")  # fmt: skip
+@click.option("-o", "--out", "file", type=click.Path(path_type=Path, dir_okay=False), required=True,
+              metavar="FILE.tar.gz", help="Where to write it (mode 0600).")  # fmt: skip
 @click.option("--profile", metavar="LIST", help="Profiles for the report inside, as for doctor.")
 @click.option(
     "--host-root", type=click.Path(path_type=Path), metavar="PATH", help="A mounted root instead of this host."

@@ -22,7 +22,7 @@ def _metadata_options(command: click.decorators.FC) -> click.decorators.FC:
 @click.command()
 @click.option("--kubeconfig", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
               help="Without it the pod's service account.")  # fmt: skip
-@click.option("--server", default="", hidden=True, help="plain URL of an API server, for tests")
+@click.option("--server", default="", hidden=True, help="Plain URL of an API server, for tests.")
 @_metadata_options
 @click.option(
     "--output",

@@ -58,20 +58,24 @@ def _facts(document: InitData) -> dict[str, str]:
 
 
 @initdata.command()
-@click.option("--tee", type=click.Choice(["snp", "tdx"]), help="choose the digest that fills this TEE's field exactly")
-@click.option("--algorithm", type=click.Choice([a.value for a in Algorithm]), help="digest algorithm, instead of --tee")
-@click.option("--kbs-url", required=True, help="URL of the key broker as the guest reaches it")
-@click.option("--kbs-cert", type=click.Path(dir_okay=False), help="PEM certificate that the guest pins")
-@click.option("--policy", required=True, type=click.Path(dir_okay=False), help="agent policy (policy.rego)")
+@click.option("--tee", type=click.Choice(["snp", "tdx"]), help="Choose the digest that fills this TEE's field exactly.")
+@click.option(
+    "--algorithm", type=click.Choice([a.value for a in Algorithm]), help="Digest algorithm, instead of --tee."
+)
+@click.option("--kbs-url", required=True, help="URL of the key broker as the guest reaches it.")
+@click.option("--kbs-cert", type=click.Path(dir_okay=False), help="PEM certificate that the guest pins.")
+@click.option("--policy", required=True, type=click.Path(dir_okay=False), help="Agent policy (policy.rego).")
 @click.option(
     "--vfio-devices",
     multiple=True,
     metavar="CONTAINER=COUNT",
-    help="GPUs that claims give to container CONTAINER (0 is the pause container) in genpolicy's policy",
+    help="GPUs that claims give to container CONTAINER (0 is the pause container) in genpolicy's policy.",
 )
-@click.option("--add", "extra", multiple=True, metavar="NAME=FILE", help="further entry of [data]; may be repeated")
-@click.option("--annotation", is_flag=True, help="print the pod annotation instead of the document")
-@click.option("-o", "out", type=click.Path(dir_okay=False, path_type=Path), help="write here instead of stdout")
+@click.option("--add", "extra", multiple=True, metavar="NAME=FILE", help="Further entry of [data]; may be repeated.")
+@click.option("--annotation", is_flag=True, help="Print the pod annotation instead of the document.")
+@click.option(
+    "-o", "--out", "out", type=click.Path(dir_okay=False, path_type=Path), help="Write here instead of stdout."
+)
 def build(
     tee: str | None, algorithm: str | None, kbs_url: str, kbs_cert: str | None, policy: str,
     vfio_devices: tuple[str, ...], extra: tuple[str, ...],
@@ -141,8 +145,8 @@ def digest(file: str, output: str) -> int:
 
 @initdata.command()
 @click.argument("file")
-@click.option("--host-data", help="hex HOST_DATA of an SNP report that must match")
-@click.option("--mr-config-id", help="hex MRCONFIGID of a TDX quote that must match")
+@click.option("--host-data", help="Hex HOST_DATA of an SNP report that must match.")
+@click.option("--mr-config-id", help="Hex MRCONFIGID of a TDX quote that must match.")
 @_output
 def verify(file: str, host_data: str | None, mr_config_id: str | None, output: str) -> int:
     """Check a document: broker named once, certificate pinned, policy present and not permissive, TEE field equal.

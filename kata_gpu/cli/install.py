@@ -9,11 +9,11 @@ import click
 from kata_gpu.errors import ExitCode
 
 _KUBECONFIG = click.option(
-    "--kubeconfig", type=click.Path(path_type=Path), help="kubeconfig file; without it the pod's service account"
+    "--kubeconfig", type=click.Path(path_type=Path), help="Kubeconfig file; without it the pod's service account."
 )
 _WAIT = click.option("--wait", "wait_s", type=click.FloatRange(0, 3600), default=60, show_default=True,
-                     help="seconds for deletions to end: a namespace, a volume in use")  # fmt: skip
-_SERVER = click.option("--server", default="", hidden=True, help="plain URL of an API server, for tests")
+                     help="Seconds for deletions to end: a namespace, a volume in use.")  # fmt: skip
+_SERVER = click.option("--server", default="", hidden=True, help="Plain URL of an API server, for tests.")
 
 
 def _options(command: click.decorators.FC) -> click.decorators.FC:
@@ -21,12 +21,12 @@ def _options(command: click.decorators.FC) -> click.decorators.FC:
         (
             _KUBECONFIG,
             _SERVER,
-            click.option("--namespace", default="kata-gpu", show_default=True, help="namespace of the installation"),
+            click.option("--namespace", default="kata-gpu", show_default=True, help="Namespace of the installation."),
             click.option("--default-tee", type=click.Choice(["none", "snp", "tdx"]), default="none", show_default=True,
-                         help="what the RuntimeClass kata-nvidia-gpu stands for"),
-            click.option("--with-broker", is_flag=True, help="the key broker too (SQLite, one replica)"),
+                         help="What the RuntimeClass kata-nvidia-gpu stands for."),
+            click.option("--with-broker", is_flag=True, help="The key broker too (SQLite, one replica)."),
             click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True,
-                         help="form of the result"),
+                         help="Form of the result."),
         )
     ):  # fmt: skip
         command = option(command)
@@ -60,9 +60,11 @@ def _report(steps: Any, output: str, done: str) -> None:
 
 
 @click.command()
-@click.option("--dry-run/--apply", "dry_run", default=True, help="print the plan (default), or carry it out")
-@click.option("--add-init-data", is_flag=True, help="add init-data from a ConfigMap to pods without (Kubernetes 1.36)")
-@click.option("--with-nvidia", is_flag=True, help="class and rules for nodes where NVIDIA's DRA driver owns allocation")
+@click.option("--dry-run/--apply", "dry_run", default=True, help="Print the plan (default), or carry it out.")
+@click.option("--add-init-data", is_flag=True, help="Add init-data from a ConfigMap to pods without (Kubernetes 1.36).")
+@click.option(
+    "--with-nvidia", is_flag=True, help="Class and rules for nodes where NVIDIA's DRA driver owns allocation."
+)
 @_WAIT
 @_options
 def install(
@@ -93,7 +95,7 @@ def install(
 
 
 @click.command()
-@click.option("--verify", is_flag=True, help="only look: is anything of ours left?")
+@click.option("--verify", is_flag=True, help="Only look: is anything of ours left?")
 @_WAIT
 @_options
 def uninstall(

@@ -40,20 +40,20 @@ def _options(command: click.decorators.FC) -> click.decorators.FC:
         (
             click.option("--handler", metavar="NAME", help=f"containerd handler, such as {_HANDLERS[1]}"),
             click.option(
-                "--config", type=click.Path(path_type=Path), help="base configuration file instead of a handler"
+                "--config", type=click.Path(path_type=Path), help="Base configuration file instead of a handler."
             ),
             click.option(
                 "--tee",
                 type=click.Choice([t.value for t in Tee]),
-                help="TEE of the handler; taken from its name by default",
+                help="TEE of the handler; taken from its name by default.",
             ),
-            click.option("--devices", type=int, default=1, show_default=True, help="most VFIO devices one VM gets"),
-            click.option("--bridge-socket", default=BRIDGE_SOCKET, show_default=True, help="PodResources bridge"),
+            click.option("--devices", type=int, default=1, show_default=True, help="Most VFIO devices one VM gets."),
+            click.option("--bridge-socket", default=BRIDGE_SOCKET, show_default=True, help="PodResources bridge."),
             click.option(
-                "--timeout", "timeout_s", type=int, default=DEFAULT_TIMEOUT_S, show_default=True, help="seconds"
+                "--timeout", "timeout_s", type=int, default=DEFAULT_TIMEOUT_S, show_default=True, help="Seconds."
             ),
             click.option(
-                "--host-root", type=click.Path(path_type=Path), default=Path("/"), help="root of another host"
+                "--host-root", type=click.Path(path_type=Path), default=Path("/"), help="Root of another host."
             ),
         )
     ):
@@ -81,7 +81,7 @@ def _load(
 @kata.command()
 @_options
 @click.option("--kubelet-timeout", type=int, default=KUBELET_DEFAULT_S, show_default=True,
-              help="kubelet's runtimeRequestTimeout in seconds")  # fmt: skip
+              help="Kubelet's runtimeRequestTimeout in seconds.")  # fmt: skip
 @click.option(
     "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
 )

@@ -16,16 +16,16 @@ HANDLERS = ("kata-qemu-nvidia-gpu", "kata-qemu-nvidia-gpu-snp", "kata-qemu-nvidi
 
 _handler = click.option(
     "--handler", "handlers", multiple=True, metavar="NAME", default=HANDLERS, show_default=True,
-    help="repeat for several",
+    help="Repeat for several.",
 )  # fmt: skip
 _flavour = click.option(
     "--flavour",
     type=click.Choice([f.value for f in Flavour]),
     default=Flavour.PLAIN.value,
     show_default=True,
-    help="distribution",
+    help="Distribution.",
 )
-_root = click.option("--host-root", type=click.Path(path_type=Path), default=Path("/"), help="root of another host")
+_root = click.option("--host-root", type=click.Path(path_type=Path), default=Path("/"), help="Root of another host.")
 
 
 @click.group()
@@ -43,7 +43,7 @@ def containerd() -> None:
 @_handler
 @_flavour
 @_root
-@click.option("--config", help="main configuration file instead of the flavour's own")
+@click.option("--config", help="Main configuration file instead of the flavour's own.")
 @click.option(
     "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
 )
@@ -78,8 +78,8 @@ def check(handlers: tuple[str, ...], flavour: str, host_root: Path, config: str 
 @_flavour
 @_root
 @click.option("--config-version", type=click.Choice(["2", "3"]), default="3", show_default=True,
-              help="3 for containerd 2, 2 for containerd 1.7")  # fmt: skip
-@click.option("--snapshotter", default="", help="of these handlers, such as nydus-for-kata-tee")
+              help="3 for containerd 2, 2 for containerd 1.7.")  # fmt: skip
+@click.option("--snapshotter", default="", help="Of these handlers, such as nydus-for-kata-tee.")
 def render(
     handlers: tuple[str, ...], flavour: str, host_root: Path, config_version: str, snapshotter: str
 ) -> int:  # fmt: skip

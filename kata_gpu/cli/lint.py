@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("files", nargs=-1, required=True)
-@click.option("--live", is_flag=True, help="also look up classes, claims and nodes in the cluster")
+@click.option("--live", is_flag=True, help="Also look up classes, claims and nodes in the cluster.")
 @click.option("--kubeconfig", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
-              help="with --live; without it the pod's service account")  # fmt: skip
-@click.option("--server", default="", hidden=True, help="plain URL of an API server, for tests")
-@click.option("--namespace", default="default", show_default=True, help="of objects that name none")
+              help="With --live; without it the pod's service account.")  # fmt: skip
+@click.option("--server", default="", hidden=True, help="Plain URL of an API server, for tests.")
+@click.option("--namespace", default="default", show_default=True, help="Of objects that name none.")
 @click.option(
     "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
 )

@@ -59,19 +59,21 @@ def _range(text: str) -> tuple[int, int]:
 
 
 @measure.command()
-@click.option("--firmware", type=click.Path(path_type=Path), help="OVMF image (AMDSEV build)")
-@click.option("--kernel", type=click.Path(path_type=Path), help="guest kernel")
-@click.option("--initrd", type=click.Path(path_type=Path), help="guest initrd, where there is one")
-@click.option("--cmdline", help="kernel command line, exactly as QEMU gets it (the verity root hash is part of it)")
-@click.option("--cmdline-file", type=click.Path(path_type=Path), help="the same from a file; one final newline is cut")
+@click.option("--firmware", type=click.Path(path_type=Path), help="OVMF image (AMDSEV build).")
+@click.option("--kernel", type=click.Path(path_type=Path), help="Guest kernel.")
+@click.option("--initrd", type=click.Path(path_type=Path), help="Guest initrd, where there is one.")
+@click.option("--cmdline", help="Kernel command line, exactly as QEMU gets it (the verity root hash is part of it).")
+@click.option("--cmdline-file", type=click.Path(path_type=Path), help="The same from a file; one final newline is cut.")
 @click.option(
-    "--qemu-cmdline", type=click.Path(path_type=Path), help="/proc/PID/cmdline of a sandbox's QEMU instead of all"
+    "--qemu-cmdline", type=click.Path(path_type=Path), help="/proc/PID/cmdline of a sandbox's QEMU instead of all."
 )
-@click.option("--vcpus", default="1", show_default=True, metavar="N|A-B", help="vCPU counts that the policy allows")
 @click.option(
-    "--cpu", type=click.Choice(list(_MODELS)), default="EPYC-Genoa", show_default=True, help="QEMU's CPU model"
+    "--vcpus", default="1", show_default=True, metavar="N|A-B", help="Numbers of vCPUs that the policy allows."
 )
-@click.option("--features", type=lambda v: int(v, 16), default=f"{SNP_ACTIVE:x}", metavar="HEX", help="SEV_FEATURES")
+@click.option(
+    "--cpu", type=click.Choice(list(_MODELS)), default="EPYC-Genoa", show_default=True, help="QEMU's CPU model."
+)
+@click.option("--features", type=lambda v: int(v, 16), default=f"{SNP_ACTIVE:x}", metavar="HEX", help="SEV_FEATURES.")
 @click.option(
     "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
 )
@@ -112,7 +114,7 @@ def snp(
 
 
 @measure.command()
-@click.option("--firmware", type=click.Path(path_type=Path), required=True, help="TDVF image (OVMF.inteltdx.fd)")
+@click.option("--firmware", type=click.Path(path_type=Path), required=True, help="TDVF image (OVMF.inteltdx.fd).")
 @click.option(
     "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
 )

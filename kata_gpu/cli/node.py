@@ -25,7 +25,7 @@ _policy_option = click.option(
     "policy_file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
-    help="node-policy.yaml; without it --cc-mode applies to every device.",
+    help="The node policy; without it --cc-mode applies to every device.",
 )
 _mode_option = click.option(
     "--cc-mode", type=click.Choice(["off", "on", "devtools", "ppcie"]), help="CC mode for every device that has one."

@@ -160,7 +160,9 @@ def fault(*, file: Path, address: str, faults: tuple[str, ...]) -> None:
 @click.option(
     "--dir", "directory", type=click.Path(path_type=Path, file_okay=False), required=True, help="For sockets."
 )
-@click.option("--fault", "faults", multiple=True, metavar="NAME:FAULT", help="dead, locked, boot-never or reset-noop.")
+@click.option(
+    "--fault", "faults", multiple=True, metavar="NAME:FAULT", help="One of dead, locked, boot-never or reset-noop."
+)
 @click.argument("devices", nargs=-1, required=True, metavar="NAME=MODEL...")
 def gpu(*, directory: Path, faults: tuple[str, ...], devices: tuple[str, ...]) -> None:
     """Serve software GPUs to QEMU 10.1 or newer until interrupted. Models: h100, b200, nvswitch.

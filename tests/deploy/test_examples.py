@@ -171,7 +171,7 @@ def test_the_backup_hook_is_a_command_of_the_broker(tmp_path: Path, capsys: pyte
 
     store, copy = tmp_path / "store", tmp_path / "snapshot/kbs.sqlite3"
     assert run_kbs(kbs, ["user", "add", "owner", "--role", "admin", "--store", str(store)]) == ExitCode.OK
-    argv = ["snapshot", "--store", str(store), "--to", str(copy)]
+    argv = ["snapshot", "--store", str(store), "--out", str(copy)]
     assert run_kbs(kbs, argv) == ExitCode.OK
     assert run_kbs(kbs, argv) == ExitCode.OK
     assert copy.stat().st_mode & 0o777 == 0o600
@@ -188,7 +188,7 @@ def test_the_backup_hook_is_a_command_of_the_broker(tmp_path: Path, capsys: pyte
 def test_a_damaged_or_absent_store_leaves_the_old_copy(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     copy.write_text("old")
-    argv = ["snapshot", "--store", str(tmp_path / "none"), "--to", str(copy)]
+    argv = ["snapshot", "--store", str(tmp_path / "none"), "--out", str(copy)]
     assert run_kbs(kbs, argv) == ExitCode.USAGE
     store = tmp_path / "store"
     store.mkdir()
@@ -199,6 +199,6 @@ def test_a_damaged_or_absent_store_leaves_the_old_copy(tmp_path: Path) -> None:
     damaged = bytearray((store / "kbs.sqlite3").read_bytes())
     damaged[4096 * 3 : 4096 * 20] = bytes(4096 * 17)
     (store / "kbs.sqlite3").write_bytes(damaged)
-    assert run_kbs(kbs, ["snapshot", "--store", str(store), "--to", str(copy)]) == ExitCode.UNAVAILABLE
+    assert run_kbs(kbs, ["snapshot", "--store", str(store), "--out", str(copy)]) == ExitCode.UNAVAILABLE
     assert copy.read_text() == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["copy", "store"]

@@ -79,7 +79,7 @@ def test_policies_on_attest_bodies(files: Files) -> None:
 def test_policies_on_results_of_verify(files: Files) -> None:
     """The facts in the result are judged again; no collateral and no roots are needed then."""
     body = files.body("good.json")
-    argv = ["verify", "evidence", "--body", body, "--nonce", NONCE, "--profile", "cgpu-v1", "--expect", "gpus=1"]
+    argv = ["verify", "evidence", "--body", body, "--nonce", NONCE, "--binding-profile", "cgpu-v1", "--expect", "gpus=1"]
     argv += ["--measurement", MEASUREMENT.hex(), "--output", "json", *TRUST]
     result = files.write("result.json", files.run(*argv))
     policy = files.write("policy.toml", GPU_POLICY)

@@ -330,9 +330,9 @@ def served(tmp_path: Path, store: Path) -> Iterator[str]:
     """`nras serve` as a process."""
     key, certificate = tmp_path / "nras.key", tmp_path / "nras.pem"
     assert call("nras", "keygen", str(key), str(certificate)) == ExitCode.OK
-    argv = ["nras", "serve", "--store", str(store), "--key", str(key), "--certificate", str(certificate)]
+    argv = ["nras", "serve", "--collateral", str(store), "--key", str(key), "--certificate", str(certificate)]
     argv += ["--issuer", "https://nras.example", "--listen", "127.0.0.1:0", "--rim-revocation", "good-or-unknown"]
-    argv += ["--verification-time", "2026-11-21T00:00:00Z"]
+    argv += ["--at", "2026-11-21T00:00:00Z"]
     script = f"import sys; from attestation.cli.main import cli, run; sys.exit(run(cli, {argv!r}))"
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

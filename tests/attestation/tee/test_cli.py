@@ -180,8 +180,8 @@ def test_composite(tmp_path: Path, capsys: pytest.CaptureFixture[str], profile: 
     body.write_text(_body(guest))
     measurement = guest.chip.fields().measurement.hex()
     arguments: list[object] = [
-        "evidence", "--body", body, "--nonce", NONCE, "--profile", profile.value, *AT,
-        "--unsafe-trust-simulated-roots", "builtin", "--measurement", measurement,
+        "evidence", "--body", body, "--nonce", NONCE, "--binding-profile", profile.value, *AT,
+        "--unsafe-trust-simulated-roots", "--measurement", measurement,
     ]  # fmt: skip
     code, document = result(capsys, *arguments, "--expect", "gpus=2")
     assert (code, document["level"], codes(document)) == (ExitCode.OK, "trusted", set())

@@ -77,7 +77,7 @@ def test_results_name_the_bundle_and_its_age(kind: str, folder: Path, capsys: py
 @KINDS
 def test_an_old_bundle_is_not_used(kind: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The rule is the policy file's; a day less and nothing is judged."""
-    words = [*arguments(kind, folder), "--output", "json", "--policy"]
+    words = [*arguments(kind, folder), "--output", "json", "--verification-policy"]
     code, out = call(capsys, *words, folder / "old.toml")
     assert code == ExitCode.UNAVAILABLE
     assert [f["code"] for f in json.loads(out)["findings"]] == ["bundle-expired"]
@@ -95,7 +95,7 @@ def test_rules_come_from_one_place(
     kind: str, option: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A policy file and options that set rules would be two truths."""
-    code, _ = call(capsys, *arguments(kind, folder), *option, "--policy", folder / "recent.toml")
+    code, _ = call(capsys, *arguments(kind, folder), *option, "--verification-policy", folder / "recent.toml")
     assert code == ExitCode.USAGE
 
 
@@ -105,6 +105,6 @@ def test_the_policy_file_decides(folder: Path, capsys: pytest.CaptureFixture[str
     words = ["snp", "--evidence", folder / "snp.json", "--unsafe-trust-simulated-roots", *AT, "--output", "json"]
     _, out = call(capsys, *words)
     assert "snp-guest-svn-low" not in out
-    code, out = call(capsys, *words, "--policy", folder / "floor.toml")
+    code, out = call(capsys, *words, "--verification-policy", folder / "floor.toml")
     assert code == ExitCode.NEGATIVE
     assert "snp-guest-svn-low" in out
