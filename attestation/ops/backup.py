@@ -3,6 +3,7 @@
 A backup counts once it is verified: it opens, every stored secret opens with the root keys, the audit chain holds.
 """
 
+import hashlib
 import json
 import os
 import secrets
@@ -13,9 +14,11 @@ from datetime import datetime
 from pathlib import Path
 
 import tomli_w
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from attestation.crypto.backup import Opener, Sealer, open_backup, seal_backup
-from attestation.errors import Malformed, Misconfigured
+from attestation.errors import Malformed, Misconfigured, Untrusted
 from attestation.formats.json_strict import parse_json, require_object, require_text
 from attestation.ops.open_world import ROOT_KEY_FILE
 from attestation.ops.world import World
@@ -26,9 +29,10 @@ from attestation.sources.dump import MAX_ROW_BYTES, dump, load
 from attestation.sources.envelope import KEY_BYTES, FileRootKey, OneRoot, RootRing, Vault
 from attestation.sources.key_store import KeyStore
 from attestation.sources.signing import SigningKeys
-from attestation.values import Secret
+from attestation.values import JsonValue, Secret
 
 ROOTS_FILE = "roots.toml"
+_CONTEXT = "kata-gpu-kbs/backup/1"
 MAX_BACKUP_BYTES = 2 * 1024**3  # it is sealed in memory; a million audit entries are 0.7 GB
 
 
@@ -85,44 +89,60 @@ class _Roots:
 def create_backup(world: World, sealer: Sealer, *, now: datetime) -> bytes:
     """The file's bytes. Root keys of other providers than files are not in it, and cannot be."""
     ring = world.vault.ring
-    header = {
+    header: dict[str, JsonValue] = {
         "made": now.isoformat(),
         "file_roots": {key.name: key.key.expose().hex() for key in ring.all() if isinstance(key, FileRootKey)},
         "root": ring.root.name,
         "tenants": {tenant: key.name for tenant, key in ring.tenants.items()},
     }
-    content = "\n".join((json.dumps(header), *dump(world.database))).encode()
+    rows = "\n".join(dump(world.database))
+    signature = world.audit.sign(_statement(header, rows)).hex()
+    content = f"{json.dumps(header | {'signature': signature})}\n{rows}".encode()
     if len(content) > MAX_BACKUP_BYTES:
         raise Misconfigured("backup-size", "the store is too large for one file", expected=MAX_BACKUP_BYTES)
     world.audit.record(event="backup-made", subject="backup", body={"bytes": len(content)}, now=now)
     return seal_backup(content, sealer, secrets.token_bytes)
 
 
-def verify_backup(file: bytes, opener: Opener, ring: RootRing | None, *, now: datetime) -> BackupReport:
+def verify_backup(
+    file: bytes, opener: Opener, ring: RootRing | None, *, origin: Ed25519PublicKey | None = None, now: datetime
+) -> BackupReport:
     """Restore into a store that is thrown away, and check that. `ring` is needed where root keys are no files."""
     with tempfile.TemporaryDirectory(prefix="kbs-verify-") as folder:
-        return restore_backup(file, opener, folder, ring, keys=None, now=now)
+        return restore_backup(file, opener, folder, ring, keys=None, origin=origin, now=now)
 
 
 def restore_backup(
-    file: bytes, opener: Opener, store: str, ring: RootRing | None, *, keys: Path | None, now: datetime
+    file: bytes,
+    opener: Opener,
+    store: str,
+    ring: RootRing | None,
+    *,
+    keys: Path | None,
+    origin: Ed25519PublicKey | None = None,
+    now: datetime,
 ) -> BackupReport:
     """Fill an empty store and check it; then write the root key files to `keys` where no `ring` is given.
 
+    `origin` is the audit key of the broker that the backup must be of; a backup to a recipient proves none by itself.
     Raises Misconfigured for a store that is not empty, Malformed and Untrusted for what does not verify; the store is
     then not to be used.
     """
     try:
-        lines = iter(open_backup(file, opener).decode("utf-8").split("\n"))
+        first, _, rows = open_backup(file, opener).decode("utf-8").partition("\n")
     except UnicodeDecodeError as exc:
         raise Malformed("backup", "not text", where="backup") from exc
-    made, roots = _header(next(lines))
+    header = dict(require_object(parse_json(first, max_bytes=MAX_ROW_BYTES, what="backup"), "backup"))
+    signature = header.pop("signature", "")
+    if origin is not None:
+        _require_origin(origin, signature, _statement(header, rows))
+    made, roots = _header(header)
     given = ring or roots.ring()
     if "://" not in store:
         Path(store).mkdir(mode=0o700, parents=True, exist_ok=True)
     database = Database.connect(store)
     try:
-        counts = load(database, lines)
+        counts = load(database, iter(rows.split("\n")))
         vault = Vault(given, secrets.token_bytes)
         opened = KeyStore(database, vault).open_all()
         entries = AuditLog(database, SigningKeys(database, vault).audit_key(now)).verify()
@@ -132,8 +152,22 @@ def restore_backup(
     return BackupReport(rows=counts, secrets=opened, audit_entries=entries, made=made, root_key=written)
 
 
-def _header(line: str) -> tuple[str, _Roots]:
-    header = require_object(parse_json(line, max_bytes=MAX_ROW_BYTES, what="backup"), "backup")
+def _statement(header: Mapping[str, JsonValue], rows: str) -> bytes:
+    """What the audit key signs of a backup: all of it."""
+    digest = hashlib.sha256(f"{json.dumps(header, sort_keys=True)}\n{rows}".encode()).hexdigest()
+    return json.dumps([_CONTEXT, digest]).encode()
+
+
+def _require_origin(key: Ed25519PublicKey, signature: object, statement: bytes) -> None:
+    try:
+        key.verify(bytes.fromhex(require_text(signature, "signature")), statement)
+    except (InvalidSignature, ValueError) as exc:
+        raise Untrusted(
+            "backup-origin", "the broker with this audit key did not make this backup", where="backup"
+        ) from exc
+
+
+def _header(header: Mapping[str, JsonValue]) -> tuple[str, _Roots]:
     files = require_object(header.get("file_roots"), "file_roots")
     tenants = require_object(header.get("tenants"), "tenants")
     roots = _Roots(

@@ -145,6 +145,31 @@ def test_wrong_contents(kbs: Broker, change: Callable[[list[str]], list[str]], c
     assert caught.value.code == code
 
 
+def test_a_backup_of_another_broker_is_refused(kbs: Broker, tmp_path: Path) -> None:
+    """Whoever has the recipient's public key can make one; its signature is by another audit key, or over other rows."""
+    ours = kbs.world.audit.public_key
+    assert verify_backup(create_backup(kbs.world, TO_EC, now=NOW), BY_EC, None, origin=ours, now=NOW).secrets == 1
+    with ready_broker(tmp_path / "another") as other:
+        foreign = create_backup(other.world, TO_EC, now=NOW)
+    verify_backup(foreign, BY_EC, None, now=NOW)
+    policy = "an allowing one"
+    for file in (
+        foreign,
+        _content(lambda ls: [ls[0], *(line.replace("version = 1", policy) for line in ls[1:])], kbs),
+        _content(lambda ls: [ls[0].replace('"made": "2026', '"made": "2027'), *ls[1:]], kbs),
+        _content(lambda ls: [json.dumps({**json.loads(ls[0]), "signature": "00" * 64}), *ls[1:]], kbs),
+        _content(lambda ls: [json.dumps({**json.loads(ls[0]), "signature": "no hex"}), *ls[1:]], kbs),
+        _content(
+            lambda ls: [json.dumps({k: v for k, v in json.loads(ls[0]).items() if k != "signature"}), *ls[1:]], kbs
+        ),
+    ):
+        store = tmp_path / "refused"
+        with pytest.raises(Untrusted) as caught:
+            restore_backup(file, BY_EC, str(store), None, keys=store, origin=ours, now=NOW)
+        assert caught.value.code == "backup-origin"
+        assert not store.exists()
+
+
 def test_from_sqlite_to_postgresql_and_back(kbs: Broker, tmp_path: Path) -> None:
     """The way from one replica to several."""
     if not FOUND:
@@ -192,12 +217,20 @@ def test_commands(kbs: Broker, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert run(cli, ["backup", "create", file, *store, "--recipient", str(tmp_path / "pub.pem")]) == 0
     assert (tmp_path / "b").stat().st_mode & 0o777 == 0o600
     assert run(cli, ["backup", "verify", file, "--recipient-key", str(tmp_path / "key.pem")]) == 0
-    assert "good: made 20" in capsys.readouterr().out
+    assert {"origin: not-proven"} < set(capsys.readouterr().out.splitlines())
+    assert run(cli, ["audit", "public-key", *store]) == 0
+    (tmp_path / "audit.pem").write_text(capsys.readouterr().out)
+    mine = ["--recipient-key", str(tmp_path / "key.pem"), "--audit-key"]
+    assert run(cli, ["backup", "verify", file, *mine, str(tmp_path / "audit.pem")]) == 0
+    assert {"origin: audit-key"} < set(out := capsys.readouterr().out.splitlines())
+    assert out[0].startswith("good: made 20")
+    assert run(cli, ["backup", "verify", file, *mine, str(tmp_path / "pub.pem")]) == 2
     assert run(cli, ["backup", "verify", file, "--passphrase-file", str(tmp_path / "pass")]) == 2
     assert run(cli, ["backup", "create", file, *store, "--passphrase-file", str(tmp_path / "pass")]) == 0
     to = ["--passphrase-file", str(tmp_path / "pass"), "--store", str(tmp_path / "new"), "--output", "json"]
     capsys.readouterr()
     assert run(cli, ["backup", "restore", file, *to]) == 0
-    assert json.loads(capsys.readouterr().out)["secrets"] == 1
+    restored = json.loads(capsys.readouterr().out)
+    assert (restored["secrets"], restored["origin"]) == (1, "passphrase")
     assert run(cli, ["audit", "verify", "--store", str(tmp_path / "new")]) == 0
     assert run(cli, ["backup", "create", file, *store]) == 2
