@@ -43,10 +43,6 @@ class Reader:
         """Little-endian 16-bit."""
         return int.from_bytes(self.take(2, field), "little")
 
-    def u24le(self, field: str) -> int:
-        """Little-endian 24-bit."""
-        return int.from_bytes(self.take(3, field), "little")
-
     def u32le(self, field: str) -> int:
         """Little-endian 32-bit."""
         return int.from_bytes(self.take(4, field), "little")

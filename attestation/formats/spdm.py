@@ -17,7 +17,6 @@ MAX_TLVS = 128  # 17 seen; ids above 36 have never been seen
 BLOCK_BYTES = 55
 DIGEST_BYTES = 48
 SIGNATURE_BYTES = 96
-REQUEST_BYTES = 37
 
 # 1.1: (offset, field, value); the nonce is at 4 to 35, NumberOfBlocks at 41, MeasurementRecordLength at 42 to 44.
 _CONSTANTS = (

@@ -4,7 +4,7 @@ Register offsets are BAR0 offsets. Source: NVIDIA's published gpu-admin-tools (f
 `data/devices.toml`. `off` also clears PPCIe, so that one call always reaches a single well-defined mode.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
@@ -130,7 +130,3 @@ def parse_response(words: Sequence[int], *, where: str) -> tuple[int, ...]:
     if words[4]:
         raise Unavailable("fsp-refused", "the FSP refused the message", where=where, got=hex(words[4]))
     return tuple(words[5:])
-
-
-Poll = Callable[[Callable[[], bool], float, str], None]
-"""`poll(ready, timeout_s, what)`: waits until `ready()` is true, TimedOut naming `what` otherwise."""

@@ -47,11 +47,6 @@ def link_name(host: HostFiles, path: str) -> str | None:
         return None
 
 
-def driver_of(host: HostFiles, address: PciAddress) -> str | None:
-    """Driver that owns a function. Absent also while an unbind is blocked."""
-    return link_name(host, f"{PCI}/{address}/driver")
-
-
 def _functions(host: HostFiles) -> list[PciFunction]:
     try:
         names = host.listdir(PCI)
