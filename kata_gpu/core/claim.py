@@ -203,7 +203,11 @@ def parse_allocation(allocation: Any, *, driver: str, pool: str, where: str) -> 
 
 
 def _configs(devices: Mapping[str, Any], driver: str, where: str) -> tuple[tuple[tuple[str, ...], GpuConfig], ...]:
-    """Configurations for `driver` in the order of their strength: all of classes first, then all of the claim."""
+    """Configurations for `driver` in the order of their strength: all of classes first, then all of the claim.
+
+    Classes are administrators', claims are tenants': a claim cannot waive the reset for whoever gets the device next,
+    nor hand itself the node of iommufd.
+    """
     rows = _rows(devices, "config", where)
     if len(rows) > MAX_CONFIGS:
         raise Malformed("claim-configs", "too many configurations", where=where, expected=MAX_CONFIGS, got=len(rows))
@@ -216,6 +220,13 @@ def _configs(devices: Mapping[str, Any], driver: str, where: str) -> tuple[tuple
         if source not in out:
             raise Malformed("config-source", "unknown configuration source", where=where, got=repr(source))
         config = parse_config(opaque.get("parameters"), where=f"{where} config[{index}]")
+        if source == "FromClaim" and (config.reset_policy is ResetPolicy.ON_ERROR or config.api_device):
+            raise Malformed(
+                "config-class-only",
+                "only the administrator's DeviceClass may say resetPolicy onError or apiDevice true",
+                where=f"{where} config[{index}]",
+                expected="what neither the next tenant nor the host pays for",
+            )
         out[source].append((tuple(_get(row, "requests", list, where, [])), config))
     return tuple(out["FromClass"] + out["FromClaim"])
 

@@ -256,6 +256,8 @@ BAD_CONFIG: list[Any] = [
     pytest.param(config("FromClaim", kind="Other"), "config-kind", id="dra-036-unknown-kind"),
     pytest.param(config("FromClaim", requireMode="always"), "config-value", id="dra-036-bad-mode"),
     pytest.param(config("FromClaim", ppcie="true"), "config-value", id="dra-036-bad-type"),
+    pytest.param(config("FromClaim", resetPolicy="onError"), "config-class-only", id="dra-036-tenant-waives-reset"),
+    pytest.param(config("FromClaim", apiDevice=True), "config-class-only", id="dra-036-tenant-takes-iommufd"),
     pytest.param(config("FromNowhere", ppcie=True), "config-source", id="dra-036-unknown-source"),
 ]
 
@@ -273,7 +275,7 @@ def test_bad_configuration_is_refused(world: World, row: dict[str, Any], code: s
     [
         pytest.param([config("FromClaim", requireMode="devtools"), config("FromClass", requireMode="on")], CcMode.DEVTOOLS, True, id="dra-036-claim-over-class"),
         pytest.param([config("FromClass", requireMode="on"), config("FromClass", requireMode="devtools")], CcMode.DEVTOOLS, True, id="dra-036-later-over-earlier"),
-        pytest.param([config("FromClass", requireMode="on"), config("FromClaim", resetPolicy="onError")], CcMode.DEVTOOLS, False, id="dra-036-fieldwise"),
+        pytest.param([config("FromClass", requireMode="on"), config("FromClaim", resetPolicy="always")], CcMode.DEVTOOLS, False, id="dra-036-fieldwise"),
         pytest.param([config("FromClass", requireMode="on", requests=["other"])], CcMode.OFF, True, id="dra-036-other-request"),
         pytest.param([config("FromClaim", driver="gpu.nvidia.com", anything=1)], CcMode.OFF, True, id="dra-036-wrong-driver-ignored"),
     ],
