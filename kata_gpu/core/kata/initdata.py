@@ -27,8 +27,12 @@ HOST_DATA_BYTES = 32  # SNP HOST_DATA
 MR_CONFIG_ID_BYTES = 48  # TDX MRCONFIGID
 _PEM_CERTIFICATE = "-----BEGIN CERTIFICATE-----"
 _URL = re.compile(r"https?://[A-Za-z0-9.\-_\[\]:]+(:[0-9]+)?(/[^\s]*)?")
+# Rules of Kata's agent policy that hand the guest to the host when nothing limits them: as a default, as a fact, or as
+# a body of nothing but `true`. AllowRequestsFailingPolicy is Kata's own switch that lets every refused request pass.
 _PERMISSIVE = re.compile(
-    r"^\s*default\s+(ExecProcessRequest|ReadStreamRequest|CopyFileRequest|SetPolicyRequest)\s*:?=\s*true", re.MULTILINE
+    r"^[ \t]*(?:default[ \t]+)?(?:AllowRequestsFailingPolicy|ExecProcessRequest|ReadStreamRequest|WriteStreamRequest|"
+    r"CopyFileRequest|SetPolicyRequest)\b(?:\s*:?=\s*true\b|(?:\s+if)?\s*\{\s*true\s*\}|\s+if\s+true\b|[ \t]*$)",
+    re.MULTILINE,
 )
 
 

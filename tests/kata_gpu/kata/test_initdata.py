@@ -82,6 +82,13 @@ def _replace(old: str, new: str) -> InitData:
     pytest.param("kbs_cert =", "cert =", "cert-key", id="cert-key"),
     pytest.param("default ExecProcessRequest := false", "default ExecProcessRequest := true", "permissive-policy", id="exec"),
     pytest.param("default ExecProcessRequest := false", "default SetPolicyRequest = true", "permissive-policy", id="set-policy"),
+    pytest.param("default ExecProcessRequest := false", "default AllowRequestsFailingPolicy := true", "permissive-policy",
+                 id="allow-failing"),
+    pytest.param("default ExecProcessRequest := false", "ExecProcessRequest := true", "permissive-policy", id="fact"),
+    pytest.param("default ExecProcessRequest := false", "ExecProcessRequest if { true }", "permissive-policy", id="body"),
+    pytest.param("default ExecProcessRequest := false", "ExecProcessRequest { true }", "permissive-policy", id="old-body"),
+    pytest.param("default ExecProcessRequest := false", "ReadStreamRequest if true", "permissive-policy", id="if-true"),
+    pytest.param("default ExecProcessRequest := false", "WriteStreamRequest", "permissive-policy", id="bare"),
     pytest.param('"policy.rego"', '"other.rego"', "no-policy", id="no-policy"),
 ])  # fmt: skip
 def test_problems_are_named(old: str, new: str, code: str) -> None:
