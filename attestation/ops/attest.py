@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from threading import BoundedSemaphore
 
 from attestation.appraise import native
 from attestation.appraise.ear import Appraisal, Status
@@ -25,6 +26,8 @@ from attestation.values import JsonValue, Tee
 from attestation.verify.bind import with_guest_measured
 
 WAIT_S, POLL_S = 20.0, 0.02  # a twin request waits for the first; guests give up after 50 s
+MAX_WAITING = 2  # of one process: half of the threads that serve guests (service/app.py)
+_WAITING = BoundedSemaphore(MAX_WAITING)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,14 +85,26 @@ def _answer(world: World, key: str, submission: Submission, claimed: Challenged,
 
 
 def _claim(world: World, key: str, body_digest: str, now: datetime) -> Challenged | Repeated:
-    waited = time.monotonic()
-    while True:
-        claimed = world.sessions.claim(key, body_digest, now)
-        if not isinstance(claimed, InProgress):
-            return claimed
-        if time.monotonic() - waited > WAIT_S:
-            raise Unavailable("attest-in-progress", "the same evidence is still being verified")
-        time.sleep(POLL_S)
+    """Twins wait, few of them: each holds a worker, and the same evidence again costs its sender nothing."""
+    claimed = world.sessions.claim(key, body_digest, now)
+    if not isinstance(claimed, InProgress):
+        return claimed
+    if not _WAITING.acquire(blocking=False):
+        raise _still_verifying()
+    try:
+        until = time.monotonic() + WAIT_S
+        while isinstance(claimed, InProgress):
+            if time.monotonic() > until:
+                raise _still_verifying()
+            time.sleep(POLL_S)
+            claimed = world.sessions.claim(key, body_digest, now)
+        return claimed
+    finally:
+        _WAITING.release()
+
+
+def _still_verifying() -> Unavailable:
+    return Unavailable("attest-in-progress", "the same evidence is still being verified")
 
 
 def _verify(world: World, submission: Submission, challenged: Challenged, now: datetime) -> Attested:

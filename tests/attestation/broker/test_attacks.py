@@ -2,10 +2,14 @@
 
 import json
 import stat
+import time
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -24,7 +28,7 @@ from attestation.crypto.jwk import tee_key_of
 from attestation.errors import Malformed, Misconfigured, Unavailable, Untrusted
 from attestation.formats.initdata import parse_init_data
 from attestation.ops.administer import authenticate_admin
-from attestation.ops.attest import attest
+from attestation.ops.attest import MAX_WAITING, attest
 from attestation.ops.challenge import issue_challenge
 from attestation.ops.external import external_token
 from attestation.ops.release import Credentials
@@ -260,18 +264,42 @@ def test_two_bodies_on_two_brokers_at_once(tmp_path: Path) -> None:
 
         def answer(number: int) -> str:
             made, which = (one, two)[number // 2 % 2], number % 2
-            try:
-                token = attest(
-                    made.world, cookie=issued.cookie, submission=sent[which], body_digest=f"{which:064x}", now=NOW
-                )
-            except Untrusted as exc:
-                return exc.code
-            return token.token
+            while True:
+                try:
+                    return attest(
+                        made.world, cookie=issued.cookie, submission=sent[which], body_digest=f"{which:064x}", now=NOW
+                    ).token
+                except Untrusted as exc:
+                    return exc.code
+                except Unavailable as exc:  # more twins than may wait
+                    assert exc.code == "attest-in-progress"
+                    time.sleep(0.01)
 
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(answer, range(16)))
     assert answers.count("nonce-replayed") == 8
     assert len(set(answers)) == 2
+
+
+def test_twins_of_slow_evidence_leave_workers_to_others(tmp_path: Path) -> None:
+    """The same evidence many times while it is verified: a few requests wait for its answer, the rest come back."""
+    verifying, go_on = Event(), Event()
+
+    class Slow:
+        def verify(self, *_args: object, **_kwargs: object) -> Any:
+            verifying.set()
+            go_on.wait(20)
+            raise Untrusted("forged", "forged")
+
+    with broker(tmp_path, verifier=Slow()) as made, ThreadPoolExecutor(8) as pool:
+        issued = issue_challenge(made.world, version="0.4.0", tee="snp", now=NOW)
+        twins = [pool.submit(_attest_with, made, [issued.cookie, issued.challenged.nonce]) for _ in range(8)]
+        assert verifying.wait(20)
+        first = list(islice(as_completed(twins, timeout=20), 8 - 1 - MAX_WAITING))
+        assert {getattr(twin.exception(), "code", "") for twin in first} == {"attest-in-progress"}
+        go_on.set()
+        codes = Counter(getattr(twin.exception(), "code", "") for twin in twins)
+    assert codes == {"forged": 1, "session-burned": MAX_WAITING, "attest-in-progress": 8 - 1 - MAX_WAITING}
 
 
 def _honest(nonce: str) -> Submission:
