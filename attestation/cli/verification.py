@@ -1,12 +1,14 @@
-"""Options that every verifier shares: the policy file, and the collateral store with the bundle behind it."""
+"""What every verifier shares: options, the policy file, and the collateral store with the bundle behind it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from attestation.clock import parse_time, utc_now
 from attestation.errors import Misconfigured
 
 if TYPE_CHECKING:
@@ -15,14 +17,9 @@ if TYPE_CHECKING:
     from attestation.verify.bundle import BundleInfo, BundleRule
     from attestation.verify.nv_policy import NvPolicy
 
+F = TypeVar("F", bound=Callable[..., Any])
+FILE = click.Path(path_type=Path)
 BUILTIN = "builtin"  # the test PKI that every copy of the forge has
-policy_option = click.option(
-    "--verification-policy",
-    "policy",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Verification policy, TOML; instead of the options that set rules.",
-)
 simulated_roots_option = click.option(
     "--unsafe-trust-simulated-roots",
     "simulated_roots",
@@ -31,6 +28,56 @@ simulated_roots_option = click.option(
     flag_value=BUILTIN,
     help="UNSAFE: trust the test PKI of `simulate roots DIR`, or the built-in one: anybody can forge evidence.",
 )
+_JUDGING = (
+    click.option(
+        "--verification-policy",
+        "policy",
+        type=FILE,
+        metavar="FILE",
+        help="Verification policy, TOML; instead of the options that set rules.",
+    ),
+    click.option("--at", metavar="RFC3339", help="Verify as of this time instead of now."),
+    click.option(
+        "--require",
+        type=click.Choice(["authentic", "trusted"]),
+        default="trusted",
+        show_default=True,
+        help="Level that counts as success: signatures alone, or policy met too.",
+    ),
+    click.option(
+        "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+    ),
+    simulated_roots_option,
+)
+
+
+def judging_options(command: F) -> F:
+    """Policy, time, required level, form of the result and the unsafe roots: the same for every kind of evidence."""
+    for option in reversed(_JUDGING):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """The part of the command line that every verifier has, typed."""
+
+    collateral: Path | None
+    policy: Path | None
+    at: str | None
+    require: str
+    output: str
+    simulated_roots: str | None
+
+    @property
+    def now(self) -> datetime:
+        """`--at`, or the clock: read it once."""
+        return parse_time(self.at, where="--at") if self.at else utc_now()
+
+
+def warn_simulated() -> None:
+    """Each use says so."""
+    click.echo("WARNING: simulated roots are trusted: the result says nothing about hardware.", err=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from attestation.cli.cpu_options import FILE, warn_simulated
-from attestation.cli.verification import Basis, policy_option, read_policy, simulated_roots_option
-from attestation.clock import parse_time, utc_now
+from attestation.cli.verification import FILE, Asked, Basis, judging_options, read_policy, warn_simulated
 from attestation.errors import AttestationError, Malformed, Misconfigured
 from attestation.findings import Result
 from attestation.sources.atomic import read_bounded
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
+class _Asked(Asked):
     """The command line, typed."""
 
     body: Path
@@ -33,12 +31,6 @@ class _Asked:
     profile: str
     expect: str
     measurements: tuple[str, ...]
-    collateral: Path | None
-    policy: Path | None
-    at: str | None
-    require: str
-    output: str
-    simulated_roots: str | None
     sample: bool
 
 
@@ -51,19 +43,7 @@ class _Asked:
 @click.option("--expect", metavar="gpus=N,switches=M", required=True, help="How many devices there must be.")
 @click.option("--measurement", "measurements", metavar="HEX", multiple=True, help="Launch measurement to accept.")
 @click.option("--collateral", type=FILE, help="Collateral store (a directory).")
-@policy_option
-@click.option("--at", metavar="RFC3339", help="Verify as of this time instead of now.")
-@click.option(
-    "--require",
-    type=click.Choice(["authentic", "trusted"]),
-    default="trusted",
-    show_default=True,
-    help="Level that counts as success: signatures alone, or policy met too.",
-)
-@click.option(
-    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
-)
-@simulated_roots_option
+@judging_options
 @click.option("--unsafe-sample-tee", "sample", is_flag=True, help="Accept CPU evidence that anybody can make.")
 def evidence(**options: object) -> int:
     """Verify a guest's CPU and GPU evidence together, offline.
@@ -77,7 +57,7 @@ def evidence(**options: object) -> int:
         --measurement 5ab1... --collateral store/
     """
     asked = _Asked(**options)  # type: ignore[arg-type]  # click made them by these names
-    now = parse_time(asked.at, where="--at") if asked.at else utc_now()
+    now = asked.now
     if asked.simulated_roots is not None or asked.sample:
         warn_simulated()
     from attestation.cli.evidence_page import refused, show

@@ -11,14 +11,15 @@ import click
 
 from attestation.cli.device_page import render_json, render_page, render_refusal
 from attestation.cli.verification import (
+    Asked,
     Basis,
+    judging_options,
     load_store,
-    policy_option,
     read_policy,
-    simulated_roots_option,
+    warn_simulated,
     with_first_seen,
 )
-from attestation.clock import parse_time, utc_now
+from attestation.clock import parse_time
 from attestation.errors import AttestationError, ExitCode, Malformed, Misconfigured, Unavailable
 from attestation.formats.certs import MAX_BUNDLE_BYTES
 from attestation.formats.nv_evidence import MAX_JSON_BYTES, MAX_TEXT_BYTES, NvEvidence, decode_report, parse_evidence
@@ -39,7 +40,7 @@ _MAX_FIRST_SEEN_BYTES = 1024 * 1024  # 100 bytes per document
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
+class _Asked(Asked):
     """The command line, typed."""
 
     report: Path | None
@@ -47,17 +48,11 @@ class _Asked:
     evidence: Path | None
     nonce: str | None
     rim: tuple[Path, ...]
-    collateral: Path | None
-    policy: Path | None
-    at: str | None
-    require: str
-    output: str
     trailing_zeros: int
     signer_expiry: str
     grace_days: int | None
     first_seen: Path | None
     expect: str | None
-    simulated_roots: str | None
 
     @property
     def sets_rules(self) -> bool:
@@ -74,18 +69,7 @@ class _Asked:
 )
 @click.option("--rim", type=_FILE, multiple=True, help="Reference document, or a directory of them. Repeatable.")
 @click.option("--collateral", type=_FILE, help="Collateral store: reference documents and revocation answers.")
-@policy_option
-@click.option("--at", metavar="RFC3339", help="Verify as of this time instead of now.")
-@click.option(
-    "--require",
-    type=click.Choice(["authentic", "trusted"]),
-    default="trusted",
-    show_default=True,
-    help="Level that counts as success: signatures alone, or policy met too.",
-)
-@click.option(
-    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
-)
+@judging_options
 @click.option("--trailing-zeros", type=click.IntRange(0, 64), default=0, show_default=True,
               help="Zero bytes to tolerate after the signature.")  # fmt: skip
 @click.option("--signer-expiry", type=click.Choice(["strict", "grace", "valid-at-first-seen"]), default="strict",
@@ -93,7 +77,6 @@ class _Asked:
 @click.option("--grace-days", type=click.IntRange(1, 3650), help="With --signer-expiry grace.")
 @click.option("--first-seen", type=_FILE, help="JSON of SHA-256 to RFC 3339, with --signer-expiry valid-at-first-seen.")
 @click.option("--expect", metavar="gpus=N,switches=M", help="How many devices there must be.")
-@simulated_roots_option
 def gpu(**options: object) -> int:
     """Verify NVIDIA GPUs and NVSwitches, offline.
 
@@ -107,13 +90,13 @@ def gpu(**options: object) -> int:
       kata-gpu-kbs verify gpu --evidence board.json --expect gpus=8,switches=4 --rim rims/ --nonce 4760e3...
     """
     asked = _Asked(**options)  # type: ignore[arg-type]  # click made them by these names
-    now = parse_time(asked.at, where="--at") if asked.at else utc_now()
+    now = asked.now
     nonce = Nonce.from_hex(asked.nonce) if asked.nonce is not None else None
     given, stored = read_policy(asked.policy, instead_of=asked.sets_rules), load_store(asked.collateral)
     collateral = _collateral(asked, given, stored, now)
     basis = Basis.of(given, stored.bundle if stored else None)
     if collateral.trust.simulated:
-        click.echo("WARNING: simulated roots are trusted: the result says nothing about hardware.", err=True)
+        warn_simulated()
     from attestation.verify.bundle import require_recent
     from attestation.verify.nv_set import verify_set
 

@@ -6,40 +6,30 @@ from typing import TYPE_CHECKING
 
 import click
 
-from attestation.cli.cpu_options import FILE, MAX_FILE_BYTES, read_expected, shared_options, warn_simulated
-from attestation.cli.verification import Basis, load_store, read_policy
-from attestation.clock import parse_time, utc_now
-from attestation.errors import AttestationError, Misconfigured
+from attestation.cli.verification import FILE, Basis, load_store, read_policy, warn_simulated
+from attestation.cli.verify_cpu import MAX_FILE_BYTES, CpuAsked, cpu_options, run_cpu
+from attestation.errors import Misconfigured
 from attestation.sources.atomic import read_bounded
-from attestation.values import Level
 
 if TYPE_CHECKING:
     from attestation.formats.snp_evidence import SnpEvidence
     from attestation.formats.snp_tcb import Product
     from attestation.sources.collateral import Collateral
+    from attestation.verify.expected import CpuExpected
     from attestation.verify.snp_policy import SnpPolicy, TcbFloors
     from attestation.verify.snp_trust import AmdCollateral, AmdTrust
+    from attestation.verify.verified import VerifiedCpu
 
 _DEFAULT_CRL = "if-present"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
+class _Asked(CpuAsked):
     """The command line, typed."""
 
     report: Path | None
     leaf: Path | None
     chain: tuple[Path, ...]
-    evidence: Path | None
-    report_data: str | None
-    init_data: Path | None
-    measurements: tuple[str, ...]
-    collateral: Path | None
-    policy: Path | None
-    at: str | None
-    require: str
-    output: str
-    simulated_roots: str | None
     products: tuple[str, ...]
     versions: tuple[int, ...]
     chips: tuple[str, ...]
@@ -61,7 +51,7 @@ class _Asked:
 @click.option("--report", type=FILE, help="The 1184 bytes of the report.")
 @click.option("--leaf", type=FILE, help="Its VCEK or VLEK, DER or PEM.")
 @click.option("--chain", type=FILE, multiple=True, help="ARK, ASK or ASVK, DER or PEM; several in a file are fine.")
-@shared_options
+@cpu_options
 @click.option("--product", "products", type=click.Choice(["milan", "genoa", "turin"]), multiple=True,
               help="Accept this product. [default: genoa, turin]  Milan also needs --chip.")  # fmt: skip
 @click.option("--report-version", "versions", type=click.IntRange(2, 5), multiple=True,
@@ -92,30 +82,21 @@ def snp(**options: object) -> int:
       kata-gpu-kbs verify snp --evidence evidence.json --collateral store/ --report-data 9f2c... --measurement 5ab1...
     """
     asked = _Asked(**options)  # type: ignore[arg-type]  # click made them by these names
-    now = parse_time(asked.at, where="--at") if asked.at else utc_now()
-    from attestation.cli.evidence_page import Page, check_measurement, refused, show
-    from attestation.verify.bundle import require_recent
+    now = asked.now
     from attestation.verify.snp import verify_snp
 
     given = read_policy(asked.policy, instead_of=asked.sets_rules)
     stored = load_store(asked.collateral)
     trust, collateral = _trust(asked, stored)
-    basis = Basis.of(given, stored.bundle if stored else None)
-    policy, expected = given.snp if given else _policy(asked), read_expected(asked.report_data, asked.init_data)
-    try:
-        recent = require_recent(basis.bundle, basis.rule, now=now)
+    policy = given.snp if given else _policy(asked)
+
+    def verify(expected: "CpuExpected") -> "tuple[VerifiedCpu, str]":
         cpu = verify_snp(
             _evidence(asked), trust=trust, collateral=collateral, policy=policy, expected=expected, now=now
         )
-        findings = (*cpu.findings, check_measurement(cpu, asked.measurements), recent)
-        title = f"AMD SEV-SNP, {cpu.product}, chip {cpu.chip_id or 'not named'}"
-        page = Page(title=title, findings=findings, claims=cpu.claims)
-    except AttestationError as exc:
-        click.echo(show(refused(exc), Level(asked.require), asked.output, now, basis)[0])
-        return exc.exit_code
-    text, code = show(page, Level(asked.require), asked.output, now, basis)
-    click.echo(text)
-    return code
+        return cpu, f"AMD SEV-SNP, {cpu.product}, chip {cpu.chip_id or 'not named'}"
+
+    return run_cpu(asked, Basis.of(given, stored.bundle if stored else None), now, verify)
 
 
 def _evidence(asked: _Asked) -> "SnpEvidence":

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from attestation.cli.cpu_options import FILE, MAX_FILE_BYTES, read_expected, shared_options, warn_simulated
-from attestation.cli.verification import Basis, load_store, read_policy
-from attestation.clock import parse_time, utc_now
-from attestation.errors import AttestationError, Misconfigured
+from attestation.cli.verification import FILE, Basis, load_store, read_policy, warn_simulated
+from attestation.cli.verify_cpu import MAX_FILE_BYTES, CpuAsked, cpu_options, run_cpu
+from attestation.errors import Misconfigured
 from attestation.sources.atomic import read_bounded
-from attestation.values import Level
 
 if TYPE_CHECKING:
     from attestation.formats.tdx_evidence import TdxEvidence
     from attestation.sources.collateral import Collateral
+    from attestation.verify.expected import CpuExpected
     from attestation.verify.tdx_trust import IntelCollateral, IntelTrust, TdxPolicy
+    from attestation.verify.verified import VerifiedCpu
 
 _STATUSES = (
     "SWHardeningNeeded",
@@ -30,22 +30,12 @@ _STATUSES = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
+class _Asked(CpuAsked):
     """The command line, typed."""
 
     quote: Path | None
     event_log: Path | None
     collateral_files: tuple[Path, ...]
-    evidence: Path | None
-    report_data: str | None
-    init_data: Path | None
-    measurements: tuple[str, ...]
-    collateral: Path | None
-    policy: Path | None
-    at: str | None
-    require: str
-    output: str
-    simulated_roots: str | None
     statuses: tuple[str, ...]
     min_evaluation: int
     platforms: tuple[str, ...]
@@ -60,7 +50,7 @@ class _Asked:
 @click.option("--quote", type=FILE, help="The quote, as the guest's buffer held it.")
 @click.option("--event-log", type=FILE, help="CCEL event log that explains the runtime registers.")
 @click.option("--collateral-file", "collateral_files", type=FILE, multiple=True, help="Collateral JSON of dcap-qvl.")
-@shared_options
+@cpu_options
 @click.option("--allow-status", "statuses", type=click.Choice(_STATUSES), multiple=True,
               help="Accept this TCB status besides UpToDate.")  # fmt: skip
 @click.option("--min-evaluation", type=click.IntRange(0), default=0, show_default=True,
@@ -79,29 +69,21 @@ def tdx(**options: object) -> int:
       kata-gpu-kbs verify tdx --evidence evidence.json --collateral store/ --report-data 9f2c... --measurement 5ab1...
     """
     asked = _Asked(**options)  # type: ignore[arg-type]  # click made them by these names
-    now = parse_time(asked.at, where="--at") if asked.at else utc_now()
-    from attestation.cli.evidence_page import Page, check_measurement, refused, show
-    from attestation.verify.bundle import require_recent
+    now = asked.now
     from attestation.verify.tdx import verify_tdx
 
     given = read_policy(asked.policy, instead_of=asked.sets_rules)
     stored = load_store(asked.collateral)
     trust, collateral = _trust(asked, stored)
-    basis = Basis.of(given, stored.bundle if stored else None)
-    policy, expected = given.tdx if given else _policy(asked), read_expected(asked.report_data, asked.init_data)
-    try:
-        recent = require_recent(basis.bundle, basis.rule, now=now)
+    policy = given.tdx if given else _policy(asked)
+
+    def verify(expected: "CpuExpected") -> "tuple[VerifiedCpu, str]":
         cpu = verify_tdx(
             _evidence(asked), trust=trust, collateral=collateral, policy=policy, expected=expected, now=now
         )
-        findings = (*cpu.findings, check_measurement(cpu, asked.measurements), recent)
-        page = Page(title=f"Intel TDX, platform {cpu.chip_id or 'not named'}", findings=findings, claims=cpu.claims)
-    except AttestationError as exc:
-        click.echo(show(refused(exc), Level(asked.require), asked.output, now, basis)[0])
-        return exc.exit_code
-    text, code = show(page, Level(asked.require), asked.output, now, basis)
-    click.echo(text)
-    return code
+        return cpu, f"Intel TDX, platform {cpu.chip_id or 'not named'}"
+
+    return run_cpu(asked, Basis.of(given, stored.bundle if stored else None), now, verify)
 
 
 def _evidence(asked: _Asked) -> "TdxEvidence":
