@@ -5,10 +5,10 @@ at its one `=`. CDI device names hold no `=`.
 """
 
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from kata_gpu.core import toml10
 from kata_gpu.errors import Malformed, Misconfigured, Unavailable
 
 BRIDGE_SOCKET = "/run/kata-gpu/kata-pod-resources.sock"  # served by us, named by Kata's `pod_resource_api_sock`
@@ -96,8 +96,8 @@ def require_promised(translated: set[str], promises: Mapping[str, str], *, pod: 
 def refuse_native_support(config: str, *, where: str) -> None:
     """Raise Misconfigured when this Kata reads DRA itself: both translations would hand each device over twice."""
     try:
-        runtime = tomllib.loads(config).get("runtime") or {}
-    except tomllib.TOMLDecodeError as exc:
+        runtime = toml10.loads(config).get("runtime") or {}
+    except ValueError as exc:
         raise Malformed("kata-config", "not a TOML file", where=where, got=exc) from exc
     if "dra" in (runtime.get("pod_resource_device_sources") or []):
         raise Misconfigured(

@@ -2,10 +2,10 @@
 
 import fnmatch
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kata_gpu.core import toml10
 from kata_gpu.core.doctor.containers import MIN_CONTAINERD, PLAIN, RUST_SUFFIX
 from kata_gpu.core.doctor.drivers import BINDERS, HOLDERS
 from kata_gpu.core.doctor.facts import CdiFacts, ContainerdFacts, KubeletFacts, ProcessFacts
@@ -131,8 +131,8 @@ def _json(text: str | None) -> Any:
 
 def _toml(text: str | None) -> dict[str, Any] | None:
     try:
-        return None if text is None else tomllib.loads(text)
-    except (ValueError, RecursionError):
+        return None if text is None else toml10.loads(text)
+    except ValueError:
         return None
 
 

@@ -6,11 +6,14 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 
+from kata_gpu.core.kata.effective import parse_layer
+from kata_gpu.core.kata.initdata import appraise_initdata, parse_initdata
 from kata_gpu.core.node_policy import parse_policy
 from kata_gpu.core.yaml12 import load
 from kata_gpu.dra.http import MAX_CONNECTIONS, StatusServer
@@ -91,3 +94,28 @@ def test_slow_clients_neither_keep_the_probe_out_nor_pile_up() -> None:
         for client in clients:
             client.close()
         server.stop()
+
+
+_DOCUMENT = 'version = "0.1.0"\nalgorithm = "sha256"\n[data]\n"aa.toml" = "x"\n'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("a = " + "[" * 100_000, id="array"),
+        pytest.param("a = " + "{a=" * 50_000, id="table"),
+        pytest.param("a." * 20_000 + "a = 1", id="dots"),
+        pytest.param("[" + "a." * 100_000 + "a]", id="header"),
+        pytest.param("a = " + "9" * 5_000, id="number"),
+    ],
+)
+def test_toml_of_others_ends_in_our_error_and_soon(text: str) -> None:
+    """Init-data of a pod, files inside it, and Kata's configuration in a bundle."""
+    inner = _DOCUMENT.replace('"x"', f"'{text}'")
+    before = time.process_time()
+    with pytest.raises(Malformed):
+        parse_initdata((_DOCUMENT + text).encode(), where="t")
+    with pytest.raises(Malformed):
+        parse_layer(text.encode(), "t")
+    assert "missing-file" in {p.code for p in appraise_initdata(parse_initdata(inner.encode(), where="t"))}
+    assert time.process_time() - before < 1

@@ -4,12 +4,12 @@ Both runtimes read `configuration.toml` and then every file of `config.d` beside
 other value replaces (Go `updateFromDropIn`, Rust `drop_in.rs`). Arrays of tables replace as a whole.
 """
 
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from kata_gpu.core import toml10
 from kata_gpu.errors import Malformed
 
 MAX_FILE_BYTES = 1 << 20  # the shipped templates are about 40 KiB
@@ -62,8 +62,8 @@ def parse_layer(data: bytes, path: str) -> Layer:
         raise Malformed("kata-config-size", "configuration file is too large", where=path,
                         expected=f"at most {MAX_FILE_BYTES} bytes", got=len(data))  # fmt: skip
     try:
-        return Layer(path, tomllib.loads(data.decode("utf-8")))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        return Layer(path, toml10.loads(data))
+    except ValueError as exc:
         raise Malformed("kata-config-toml", "not valid TOML", where=path, got=str(exc)[:200]) from exc
 
 

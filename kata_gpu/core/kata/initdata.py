@@ -9,7 +9,6 @@ import binascii
 import gzip
 import hashlib
 import re
-import tomllib
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 import tomli_w
 
+from kata_gpu.core import toml10
 from kata_gpu.errors import Malformed, Misconfigured
 
 ANNOTATION = "io.katacontainers.config.hypervisor.cc_init_data"
@@ -88,8 +88,8 @@ def parse_initdata(raw: bytes, *, where: str) -> InitData:
             got=len(raw),
         )
     try:
-        table: dict[str, Any] = tomllib.loads(raw.decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        table = toml10.loads(raw)
+    except ValueError as exc:
         raise Malformed("initdata-toml", "not valid TOML", where=where, got=str(exc)[:200]) from exc
     if table.get("version") != "0.1.0":
         raise Malformed(
@@ -239,8 +239,8 @@ def appraise_initdata(document: InitData) -> tuple[Problem, ...]:
 
 def _table(document: InitData, name: str, *path: str) -> Mapping[str, Any] | None:
     try:
-        node: Any = tomllib.loads(document.data[name])
-    except (KeyError, tomllib.TOMLDecodeError):
+        node: Any = toml10.loads(document.data[name])
+    except (KeyError, ValueError):
         return None
     for part in path:
         node = node.get(part) if isinstance(node, dict) else None
