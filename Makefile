@@ -12,7 +12,7 @@ ifdef REQUIRE_VECTORS
 PYTEST_FLAGS += --require-vectors
 endif
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint types layers bench gate performance fuzz soak e2e lab lab-short samples peers test-deps lock proto manifests images release sbom docs clean dev
+.PHONY: help demo test check lint types layers bench gate performance fuzz soak e2e lab lab-short samples peers test-deps lock proto manifests images release sbom audit docs clean dev
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +103,9 @@ release: $(VENV)/.dev sbom ## Wheel and sdist built twice and equal, installed i
 
 docs: $(VENV)/.runtime ## Render the command reference in docs/cli again
 	@$(BIN)/python -m deploy.cli_reference docs/cli
+
+audit: $(VENV)/.dev ## Known advisories of what is locked, from PyPI's service (network)
+	$(BIN)/pip-audit --disable-pip --no-deps -r requirements/runtime.lock
 
 sbom: $(VENV)/.dev ## Bills of materials of the locked requirements, CycloneDX, in out/
 	@mkdir -p out
