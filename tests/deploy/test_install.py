@@ -118,6 +118,22 @@ def test_objects_of_others_with_our_names_stay(api: FakeApi, capsys: pytest.Capt
     assert kube.get("/api/v1/namespaces/kata-gpu", timeout_s=5)["metadata"]["name"] == "kata-gpu"
 
 
+def test_a_namespace_of_others_is_never_taken_and_deleted(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    """One field of it would make it ours, and uninstalling would end everything in it."""
+    kube = KubeApi.connect(server=api.url)
+    path, label = "/api/v1/namespaces/team", {"pod-security.kubernetes.io/enforce": "restricted"}
+    kube.create("/api/v1/namespaces", {"metadata": {"name": "team", "labels": label}}, timeout_s=5)
+    at = ("--namespace", "team")
+    assert run(cli, ["install", "--apply", *at, "--server", api.url]) == ExitCode.USAGE
+    assert "kubectl label namespace team" in capsys.readouterr().err
+    assert kube.get(path, timeout_s=5)["metadata"]["labels"] == label
+    kube.merge(path, {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "privileged"}}}, timeout_s=5)
+    code, paths = call(api, "install", "--apply", *at, capsys=capsys)
+    assert (code, path in paths) == (0, False)
+    assert call(api, "uninstall", *at, capsys=capsys) == (0, paths[::-1])
+    assert kube.get(path, timeout_s=5)["metadata"]["name"] == "team"
+
+
 def test_unreachable_server_is_unavailable(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
     api.go_down()
     assert run(cli, ["install", "--server", api.url]) == 8

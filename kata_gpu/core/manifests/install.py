@@ -13,6 +13,7 @@ from kata_gpu.core.manifests import broker, classes, node
 from kata_gpu.core.manifests.paths import object_path
 from kata_gpu.core.manifests.quantity import same_quantity
 from kata_gpu.core.manifests.template import Document, fill
+from kata_gpu.errors import Misconfigured
 from runtimeclass.model import Tee
 
 MANAGER = "kata-gpu-install"
@@ -60,7 +61,11 @@ def wanted(
 
 
 def plan_install(objects: Sequence[Object], observed: Mapping[str, Object | None]) -> tuple[Step, ...]:
-    """Steps that make the cluster as wanted; none where it is. `observed` maps every path to the object there."""
+    """Steps that make the cluster as wanted; none where it is. `observed` maps every path to the object there.
+
+    Raises Misconfigured for a namespace that somebody else made and that does not allow the agent yet: with a field of
+    it we would own it, and uninstalling would delete it with all that others have in it.
+    """
     steps = []
     for obj in objects:
         path = object_path(obj)
@@ -68,6 +73,15 @@ def plan_install(objects: Sequence[Object], observed: Mapping[str, Object | None
         if there is None or is_going(there):
             steps.append(Step(verb=Verb.CREATE, path=path, obj=obj))
         elif not _covers(there, obj):
+            if obj["kind"] == "Namespace" and not is_ours(there):
+                labels = ",".join(f"{k}={v}" for k, v in obj["metadata"]["labels"].items())
+                raise Misconfigured(
+                    "install-namespace",
+                    "the namespace is somebody else's",
+                    where=path,
+                    expected=f"no such namespace, or one with {labels}",
+                    hint=f"another --namespace; or kubectl label namespace {obj['metadata']['name']} {labels}",
+                )
             steps.append(Step(verb=Verb.CHANGE, path=path, obj=obj))
     return tuple(steps)
 
