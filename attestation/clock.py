@@ -10,6 +10,11 @@ def utc_now() -> datetime:
     return datetime.now(UTC)  # noqa: TID251 - the one allowed use
 
 
+def time_text(moment: datetime) -> str:
+    """For people: RFC 3339 in UTC, whole seconds."""
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
 def parse_time(text: str, *, where: str) -> datetime:
     """RFC 3339 text with an explicit offset to an aware UTC datetime; anything else is Misconfigured."""
     try:

@@ -1,35 +1,23 @@
 """`kata-gpu-kbs collateral`: fill a store, carry it across an air gap as one signed file, look at what expires."""
 
 import json
-import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from attestation.cli.collateral_fetch import FILE, OUTPUT, PATH, STORE, fetch
 from attestation.clock import parse_time, utc_now
 from attestation.errors import ExitCode, Malformed, Misconfigured
 from attestation.formats.collateral import Kind, State
 
 if TYPE_CHECKING:
     from attestation.formats.collateral import Document
-    from attestation.formats.snp_report import SnpReport
-    from attestation.formats.snp_tcb import Product
-    from attestation.ops.collect import Outcome, Step
     from attestation.sources.collateral_store import CollateralStore
-    from attestation.sources.http import Fetcher
 
-_PATH = click.Path(path_type=Path)
-_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-_STORE = click.option("--store", type=_PATH, required=True, help="The collateral store, a directory.")
-_OUTPUT = click.option(
-    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
-)
 _MIN_PREFIX = 8  # hex digits of a digest on the command line
-_MAX_TOKEN_BYTES = 4096
 
 
 @click.group()
@@ -45,139 +33,12 @@ def collateral() -> None:
     """
 
 
-@collateral.command()
-@_STORE
-@click.option("--rim", "rims", multiple=True, metavar="ID", help="NVIDIA reference document. Repeatable.")
-@click.option("--rims-like", multiple=True, metavar="PREFIX", help="Every id of the service with this prefix.")
-@click.option("--chain", "chains", type=_FILE, multiple=True, help="Device chain (PEM): ask about its CAs, too.")
-@click.option("--revocation/--no-revocation", default=True, show_default=True, help="OCSP answers and CRLs.")
-@click.option("--ocsp-nonce/--no-ocsp-nonce", default=True, show_default=True, help="Demand fresh OCSP answers.")
-@click.option("--snp-report", "snp_reports", type=_FILE, multiple=True, help="SNP report: its chip's VCEK and chain.")
-@click.option("--amd", "amd", multiple=True, type=click.Choice(["Milan", "Genoa", "Turin"]), help="AMD chain and CRL.")
-@click.option("--tdx", "tdx", multiple=True, metavar="FMSPC", help="Intel TDX collateral of a platform family.")
-@click.option(
-    "--pck-ca",
-    type=click.Choice(["platform", "processor"]),
-    default="platform",
-    show_default=True,
-    help="Intel's authority that issued the PCK certificates.",
-)
-@click.option("--nras-keys", is_flag=True, help="NVIDIA's key set, to verify NRAS tokens offline.")
-@click.option("--rim-service", metavar="URL", help="Another RIM service, e.g. a mirror (https).")
-@click.option("--service-key-file", type=_FILE, help="NVIDIA service key, sent to NVIDIA's RIM and OCSP services.")
-@_OUTPUT
-def fetch(**options: Any) -> int:
-    """Fetch into the store. What fails is listed, the rest is kept; exit code 8 when anything failed.
-
-    \b
-    Examples:
-      kata-gpu-kbs collateral fetch --store c --rim NV_GPU_DRIVER_GH100_580.95.05 --chain chain.pem
-      kata-gpu-kbs collateral fetch --store c --rims-like NV_GPU_DRIVER_GH100_58 --amd Genoa --tdx 50806F000000
-    """
-    from attestation.ops.collect import Wanted, collect
-    from attestation.sources.atomic import read_bounded
-    from attestation.sources.collateral_store import CollateralStore
-    from attestation.sources.nv_ocsp import NONCE_BYTES
-    from attestation.sources.nv_rim import RIM_SERVICE
-
-    fetcher = _fetcher(options["rim_service"], options["service_key_file"])
-    service = options["rim_service"] or RIM_SERVICE
-    wanted = Wanted(
-        rim_ids=(*options["rims"], *_ids_like(fetcher, service, options["rims_like"])),
-        chains=tuple(read_bounded(path, 1 << 20) for path in options["chains"]),
-        revocation=options["revocation"],
-        snp_reports=tuple(_snp(path) for path in options["snp_reports"]),
-        amd_products=tuple(_product(name) for name in options["amd"]),
-        fmspcs=tuple((fmspc, options["pck_ca"]) for fmspc in options["tdx"]),
-        jwks=options["nras_keys"],
-        rim_service=service,
-    )
-    nonce = (lambda: secrets.token_bytes(NONCE_BYTES)) if options["ocsp_nonce"] else None
-    store = CollateralStore(options["store"])
-    with _progress() as (begin, done):
-        outcomes = collect(store, fetcher, wanted, now=utc_now(), new_nonce=nonce, begin=begin, done=done)
-    click.echo(_outcomes(outcomes, options["output"]))
-    return ExitCode.UNAVAILABLE if any(o.error for o in outcomes) else ExitCode.OK
-
-
-def _fetcher(rim_service: str | None, service_key: Path | None) -> "Fetcher":
-    from attestation.sources.atomic import read_bounded
-    from attestation.sources.http import HTTPS_ORIGINS, Fetcher, origin_of
-
-    key = read_bounded(service_key, _MAX_TOKEN_BYTES).decode("ascii", "replace").strip() if service_key else None
-    bearer = dict.fromkeys((o for o in HTTPS_ORIGINS if "nvidia.com" in o), key) if key else {}
-    extra = {origin_of(rim_service)} if rim_service else set()
-    return Fetcher(https=HTTPS_ORIGINS | extra, bearer={o: k for o, k in bearer.items() if k})
-
-
-def _ids_like(fetcher: "Fetcher", service: str, prefixes: Sequence[str]) -> tuple[str, ...]:
-    from attestation.sources.nv_rim import MAX_IDS_BYTES, ids_url, parse_ids
-
-    if not prefixes:
-        return ()
-    found = parse_ids(fetcher.get(ids_url(service), max_bytes=MAX_IDS_BYTES).body)
-    return tuple(i for i in found if i.startswith(tuple(prefixes)) and not i.startswith("NV_NIC_"))
-
-
-def _product(name: str) -> "Product":
-    from attestation.formats.snp_tcb import Product
-
-    return Product(name)
-
-
-def _snp(path: Path) -> tuple["Product", "SnpReport"]:
-    from attestation.formats.snp_report import parse_snp_report
-    from attestation.formats.snp_tcb import product_of
-    from attestation.sources.atomic import read_bounded
-
-    report = parse_snp_report(read_bounded(path, 1 << 16))
-    product = product_of(*report.cpuid[:2]) if report.cpuid is not None else None
-    if product is None:
-        raise Misconfigured("snp-product", "the report does not say its product", where=str(path), expected="version 3")
-    return product, report
-
-
-@contextmanager
-def _progress() -> Iterator[tuple[Callable[[Sequence["Step"]], None], Callable[["Outcome"], None]]]:
-    """A bar on stderr for people; nothing when nobody looks."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("fetching", total=0)
-
-        def begin(steps: Sequence["Step"]) -> None:
-            bar.update(task, total=(bar.tasks[0].total or 0) + len(steps))
-
-        def done(outcome: "Outcome") -> None:
-            bar.advance(task)
-            bar.update(task, description=outcome.step[:60])
-
-        yield begin, done
-
-
-def _outcomes(outcomes: Sequence["Outcome"], output: str) -> str:
-    if output == "json":
-        rows = [
-            {"step": o.step, "new": o.new, "error": {"code": o.error.code, "detail": str(o.error)} if o.error else None}
-            for o in outcomes
-        ]
-        return json.dumps({"steps": rows, "failed": sum(1 for o in outcomes if o.error)}, indent=2)
-    lines = [
-        f"FAIL {o.step}: [{o.error.code}] {o.error}" if o.error else f"ok   {o.step}" + ("" if o.new else " (known)")
-        for o in outcomes
-    ]
-    failed = sum(1 for o in outcomes if o.error)
-    return "\n".join(
-        [*lines, f"{sum(o.new for o in outcomes)} new documents, {failed} of {len(outcomes)} steps failed"]
-    )
+collateral.add_command(fetch)
 
 
 @collateral.command()
-@click.argument("private", type=_PATH)
-@click.argument("public", type=_PATH)
+@click.argument("private", type=PATH)
+@click.argument("public", type=PATH)
 def keygen(private: Path, public: Path) -> None:
     """Make the Ed25519 pair that signs bundles: PRIVATE stays where bundles are built, PUBLIC goes to every site.
 
@@ -192,11 +53,11 @@ def keygen(private: Path, public: Path) -> None:
 
 
 @collateral.command()
-@_STORE
-@click.option("--key", type=_FILE, required=True, help="Private key that signs: Ed25519 or P-384, PEM.")
+@STORE
+@click.option("--key", type=FILE, required=True, help="Private key that signs: Ed25519 or P-384, PEM.")
 @click.option("--issued-at", metavar="RFC3339", help="Issue time instead of now: equal input then gives equal bytes.")
-@click.argument("out", type=_PATH)
-@_OUTPUT
+@click.argument("out", type=PATH)
+@OUTPUT
 def build(store: Path, key: Path, issued_at: str | None, out: Path, output: str) -> None:
     """Write everything usable in the store to OUT: one signed, reproducible file for air-gapped sites.
 
@@ -223,21 +84,21 @@ def build(store: Path, key: Path, issued_at: str | None, out: Path, output: str)
 
 
 @collateral.command("import")
-@_STORE
-@click.option("--key", type=_FILE, help="Your pinned public key, for bundles. Never taken from the bundle.")
+@STORE
+@click.option("--key", type=FILE, help="Your pinned public key, for bundles. Never taken from the bundle.")
 @click.option("--allow-rollback", is_flag=True, help="Accept a bundle older than the one in use.")
-@click.option("--rims", type=_PATH, multiple=True, help="Reference document, or a directory of them.")
-@click.option("--kds", type=_PATH, multiple=True, help="Offline copy of AMD's KDS in trustee's layout.")
-@click.option("--tdx", type=_FILE, multiple=True, help="Intel collateral: dcap-qvl or PcsClientTool JSON.")
-@click.option("--jwks", type=_FILE, help="Key set of a token issuer, with --issuer-host.")
+@click.option("--rims", type=PATH, multiple=True, help="Reference document, or a directory of them.")
+@click.option("--kds", type=PATH, multiple=True, help="Offline copy of AMD's KDS in trustee's layout.")
+@click.option("--tdx", type=FILE, multiple=True, help="Intel collateral: dcap-qvl or PcsClientTool JSON.")
+@click.option("--jwks", type=FILE, help="Key set of a token issuer, with --issuer-host.")
 @click.option(
     "--issuer-host",
     default="nras.attestation.nvidia.com",
     show_default=True,
     help="Host in the issuer that tokens name.",
 )
-@click.argument("bundle", type=_FILE, required=False)
-@_OUTPUT
+@click.argument("bundle", type=FILE, required=False)
+@OUTPUT
 def import_(**options: Any) -> None:
     """Import a signed BUNDLE, or files of other origin.
 
@@ -288,11 +149,11 @@ def _files(options: dict[str, Any], now: datetime) -> Iterator["Document"]:
 
 
 @collateral.command()
-@_STORE
+@STORE
 @click.option("--kind", type=click.Choice([str(k) for k in Kind]), help="Only this kind.")
 @click.option("--expiring", type=click.IntRange(0, 3650), metavar="DAYS", help="Only what ends within DAYS.")
 @click.option("--at", metavar="RFC3339", help="As of this time instead of now.")
-@_OUTPUT
+@OUTPUT
 def show(store: Path, kind: str | None, expiring: int | None, at: str | None, output: str) -> int:
     """List the store: bundle in use, documents, and what expires when. With --expiring, exit code 1 if any does.
 
@@ -360,7 +221,7 @@ def _state_command(name: str, state: State, text: str) -> None:
     @collateral.command(
         name, help=f"{text}\n\n\b\nExample:\n  kata-gpu-kbs collateral {name} --store c rim NV_... 059b32e7"
     )
-    @_STORE
+    @STORE
     @click.argument("kind", type=click.Choice([str(k) for k in Kind]))
     @click.argument("identifier", metavar="ID")
     @click.argument("sha256", metavar="SHA256")

@@ -7,10 +7,12 @@ from datetime import datetime
 from textwrap import wrap
 
 from attestation.cli.verification import Basis
+from attestation.clock import time_text
 from attestation.errors import AttestationError
 from attestation.findings import Finding, Result
 from attestation.values import JsonObject, Level
 from attestation.verify.nv_set import DeviceOutcome, SetResult
+from attestation.verify.verified import VerifiedDevice
 
 _MARKS = {Result.PASS: "ok  ", Result.FAIL: "FAIL", Result.WARN: "warn", Result.SKIPPED: "-   "}
 _WIDTH, _LONGEST = 116, 72
@@ -45,7 +47,7 @@ def render_refusal(error: AttestationError, output: str, now: datetime, basis: B
 
 def render_page(result: SetResult, required: Level, now: datetime, basis: Basis) -> str:
     """One section per device, one for the set, and the verdict with everything that stands in its way."""
-    lines = [f"Verified as of {now.isoformat()}, offline.", *basis.lines(now)]
+    lines = [f"Verified as of {time_text(now)}, offline.", *basis.lines(now)]
     for outcome in result.outcomes:
         lines += ["", *_section(outcome)]
     if len(result.outcomes) > 1:
@@ -119,7 +121,11 @@ def _device_json(outcome: DeviceOutcome) -> JsonObject:
     if outcome.proof is None:
         assert outcome.refusal is not None
         return {"level": str(Level.NONE), "findings": [_refusal(outcome.refusal).to_json()], "claims": {}}
-    device = outcome.proof.device
+    return device_json(outcome.proof.device)
+
+
+def device_json(device: VerifiedDevice) -> JsonObject:
+    """One verified device, as every result has it."""
     return {
         "level": str(device.level),
         "kind": str(device.kind),

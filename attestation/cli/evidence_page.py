@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from attestation.cli.verification import Basis
+from attestation.clock import time_text
 from attestation.errors import AttestationError, ExitCode
 from attestation.findings import Finding, Result, failed, passed
 from attestation.values import JsonObject, Level
@@ -71,7 +72,7 @@ def show(page: Page, required: Level, output: str, now: datetime, basis: Basis) 
     code = ExitCode.OK if reached else ExitCode.NEGATIVE
     if output == "json":
         return _render_json(page, level, required, basis.to_json(now)), code
-    lines = [f"Verified as of {now.isoformat()}, offline.", *basis.lines(now), "", page.title, *_lines(page.findings)]
+    lines = [f"Verified as of {time_text(now)}, offline.", *basis.lines(now), "", page.title, *_lines(page.findings)]
     lines += ["", f"level: {level} ({'reaches' if reached else 'does NOT reach'} the required `{required}`)"]
     return "\n".join(lines), code
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from attestation.clock import parse_time, utc_now
+from attestation.clock import parse_time, time_text, utc_now
 from attestation.errors import Misconfigured
 
 if TYPE_CHECKING:
@@ -75,6 +75,18 @@ class Asked:
         return parse_time(self.at, where="--at") if self.at else utc_now()
 
 
+def device_counts(text: str) -> tuple[int, int]:
+    """`--expect gpus=N,switches=M` as GPUs and NVSwitches."""
+    counts = {"gpus": 0, "switches": 0}
+    for part in text.split(","):
+        name, _, number = part.partition("=")
+        if name not in counts or not (number.isascii() and number.isdigit() and len(number) <= 3):
+            raise Misconfigured("expect", "not a number of devices", where="--expect", expected="gpus=8,switches=4",
+                                got=repr(text[:60]))  # fmt: skip
+        counts[name] = int(number)
+    return counts["gpus"], counts["switches"]
+
+
 def warn_simulated() -> None:
     """Each use says so."""
     click.echo("WARNING: simulated roots are trusted: the result says nothing about hardware.", err=True)
@@ -105,7 +117,7 @@ class Basis:
         said = []
         if self.bundle is not None:
             days = (now - self.bundle.issued_at).days
-            issued = self.bundle.issued_at.isoformat()
+            issued = time_text(self.bundle.issued_at)
             said.append(f"Collateral bundle {self.bundle.digest}, issued {issued}, {days} days old.")
         return said + [f"Not checked by policy: {waiver}" for waiver in self.waivers]
 

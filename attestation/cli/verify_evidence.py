@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from attestation.cli.verification import FILE, Asked, Basis, judging_options, read_policy, warn_simulated
-from attestation.errors import AttestationError, Malformed, Misconfigured
+from attestation.cli.verification import FILE, Asked, Basis, device_counts, judging_options, read_policy, warn_simulated
+from attestation.errors import AttestationError, Malformed
 from attestation.findings import Result
 from attestation.sources.atomic import read_bounded
 from attestation.values import BindingProfile, JsonObject, Level, Tee
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from attestation.cli.evidence_page import Page
     from attestation.ops.local_verifier import LocalVerifier
     from attestation.verify.platform import PlatformEvidence
-    from attestation.verify.verified import BoundPlatform, VerifiedDevice
+    from attestation.verify.verified import BoundPlatform
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +80,7 @@ def evidence(**options: object) -> int:
 
 def _verify(asked: _Asked, verifier: "LocalVerifier", wanted: "DeviceRequirement", now: datetime) -> "Page":
     from attestation.appraise.devices import check_devices
+    from attestation.cli.device_page import device_json
     from attestation.cli.evidence_page import Page, check_measurement
     from attestation.verify.bind import with_guest_measured
     from attestation.verify.platform import Expected, verify_platform
@@ -106,7 +107,7 @@ def _verify(asked: _Asked, verifier: "LocalVerifier", wanted: "DeviceRequirement
         title=f"{platform.cpu.tee.upper()} {platform.cpu.product} with {len(levels)} devices",
         findings=findings,
         claims=_claims(platform),
-        devices=[_device(device) for device in platform.devices],
+        devices=[device_json(device) for device in platform.devices],
         best=best,
     )
 
@@ -119,18 +120,6 @@ def _claims(platform: "BoundPlatform") -> JsonObject:
         "binding": platform.binding,
         "init_data_claims": platform.init_data_claims,
         "facts": PlatformFacts.of(platform).to_json(),  # what `policy test` judges
-    }
-
-
-def _device(device: "VerifiedDevice") -> JsonObject:
-    return {
-        "level": str(device.level),
-        "kind": str(device.kind),
-        "arch": str(device.arch),
-        "chip_id": device.identity.chip_id,
-        "mode": str(device.mode),
-        "findings": [finding.to_json() for finding in device.findings],
-        "claims": device.claims,
     }
 
 
@@ -161,10 +150,5 @@ def _evidence(asked: _Asked) -> "PlatformEvidence":
 def _requirement(text: str) -> "DeviceRequirement":
     from attestation.appraise.devices import DeviceRequirement
 
-    counts = {"gpus": 0, "switches": 0}
-    for part in text.split(","):
-        name, _, number = part.partition("=")
-        if name not in counts or not (number.isascii() and number.isdigit() and len(number) <= 3):
-            raise Misconfigured("expect", "--expect", expected="gpus=8,switches=4", got=repr(text[:60]))
-        counts[name] = int(number)
-    return DeviceRequirement(gpus=counts["gpus"], switches=counts["switches"])
+    gpus, switches = device_counts(text)
+    return DeviceRequirement(gpus=gpus, switches=switches)

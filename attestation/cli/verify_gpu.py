@@ -13,6 +13,7 @@ from attestation.cli.device_page import render_json, render_page, render_refusal
 from attestation.cli.verification import (
     Asked,
     Basis,
+    device_counts,
     judging_options,
     load_store,
     read_policy,
@@ -142,13 +143,8 @@ def _expected(asked: _Asked, evidence: Sequence[NvEvidence]) -> "Expected":
             click.echo("note: without --expect the number of devices is taken from the evidence itself", err=True)
         switches = sum(1 for one in evidence if _looks_like_switch(one, Architecture.LS10))
         return Expected(gpus=len(evidence) - switches, switches=switches)
-    counts = {"gpus": 0, "switches": 0}
-    for part in asked.expect.split(","):
-        name, _, number = part.partition("=")
-        if name not in counts or not (number.isascii() and number.isdigit() and len(number) <= 3):
-            raise Misconfigured("expect", "--expect", expected="gpus=8,switches=4", got=repr(asked.expect[:60]))
-        counts[name] = int(number)
-    return Expected(**counts)
+    gpus, switches = device_counts(asked.expect)
+    return Expected(gpus=gpus, switches=switches)
 
 
 def _looks_like_switch(one: NvEvidence, switch: object) -> bool:
