@@ -15,7 +15,8 @@ def replace_file(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = 
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        fd = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+        temporary.unlink(missing_ok=True)  # of a crash, or somebody's in /tmp: its mode and its readers are not ours
+        fd = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
         try:
             view = memoryview(data)
             while view:

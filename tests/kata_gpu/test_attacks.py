@@ -1,6 +1,7 @@
 """Attacks on the node's side, each as somebody outside of it would try."""
 
 import gzip
+import os
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from kata_gpu.core.yaml12 import load
 from kata_gpu.dra.http import MAX_CONNECTIONS, StatusServer
 from kata_gpu.errors import Malformed
 from kata_gpu.host import bundle
+from kata_gpu.host.durable import replace_file
 
 
 @pytest.mark.parametrize(
@@ -119,3 +121,14 @@ def test_toml_of_others_ends_in_our_error_and_soon(text: str) -> None:
         parse_layer(text.encode(), "t")
     assert "missing-file" in {p.code for p in appraise_initdata(parse_initdata(inner.encode(), where="t"))}
     assert time.process_time() - before < 1
+
+
+def test_a_file_that_somebody_put_where_ours_is_written_gets_nothing(tmp_path: Path) -> None:
+    """`kata-gpu bundle -o /tmp/x.tar.gz`: its temporary name is known before, and a file of somebody else keeps its mode."""
+    target = tmp_path / "x.tar.gz"
+    planted = tmp_path / f".{target.name}.{os.getpid()}.tmp"
+    planted.touch(mode=0o666)
+    with planted.open("rb") as reader:
+        replace_file(target, b"redacted, and still not for everybody", mode=0o600)
+        assert reader.read() == b""
+    assert target.stat().st_mode & 0o777 == 0o600
