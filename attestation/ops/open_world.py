@@ -24,7 +24,7 @@ from attestation.sources.reference_store import ReferenceStore
 from attestation.sources.rego_worker import RegoWorker
 from attestation.sources.roots.config import load_root_keys
 from attestation.sources.sessions import SessionStore
-from attestation.sources.signing import ADMIN, TOKEN, SigningKeys
+from attestation.sources.signing import ADMIN, ATTESTATION, TOKEN, SigningKeys
 from attestation.sources.tenants import TenantStore
 from attestation.sources.users import UserStore
 from attestation.sources.webhook import Silent
@@ -77,7 +77,7 @@ def open_world(options: WorldOptions, verifier: PlatformVerifier, *, now: dateti
         database=database,
         vault=vault,
         sessions=SessionStore(database),
-        attestations=AttestationStore(database),
+        attestations=AttestationStore(database, signing.load(ATTESTATION, now)[0]),
         keys=keys,
         policies=PolicyStore(database),
         references=ReferenceStore(database),

@@ -1,5 +1,10 @@
-"""Attestation results by token id: the full claims that policies judge, kept until the token expires and after."""
+"""Attestation results by token id: the full claims that policies judge, kept until the token expires and after.
 
+Each is authenticated under a key that the store holds sealed: who writes to the database alone invents none.
+"""
+
+import hashlib
+import hmac
 import json
 from collections import OrderedDict
 from datetime import datetime, timedelta
@@ -9,32 +14,35 @@ from sqlalchemy import Connection, delete, insert, select
 
 from attestation.broker.revocation import FirmwareRange, Revocation, RevocationKind, normal_value
 from attestation.broker.session import Attested
+from attestation.errors import Untrusted
 from attestation.sources.db import Database
 from attestation.sources.schema import attestations, moment, ms, revocations
 from attestation.sources.statement import Statement
 
 CACHE_ENTRIES = 1024  # a result of 8 GPUs is about 100 KB of objects
 RETENTION = timedelta(days=30)  # `policy diff` asks about recent workloads
+_MAC_CHARS = hashlib.sha256().digest_size * 2
 _ADD = Statement(insert(attestations))
 
 
 class AttestationStore:
     """Writes through a small cache: the GET after an attest parses nothing."""
 
-    def __init__(self, database: Database) -> None:
-        self._db = database
+    def __init__(self, database: Database, key: bytes) -> None:
+        self._db, self._key = database, key
         self._cache: OrderedDict[str, Attested] = OrderedDict()
         self._lock = Lock()
 
     def add(self, connection: Connection, attested: Attested) -> None:
         """Part of the transaction that finishes the session."""
+        text = json.dumps(attested.to_json(), separators=(",", ":"))
         _ADD.run(
             connection,
             {
                 "jti": attested.jti,
                 "expires": ms(attested.expires),
                 "chip_id": attested.facts.cpu.chip_id[:160],
-                "record": json.dumps(attested.to_json(), separators=(",", ":")),
+                "record": self._mac(attested.jti, text) + text,
             },
         )
 
@@ -46,7 +54,7 @@ class AttestationStore:
                 self._cache.popitem(last=False)
 
     def get(self, jti: str) -> Attested | None:
-        """The record of a token, None where it is unknown."""
+        """The record of a token, None where it is unknown; Untrusted where no broker with this store's key wrote it."""
         with self._lock:
             cached = self._cache.get(jti)
         if cached is not None:
@@ -55,15 +63,17 @@ class AttestationStore:
             text = connection.execute(select(attestations.c.record).where(attestations.c.jti == jti)).scalar()
         if text is None:
             return None
-        attested = Attested.from_json(json.loads(text))
+        if (attested := self._read(jti, text)) is None:
+            raise Untrusted("attestation-changed", "no broker wrote this attestation", where="attestations", got=jti)
         self.remember(attested)
         return attested
 
     def recent(self, limit: int) -> tuple[Attested, ...]:
         """The newest results."""
-        query = select(attestations.c.record).order_by(attestations.c.expires.desc()).limit(limit)
+        query = select(attestations.c.jti, attestations.c.record).order_by(attestations.c.expires.desc()).limit(limit)
         with self._db.read() as connection:
-            return tuple(Attested.from_json(json.loads(text)) for text in connection.execute(query).scalars())
+            rows = connection.execute(query).all()
+        return tuple(found for row in rows if (found := self._read(row.jti, row.record)) is not None)
 
     def revoke(self, kind: str, value: str, reason: str, now: datetime) -> None:
         """Refuse a token id, TEE key thumbprint, chip or GPU from now on."""
@@ -98,6 +108,16 @@ class AttestationStore:
         with self._db.change() as connection:
             same = (revocations.c.kind == kind) & (revocations.c.value == value)
             return connection.execute(delete(revocations).where(same)).rowcount == 1
+
+    def _mac(self, jti: str, text: str) -> str:
+        """Over both, with a separator that JSON does not contain."""
+        return hmac.digest(self._key, f"{jti}\0{text}".encode(), "sha256").hex()
+
+    def _read(self, jti: str, record: str) -> Attested | None:
+        mac, text = record[:_MAC_CHARS], record[_MAC_CHARS:]
+        if not hmac.compare_digest(mac.encode(), self._mac(jti, text).encode()):
+            return None
+        return Attested.from_json(json.loads(text))
 
     def _pairs(self) -> frozenset[tuple[str, str]]:
         return frozenset((str(found.kind), found.value) for found in self.revocations())

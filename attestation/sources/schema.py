@@ -35,7 +35,7 @@ attestations = Table(
     Column("jti", String(64), primary_key=True),
     Column("expires", BigInteger, nullable=False),
     Column("chip_id", String(160), nullable=False),
-    Column("record", Text, nullable=False),
+    Column("record", Text, nullable=False),  # HMAC-SHA256 in hex, then JSON
     Index("attestations_expires", "expires"),
     Index("attestations_chip", "chip_id"),
 )

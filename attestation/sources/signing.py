@@ -1,6 +1,7 @@
 """Signing keys of the broker, made once, sealed in the store and shared by all replicas: a restart changes nothing."""
 
 import contextlib
+import secrets
 from collections import Counter
 from datetime import datetime
 
@@ -16,8 +17,8 @@ from attestation.sources.envelope import Envelope, Vault
 from attestation.sources.schema import ms, signing_keys
 from attestation.values import Secret
 
-TOKEN, ADMIN, AUDIT = "token", "admin", "audit"
-_ED25519 = (AUDIT,)
+TOKEN, ADMIN, AUDIT, ATTESTATION = "token", "admin", "audit", "attestation"
+MAC_KEY_BYTES = 32  # HMAC-SHA256 (RFC 2104 3)
 
 
 class SigningKeys:
@@ -27,7 +28,7 @@ class SigningKeys:
         self._db, self._vault = database, vault
 
     def load(self, purpose: str, now: datetime) -> tuple[bytes, ...]:
-        """PKCS#8 PEM of every version, newest first; at least one."""
+        """Every version, newest first, at least one: PKCS#8 PEM, and raw bytes of the key that authenticates rows."""
         found = self._read(purpose)
         if not found:
             with contextlib.suppress(IntegrityError):  # another replica made it at this moment
@@ -44,13 +45,12 @@ class SigningKeys:
 
     def rotate(self, purpose: str, now: datetime) -> int:
         """Add a version; the former ones still verify."""
-        key = Ed25519PrivateKey.generate() if purpose in _ED25519 else ec.generate_private_key(ec.SECP256R1())
-        pem = Secret(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        key = _generate(purpose)
         with self._db.write(durable=True) as connection:
             mine = signing_keys.c.purpose == purpose
             versions = connection.execute(select(signing_keys.c.version).where(mine)).scalars().all()
             version = max(versions, default=0) + 1
-            envelope = self._vault.seal(pem, path=_path(purpose), version=version)
+            envelope = self._vault.seal(key, path=_path(purpose), version=version)
             connection.execute(
                 insert(signing_keys),
                 {
@@ -92,6 +92,13 @@ class SigningKeys:
             ).expose()
             for row in rows
         )
+
+
+def _generate(purpose: str) -> Secret:
+    if purpose == ATTESTATION:
+        return Secret(secrets.token_bytes(MAC_KEY_BYTES))
+    key = Ed25519PrivateKey.generate() if purpose == AUDIT else ec.generate_private_key(ec.SECP256R1())
+    return Secret(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
 def _path(purpose: str) -> str:

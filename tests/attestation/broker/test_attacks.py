@@ -16,6 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc.jwk import ECKey
+from sqlalchemy import update
 
 from attestation.broker.admin import AdminIssuer
 from attestation.broker.endorsement import TokenTrust
@@ -31,10 +32,12 @@ from attestation.ops.administer import authenticate_admin
 from attestation.ops.attest import MAX_WAITING, attest
 from attestation.ops.challenge import issue_challenge
 from attestation.ops.external import external_token
-from attestation.ops.release import Credentials
+from attestation.ops.release import Credentials, authenticate
 from attestation.ops.world import conditions_of
-from attestation.sources import sessions
+from attestation.sources import schema, sessions
+from attestation.sources.attestations import AttestationStore
 from attestation.sources.rego_worker import RegoWorker
+from attestation.sources.sessions import session_key
 from attestation.values import ResourcePath
 from tests.attestation.broker.broker import (
     GPU_POLICY,
@@ -42,6 +45,7 @@ from tests.attestation.broker.broker import (
     NOW,
     Broker,
     Served,
+    Visit,
     broker,
     ready_broker,
     served,
@@ -300,6 +304,32 @@ def test_twins_of_slow_evidence_leave_workers_to_others(tmp_path: Path) -> None:
         go_on.set()
         codes = Counter(getattr(twin.exception(), "code", "") for twin in twins)
     assert codes == {"forged": 1, "session-burned": MAX_WAITING, "attest-in-progress": 8 - 1 - MAX_WAITING}
+
+
+def test_attestations_that_a_database_writer_invents(tmp_path: Path) -> None:
+    """A session that never attested, a record for another key, one in another's place: none gets the key."""
+    key = ec.derive_private_key(11, ec.SECP256R1())
+    with ready_broker(tmp_path) as made, broker(tmp_path) as replica:  # whose cache has not seen the record
+        world = made.world
+        visit = made.handshake()
+        true = authenticate(world, Credentials(cookie=None, bearer=visit.token), now=NOW)
+        assert replace(visit, broker=replica).get() == b"k" * 32
+        for jti, forger in (("invented", AttestationStore(world.database, bytes(32))), ("moved", world.attestations)):
+            issued = issue_challenge(world, version="0.4.0", tee="snp", now=NOW)
+            false = replace(true, jti=f"other-{jti}", tee_key=tee_key_of(key.public_key()).jwk)
+            with world.database.write() as connection:
+                forger.add(connection, false)
+                connection.execute(
+                    update(schema.attestations)
+                    .where(schema.attestations.c.jti == false.jti)
+                    .values(jti=jti, expires=schema.ms(NOW) * 2)
+                )
+                mine = schema.sessions.c.id == session_key(issued.cookie)
+                connection.execute(update(schema.sessions).where(mine).values(state="attested", jti=jti))
+            with pytest.raises(Untrusted) as caught:
+                Visit(broker=made, key=key, cookie=issued.cookie, token="").get(bearer=False)
+            assert caught.value.code == "attestation-changed"
+        assert [found.jti for found in world.attestations.recent(10)] == [true.jti]
 
 
 def _honest(nonce: str) -> Submission:

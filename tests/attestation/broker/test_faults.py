@@ -183,7 +183,9 @@ def check(site: Site, load: Load) -> None:
     assert record is not None
     assert record.releases == sum(released.values()) >= sum(load.received.values()) > 0
     with world.database.read() as connection:
-        nonces = [json.loads(text)["nonce"] for text in connection.execute(select(attestations.c.record)).scalars()]
+        nonces = [
+            json.loads(text[64:])["nonce"] for text in connection.execute(select(attestations.c.record)).scalars()
+        ]
     assert len(nonces) == len(set(nonces)) > 0
     assert set(load.statuses) <= {200, 401, 403, 503}, load.statuses
     assert load.replayed > 0
