@@ -3,6 +3,7 @@
 import gzip
 import os
 import socket
+import stat
 import subprocess
 import sys
 import tarfile
@@ -13,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from kata_gpu.core.claim import ClaimRef
 from kata_gpu.core.kata.effective import parse_layer
 from kata_gpu.core.kata.initdata import appraise_initdata, parse_initdata
 from kata_gpu.core.node_policy import parse_policy
 from kata_gpu.core.yaml12 import load
 from kata_gpu.dra.http import MAX_CONNECTIONS, StatusServer
+from kata_gpu.dra.socket import UnixServer
 from kata_gpu.errors import Malformed
 from kata_gpu.host import bundle
 from kata_gpu.host.durable import replace_file
@@ -132,3 +135,34 @@ def test_a_file_that_somebody_put_where_ours_is_written_gets_nothing(tmp_path: P
         replace_file(target, b"redacted, and still not for everybody", mode=0o600)
         assert reader.read() == b""
     assert target.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_link_where_a_socket_is_published_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    other, path = tmp_path / "other", tmp_path / "plugin.sock"
+    other.write_text("theirs")
+    path.symlink_to(other)
+    server = UnixServer(path, lambda _: None, workers=1)
+    server.start()
+    try:
+        assert (stat.S_ISSOCK(path.lstat().st_mode), path.lstat().st_mode & 0o777) == (True, 0o700)
+        assert other.read_text() == "theirs"
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "plugin.sock"]
+    finally:
+        server.stop(0)
+
+
+@pytest.mark.parametrize(
+    ("namespace", "name", "uid"),
+    [
+        pytest.param("default", "c", "../../etc/x", id="uid-path"),
+        pytest.param("default", "c", "u\n", id="uid-line"),
+        pytest.param("default", "c", "u" * 64, id="uid-long"),
+        pytest.param("../secrets", "c", "u", id="namespace-path"),
+        pytest.param("default", "c?watch=1", "u", id="name-query"),
+        pytest.param("default", "c%2f", "u", id="name-escape"),
+    ],
+)
+def test_names_that_would_become_paths(namespace: str, name: str, uid: str) -> None:
+    """Of CDI files, and of requests with the rights of the agent."""
+    with pytest.raises(Malformed):
+        ClaimRef(namespace=namespace, name=name, uid=uid)
