@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, time
+from functools import lru_cache
 from typing import Any
 
 from attestation.errors import Malformed
@@ -23,6 +24,7 @@ ALGORITHMS = ("sha256", "sha384", "sha512")
 MAX_KEY_DOTS = 100  # of all keys together; the standard parser takes quadratic time for `a.a.a... = 1`
 MAX_CLAIM_DEPTH = 64  # far above aa.toml and cdh.toml; claims are written as JSON, which a deep value would break
 MAX_CLAIM_BITS = 63  # and a sign: integers of TOML 1.0.0, and of policy engines
+_MAX_REMEMBERED, _MAX_REMEMBERED_CHARS = 256, 8 * 1024  # texts that a fleet's guests share: 2 MiB at most
 _POLICY_DATA = "policy_data := {"
 # TOML strings and comments, each to its end or, where it has none, to the end of line or document: one linear pass.
 _STRINGS_AND_COMMENTS = re.compile(
@@ -57,13 +59,21 @@ class InitData:
         return out
 
 
-def _toml(text: str, where: str) -> dict[str, Any]:
+def _toml(text: str, where: str) -> Mapping[str, Any]:
+    """The document. One text has one meaning, so those of a usual size are read once; nobody changes what is read."""
+    return _known_toml(text, where) if len(text) <= _MAX_REMEMBERED_CHARS else _read_toml(text, where)
+
+
+def _read_toml(text: str, where: str) -> Mapping[str, Any]:
     if (dots := _STRINGS_AND_COMMENTS.sub("", text).count(".")) > MAX_KEY_DOTS:
         raise Malformed("init-data-toml", "too many dotted keys", where=where, expected=f"<= {MAX_KEY_DOTS}", got=dots)
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as exc:
         raise Malformed("init-data-toml", "not TOML", where=where, got=str(exc)[:120]) from exc
+
+
+_known_toml = lru_cache(maxsize=_MAX_REMEMBERED)(_read_toml)
 
 
 def parse_init_data(text: str) -> InitData:
