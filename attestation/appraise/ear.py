@@ -1,7 +1,7 @@
 """AR4SI trustworthiness vectors and the appraisal of one submodule (draft-ietf-rats-ar4si, keybroker.md 3.3)."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from attestation.errors import Malformed
@@ -50,6 +50,7 @@ class TrustVector:
     """
 
     values: Mapping[str, int]
+    status: Status = field(init=False, repr=False, compare=False)  # the worst tier over all claims
 
     def __post_init__(self) -> None:
         if not self.values:
@@ -59,11 +60,7 @@ class TrustVector:
                 raise Malformed("trust-claim", "unknown claim", expected="|".join(CLAIMS), got=repr(name)[:60])
             if type(value) is not int or not -128 <= value <= 127:  # a bool is no claim
                 raise Malformed("trust-value", "not an int8", where=name, expected="-128..127", got=repr(value)[:60])
-
-    @property
-    def status(self) -> Status:
-        """The worst tier over all claims."""
-        return max((tier(value) for value in self.values.values()), key=_WORSE.index)
+        object.__setattr__(self, "status", max((tier(value) for value in self.values.values()), key=_WORSE.index))
 
     def to_json(self) -> dict[str, int]:
         """Claims other than 0, in specification order."""

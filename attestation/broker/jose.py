@@ -3,10 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
+from attestation.crypto.b64 import b64url
 from attestation.errors import Untrusted
 
 MAX_HEADER_CHARS = 24 * 1024  # eight certificates of 2 KiB, base64 twice
@@ -16,6 +20,18 @@ MAX_PAYLOAD_CHARS = 192 * 1024  # verbose claims of 8 GPUs: 128 to 170 KiB (keyb
 class _Registry(jws.JWSRegistry):
     max_header_length = MAX_HEADER_CHARS
     max_payload_length = MAX_PAYLOAD_CHARS
+
+
+_ES256 = ec.ECDSA(hashes.SHA256())
+_SCALAR_BYTES = 32  # of P-256: a signature is both scalars, r first (RFC 7518 3.4)
+
+
+def sign_es256(protected: str, payload: bytes, key: ec.EllipticCurvePrivateKey) -> str:
+    """A compact JWS under a protected header that was encoded before; the key is on P-256."""
+    signing_input = f"{protected}.{b64url(payload)}"
+    scalars = decode_dss_signature(key.sign(signing_input.encode("ascii"), _ES256))
+    signature = b"".join(scalar.to_bytes(_SCALAR_BYTES, "big") for scalar in scalars)
+    return f"{signing_input}.{b64url(signature)}"
 
 
 def token_header(token: str) -> Mapping[str, Any]:

@@ -33,11 +33,12 @@ _ALLOWED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """An authenticated administrator. No repositories means all of them."""
+    """An authenticated administrator. No repositories means all of them; `title` is the identity provider's role."""
 
     name: str
     role: Role
     repositories: tuple[str, ...] = ()
+    title: str = ""
 
     @property
     def somewhere(self) -> str | None:
@@ -51,11 +52,11 @@ class Principal:
     def require(self, verb: Verb, repository: str | None = None) -> None:
         """Denied unless the role has this verb, in this repository where one is named."""
         if verb not in _ALLOWED[self.role]:
-            raise Denied("role-not-allowed", f"Role {self.role} not allowed", where=verb)
+            raise Denied("role-not-allowed", f"Role {self.title or self.role} not allowed", where=verb)
         if self.repositories and repository not in self.repositories:
             raise Denied(
                 "repository-not-allowed",
-                f"Role {self.role} not allowed in this repository",
+                f"Role {self.title or self.role} not allowed in this repository",
                 expected="|".join(self.repositories),
                 got=repository or "all repositories",
             )

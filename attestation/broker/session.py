@@ -4,7 +4,7 @@ Only `attest` makes an `Attested`, and only an `Attested` reaches a release deci
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +12,7 @@ from attestation.appraise.ear import Appraisal, Status, TrustVector, status_of
 from attestation.appraise.facts import PlatformFacts
 from attestation.crypto.b64 import b64
 from attestation.crypto.jwe import RandomBytes
-from attestation.crypto.jwk import TeePublicKey
+from attestation.crypto.jwk import TeePublicKey, thumbprint
 from attestation.errors import Denied, Malformed
 from attestation.values import NONCE_BYTES, BindingProfile, JsonObject, Tee
 
@@ -57,6 +57,10 @@ class Attested:
     facts: PlatformFacts
     appraisals: tuple[Appraisal, ...]
     simulated: bool
+    jkt: str = field(init=False)  # thumbprint of the TEE key: whom keys are released to
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "jkt", thumbprint(self.tee_key))
 
     @property
     def status(self) -> Status:

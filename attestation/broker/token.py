@@ -7,18 +7,19 @@ key, issuer and audience of ours, inside its lifetime, and while its record exis
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from joserfc import jws
 from joserfc.jwk import ECKey
 
 from attestation.appraise.ear import Appraisal
 from attestation.appraise.facts import CpuFacts, DeviceFacts
-from attestation.broker.jose import token_header, verified_payload
+from attestation.appraise.identifiers import validated_identifiers
+from attestation.broker.jose import sign_es256, token_header, verified_payload
 from attestation.broker.session import Attested
 from attestation.crypto.b64 import b64, b64url
 from attestation.crypto.jwk import thumbprint
@@ -30,6 +31,8 @@ PROFILE = "tag:github.com,2024:confidential-containers/Trustee"  # the shape tha
 MAX_TOKEN_BYTES = 64 * 1024  # own tokens are under 4 KB; external ones carry claims (keybroker.md 7.4)
 MAX_X5C = 3  # a leaf and two authorities: each costs 700 bytes of every token
 LEEWAY = timedelta(seconds=5)
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
+_CANONICAL = json.JSONEncoder(separators=(",", ":"), sort_keys=True)
 _VERIFIER = {"build": "kata-gpu-kbs", "developer": "kata-gpu"}
 
 
@@ -39,6 +42,13 @@ class TokenKey:
 
     key: ECKey
     kid: str
+    private: ec.EllipticCurvePrivateKey = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        private = self.key.private_key
+        if private is None or not isinstance(private.curve, ec.SECP256R1):
+            raise Misconfigured("token-key", "the token key cannot sign", expected="a private key on P-256")
+        object.__setattr__(self, "private", private)
 
     @classmethod
     def of(cls, pem: bytes) -> "TokenKey":
@@ -70,6 +80,13 @@ class TokenAuthority:
     current: TokenKey
     previous: tuple[TokenKey, ...] = ()
     x5c: tuple[str, ...] = ()
+    protected: str = field(init=False, repr=False)  # header of every token, as it travels
+
+    def __post_init__(self) -> None:
+        header: dict[str, Any] = {"typ": "JWT", "alg": "ES256", "kid": self.current.kid}
+        if self.x5c:  # without a chain the member would make upstream refuse what its JWK set could verify (3.2)
+            header["jwk"] = self.current.public_jwk | {"x5c": list(self.x5c)}
+        object.__setattr__(self, "protected", b64url(_COMPACT.encode(header).encode("ascii")))
 
     def certified(self, pem: bytes) -> "TokenAuthority":
         """With the chain of this PEM file, leaf first; Misconfigured unless the leaf holds the current key."""
@@ -94,11 +111,8 @@ class TokenAuthority:
 
 def render_token(attested: Attested, authority: TokenAuthority) -> str:
     """Sign the result."""
-    header: dict[str, Any] = {"typ": "JWT", "alg": "ES256", "kid": authority.current.kid}
-    if authority.x5c:  # without a chain the member would make upstream refuse what its JWK set could verify (3.2)
-        header["jwk"] = authority.current.public_jwk | {"x5c": list(authority.x5c)}
-    payload = json.dumps(token_claims(attested, authority), separators=(",", ":")).encode("ascii")
-    return jws.serialize_compact(header, payload, authority.current.key, algorithms=["ES256"])
+    payload = _COMPACT.encode(token_claims(attested, authority)).encode("ascii")
+    return sign_es256(authority.protected, payload, authority.current.private)
 
 
 def token_claims(attested: Attested, authority: TokenAuthority) -> dict[str, Any]:
@@ -118,7 +132,7 @@ def token_claims(attested: Attested, authority: TokenAuthority) -> dict[str, Any
         "nbf": issued,
         "exp": int(attested.expires.timestamp()),
         "jti": attested.jti,
-        "cnf": {"jkt": thumbprint(attested.tee_key)},
+        "cnf": {"jkt": attested.jkt},
         "ear.verifier-id": _VERIFIER,
         "colocation": "not-proven",
         "submods": submods,
@@ -138,6 +152,7 @@ def _appraised(appraisal: Appraisal) -> dict[str, Any]:
 
 def _cpu(cpu: CpuFacts, attested: Attested) -> dict[str, Any]:
     digest = attested.facts.init_data_digest
+    identifiers = validated_identifiers(attested.facts.init_data_claims)
     return {
         "ear.appraisal-policy-id": next(a.policy_id for a in attested.appraisals if a.submod == "cpu0"),
         "ear.veraison.annotated-evidence": {
@@ -147,7 +162,7 @@ def _cpu(cpu: CpuFacts, attested: Attested) -> dict[str, Any]:
             # Where upstream's key broker looks for the key (keybroker.md 1.12).
             "runtime_data_claims": {"nonce": attested.nonce, "tee-pubkey": dict(attested.tee_key)},
         },
-    }
+    } | ({"ear.trustee.identifiers": {"validated": identifiers}} if identifiers else {})
 
 
 def _device(device: DeviceFacts) -> dict[str, Any]:
@@ -155,8 +170,7 @@ def _device(device: DeviceFacts) -> dict[str, Any]:
 
 
 def _digest(claims: object) -> str:
-    canonical = json.dumps(claims, sort_keys=True, separators=(",", ":")).encode()
-    return b64url(hashlib.sha256(canonical).digest())
+    return b64url(hashlib.sha256(_CANONICAL.encode(claims).encode()).digest())
 
 
 def verify_token(token: str, authority: TokenAuthority, *, now: datetime) -> str:

@@ -94,9 +94,17 @@ def _parse_ec(members: Mapping[object, object], where: str) -> EcTeeKey:
             "tee-key-curve", "unknown curve", where=f"{where}.crv", expected="|".join(CURVES), got=repr(crv)[:40]
         )
     _algorithm(members["alg"], ECDH_ES_A256KW, where)
+    x, y = members["x"], members["y"]
+    if isinstance(x, str) and isinstance(y, str):
+        return _ec_key(crv, x, y, where)
+    raise Malformed("base64url", "not canonical base64url", where=where, expected="base64url without padding")
+
+
+@lru_cache(maxsize=1024)
+def _ec_key(crv: str, x: str, y: str, where: str) -> EcTeeKey:
+    """A public key; a release seals to the one that was attested a moment before."""
     curve, size = CURVES[crv]
-    texts = {name: str(members[name]) for name in ("x", "y")}
-    raw = [parse_b64url(members[name], where=f"{where}.{name}") for name in texts]
+    raw = [parse_b64url(text, where=f"{where}.{name}") for name, text in (("x", x), ("y", y))]
     if any(len(part) != size for part in raw):
         raise Malformed(
             "tee-key-coordinate",
@@ -105,16 +113,11 @@ def _parse_ec(members: Mapping[object, object], where: str) -> EcTeeKey:
             expected=f"{size} bytes each",
             got=",".join(str(len(part)) for part in raw),
         )
+    point = ec.EllipticCurvePublicNumbers(int.from_bytes(raw[0], "big"), int.from_bytes(raw[1], "big"), curve())
     try:
-        return EcTeeKey(crv=crv, public=_point(curve, raw[0], raw[1]), **texts)
+        return EcTeeKey(crv=crv, public=point.public_key(), x=x, y=y)
     except ValueError as exc:
         raise Malformed("tee-key-point", "the point is not on the curve", where=where, expected=crv) from exc
-
-
-@lru_cache(maxsize=1024)
-def _point(curve: type[ec.EllipticCurve], x: bytes, y: bytes) -> ec.EllipticCurvePublicKey:
-    """A public key; a release seals to the one that was attested a moment before."""
-    return ec.EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), curve()).public_key()
 
 
 def _parse_rsa(members: Mapping[object, object], where: str) -> RsaTeeKey:

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 from attestation.appraise.checks import Usage
 from attestation.appraise.facts import PlatformFacts
 from attestation.appraise.policy import KeyConditions, ReleaseLimits
+from attestation.appraise.rego import policy_input
 from attestation.broker.keys import KeyKind, KeyRecord, parse_bundle, render_bundle
 from attestation.broker.model_key import DERIVE_PARAMETER, derived, parse_labels
 from attestation.broker.release import Grant, decide, grant, release
@@ -59,7 +60,7 @@ def authenticate(world: World, credentials: Credentials, *, now: datetime) -> At
 
 def require_not_revoked(world: World, attested: Attested) -> None:
     """Untrusted where the token, the TEE key, the chip, a device or some firmware of this platform was taken back."""
-    named = subjects(attested.facts, jti=attested.jti, tee_key=thumbprint(attested.tee_key))
+    named = subjects(attested.facts, jti=attested.jti, tee_key=attested.jkt)
     revoked = world.attestations.revoked(named) or first_firmware(world.attestations.firmware(), attested.facts)
     if revoked is not None:
         raise Untrusted("revoked", "this identity was revoked", got=revoked)
@@ -134,7 +135,7 @@ def _resource_policy(world: World, attested: Attested, path: ResourcePath, query
     document = token_claims(attested, world.authority)
     for name, part in attested.facts.submods():
         evidence: dict[str, Any] = document["submods"][name].setdefault("ear.veraison.annotated-evidence", {})
-        evidence[str(getattr(part, "tee", "nvidia"))] = part.claims
+        evidence |= policy_input(part, attested.facts, evidence.get("runtime_data_claims"))
     return world.rego.allow(stored.text, document, resource_data(path, query))
 
 

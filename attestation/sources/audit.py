@@ -22,6 +22,7 @@ from attestation.values import JsonValue
 
 GENESIS = "0" * 64
 _BATCH = 1000
+_CANONICAL = json.JSONEncoder(separators=(",", ":"), sort_keys=True)
 _APPEND = Statement(insert(audit))
 _HEAD = Statement(
     select(audit_heads.c.seq, audit_heads.c.digest).where(audit_heads.c.stream == bindparam("s")).with_for_update()
@@ -86,7 +87,7 @@ class AuditLog:
         """Add one entry; it is as durable as the transaction. Returns its sequence number."""
         head = _HEAD.one(connection, {"s": self._stream})
         seq, previous = (1, GENESIS) if head is None else (head[0] + 1, head[1])
-        text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+        text = _CANONICAL.encode(body)
         digest = entry_digest(self._stream, seq, ms(now), event, subject, text, previous)
         if head is None:
             connection.execute(insert(audit_heads), {"stream": self._stream, "seq": seq, "digest": digest})
@@ -186,7 +187,7 @@ def verify_chain(entries: Iterator[Entry], key: Ed25519PublicKey, stream: str = 
 
 def check_entry(entry: Entry, key: Ed25519PublicKey, stream: str = AUDIT_STREAM) -> None:
     """Digest and signature of one entry, or Untrusted."""
-    text = json.dumps(entry.body, sort_keys=True, separators=(",", ":"))
+    text = _CANONICAL.encode(entry.body)
     want = entry_digest(stream, entry.seq, ms(entry.at), entry.event, entry.subject, text, entry.previous)
     if entry.digest != want:
         raise Untrusted("audit-chain", "the entry was changed", where=f"entry {entry.seq}")
@@ -214,7 +215,7 @@ def parse_entry(value: object) -> Entry:
 
 def entry_digest(stream: str, seq: int, at: int, event: str, subject: str, body: str, previous: str) -> str:
     """SHA-256 over a JSON array: no two contents have one encoding."""
-    content = json.dumps([stream, seq, at, event, subject, body, previous], separators=(",", ":"))
+    content = _CANONICAL.encode([stream, seq, at, event, subject, body, previous])
     return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, Integer, bindparam, cast, delete, func, select, text, update
 
 from attestation.broker.session import Attested
-from attestation.crypto.jwk import thumbprint
 from attestation.errors import Denied
 from attestation.sources.db import Database
 from attestation.sources.schema import leases, moment, ms
@@ -79,7 +78,7 @@ class LeaseStore:
 
         The caller has appended to the audit log in this transaction: that lock orders grants of all replicas.
         """
-        holder, expires = thumbprint(attested.tee_key), ms(now + lifetime)
+        holder, expires = attested.jkt, ms(now + lifetime)
         if most is not None:
             others = (leases.c.path == str(path)) & (leases.c.holder != holder) & (leases.c.expires > ms(now))
             if (connection.execute(select(func.count()).where(others)).scalar() or 0) >= most:
