@@ -45,10 +45,12 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.sqlite = url.startswith("sqlite")
-        self._fast, self._durable = _engine(url, durable=False), _engine(url, durable=True)
+        self._fast = _engine(url, durable=False)
+        self._durable = self._fast if self.sqlite else _engine(url, durable=True)
         # One writer at a time inside this process: SQLite's own lock waits by sleeping.
         self._writing = threading.Lock()
-        self._writers: dict[bool, Connection] = {}
+        self._writer: Connection | None = None  # of SQLite; `_syncs` is what it was told last
+        self._syncs: bool | None = None
         self._known: dict[Hashable, Any] = {}
         self._epoch: int | None = None
         self._checked = 0.0
@@ -111,22 +113,37 @@ class Database:
         self._known, self._checked = {}, 0.0
 
     @contextmanager
+    def _immediate(self, writer: Connection, durable: bool) -> Iterator[None]:
+        """One transaction of the driver. It takes the write lock at once: an upgrade from a read could only fail."""
+        driver: Any = writer.connection.driver_connection
+        if durable is not self._syncs:
+            driver.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._syncs = durable
+        driver.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            driver.execute("COMMIT")
+        except BaseException:
+            if driver.in_transaction:  # SQLite has rolled back by itself where the disk is full
+                driver.execute("ROLLBACK")
+            raise
+
+    @contextmanager
     def write(self, *, durable: bool = False) -> Iterator[Connection]:
         """One transaction, committed at the end or rolled back by any exception."""
-        engine = self._durable if durable else self._fast
         with _translated():
             if not self.sqlite:
-                with engine.begin() as connection:
+                with (self._durable if durable else self._fast).begin() as connection:
                     yield connection
                 return
             with self._writing:
-                # The lock makes one connection for each kind of write enough: nothing is taken from the pool.
-                writer = self._writers.get(durable)
-                if writer is None:
-                    writer = self._writers[durable] = engine.connect()
-                    writer.begin()  # as far as SQLAlchemy knows, for as long as it lives
-                with _immediate(writer):
-                    yield writer
+                # The lock makes one connection enough for both kinds of write: nothing is taken from the pool, and the
+                # pages that it has read stay good, because nobody else in this process writes.
+                if self._writer is None:
+                    self._writer = self._fast.connect()
+                    self._writer.begin()  # as far as SQLAlchemy knows, for as long as it lives
+                with self._immediate(self._writer, durable):
+                    yield self._writer
 
     def commit(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a durable transaction that it shares with whoever waits at this moment: one fsync for all.
@@ -173,9 +190,9 @@ class Database:
 
     def close(self) -> None:
         """Close every connection."""
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = self._syncs = None
         self._fast.dispose()
         self._durable.dispose()
 
@@ -188,20 +205,6 @@ def revision(connection: Connection) -> str | None:
         return None
     found: str | None = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
     return found
-
-
-@contextmanager
-def _immediate(writer: Connection) -> Iterator[None]:
-    """One transaction of the driver. It takes the write lock at once: an upgrade from a read could only fail."""
-    driver: Any = writer.connection.driver_connection
-    driver.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        driver.execute("COMMIT")
-    except BaseException:
-        if driver.in_transaction:  # SQLite has rolled back by itself where the disk is full
-            driver.execute("ROLLBACK")
-        raise
 
 
 @contextmanager
@@ -247,7 +250,7 @@ def _engine(url: str, *, durable: bool) -> Engine:
         cursor = raw.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
         cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+        cursor.execute("PRAGMA synchronous = NORMAL")  # until a durable write says FULL
         cursor.execute("PRAGMA secure_delete = ON")  # shredded envelopes do not stay in free pages
         cursor.close()
 
