@@ -22,7 +22,7 @@ from kata_gpu.core.yaml12 import load
 from kata_gpu.dra.http import MAX_CONNECTIONS, StatusServer
 from kata_gpu.dra.socket import UnixServer
 from kata_gpu.errors import Malformed
-from kata_gpu.host import bundle
+from kata_gpu.host import bundle, isolate
 from kata_gpu.host.durable import replace_file
 
 
@@ -166,3 +166,11 @@ def test_names_that_would_become_paths(namespace: str, name: str, uid: str) -> N
     """Of CDI files, and of requests with the rights of the agent."""
     with pytest.raises(Malformed):
         ClaimRef(namespace=namespace, name=name, uid=uid)
+
+
+def test_a_child_inherits_neither_descriptors_nor_secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TOKEN", "secret")
+    with (tmp_path / "open").open("w") as leaked:
+        os.set_inheritable(leaked.fileno(), True)
+        code, out, _ = isolate.run(["sh", "-c", "readlink /proc/$$/fd/*; env"], deadline_s=5, where="t")
+    assert (code, b"secret" in out, str(tmp_path).encode() in out) == (0, False, False)
