@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from attestation.appraise.ear import TrustVector
 from attestation.appraise.facts import CpuFacts, DeviceFacts, PlatformFacts
 from attestation.appraise.nv_claims import nras_shaped
+from attestation.crypto.b64 import b64
 from attestation.errors import Malformed
-from attestation.values import DeviceKind, JsonValue
+from attestation.values import DeviceKind, JsonValue, Tee
 
 
 def tee_class(part: CpuFacts | DeviceFacts) -> str:
@@ -28,7 +29,8 @@ def policy_input(
     claims = part.claims.get(str(part.tee))
     document: dict[str, JsonValue] = {
         str(part.tee): claims if isinstance(claims, Mapping) else part.claims,
-        "init_data": part.init_data,
+        # Upstream writes the field of a real TEE in hexadecimal, what it takes for that of the sample TEE in base64.
+        "init_data": b64(bytes.fromhex(part.init_data)) if part.tee is Tee.SAMPLE else part.init_data,
         "init_data_claims": facts.init_data_claims,
         "runtime_data_claims": runtime,
     }

@@ -31,7 +31,7 @@ def authenticate_admin(world: World, bearer: str | None, *, now: datetime) -> Pr
         role = claims.issuer.roles.get(claims.role)
         if role is None:
             raise Denied("role-not-allowed", f"Role {claims.role[:64]} not allowed")
-        return Principal(name=claims.subject, role=role)
+        return Principal(name=claims.subject, role=role, title=claims.role[:64])
     user = world.users.get(claims.subject)
     if user is None or user.epoch != claims.epoch:
         raise Untrusted("admin-token-revoked", "Cannot verify token with any of the issuers: it was taken back")
