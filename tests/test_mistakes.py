@@ -75,6 +75,16 @@ ROWS = (
     ("kata-gpu-kbs explain bad.json", 2, "result: not JSON"),
     ("kata-gpu-kbs collateral show --store absent", 2, "absent: there is no collateral store"),
     ("kata-gpu-kbs serve --store store --listen nonsense", 2, "bad address, expected host:port, got nonsense"),
+    (
+        "kata-gpu-kbs serve --store store --listen 0.0.0.0:0",
+        2,
+        "0.0.0.0:0: plain http off loopback, expected --tls-cert",
+    ),
+    (
+        "kata-gpu-kbs serve --store store --listen 127.0.0.1:0 --admin-listen [::]:0",
+        2,
+        "[::]:0: plain http off loopback",
+    ),
     (f"{LEASE} --broker 127.0.0.1:1", 2, "expected https://host[:port], got 127.0.0.1:1"),
     (f"{LEASE} --broker https://127.0.0.1:1", 2, "no certificate to pin"),
     (f"{LEASE} --broker https://127.0.0.1:1 --broker-cert text", 2, "not a PEM certificate"),

@@ -108,7 +108,11 @@ def serve(**options: Any) -> None:
     )
     service = Service(world, clock=clock, compat=compat, collateral=renewed)
     guest = listen(options["listen"], tls=guest_tls is not None)
-    admin = listen(options["admin_listen"], tls=admin_tls is not None)
+    try:
+        admin = listen(options["admin_listen"], tls=admin_tls is not None)
+    except Misconfigured:
+        guest.socket.close()
+        raise
     how = Serving(
         guest=guest, admin=admin, guest_tls=guest_tls, admin_tls=admin_tls, drain_delay_s=options["drain_delay"]
     )

@@ -4,7 +4,6 @@ Anybody who reaches it may ask; values are no secret. Upstream lets anybody regi
 an administrator's token in `authorization`, or the Unix socket, which only the broker's user can open.
 """
 
-import ipaddress
 import json
 import os
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from attestation.ops.references import register_message
 from attestation.ops.world import World
 from attestation.service._pb import reference_pb2 as pb
 from attestation.service._pb import reference_pb2_grpc
+from attestation.service.address import is_loopback
 from attestation.service.kbs import Clock
 
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
@@ -102,7 +102,7 @@ def _bind_unix(server: grpc.Server, path: Path) -> str:
 
 def _bind_tcp(server: grpc.Server, address: str, tls: tuple[bytes, bytes] | None) -> str:
     host, _, _ = address.rpartition(":")
-    if tls is None and not _loopback(host.strip("[]")):
+    if tls is None and not is_loopback(host):
         raise Misconfigured(
             "rvps-plaintext", "tokens travel to this listener", where=address, expected="a certificate, or loopback"
         )
@@ -115,13 +115,6 @@ def _bind_tcp(server: grpc.Server, address: str, tls: tuple[bytes, bytes] | None
     except (RuntimeError, ValueError) as exc:
         raise Misconfigured("rvps-listen", "cannot listen", where=address, expected="host:port") from exc
     return f"{host}:{port}"
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _bearer(context: grpc.ServicerContext) -> str | None:

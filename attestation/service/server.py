@@ -18,6 +18,7 @@ import uvicorn
 
 from attestation.errors import Misconfigured
 from attestation.ops.world import World
+from attestation.service.address import is_loopback
 from attestation.service.app import Service
 from attestation.service.kbs import Clock
 from attestation.service.protocol import BoundedProtocol
@@ -42,11 +43,18 @@ class Listener:
 
 
 def listen(address: str, *, tls: bool = False) -> Listener:
-    """Bind `host:port`; port 0 takes a free one."""
+    """Bind `host:port`; port 0 takes a free one. Without TLS on loopback only: cookies and admin tokens travel here."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise Misconfigured("listen-address", "bad address", expected="host:port", got=address[:80])
+    if not tls and not is_loopback(host):
+        raise Misconfigured(
+            "listen-plaintext",
+            "plain http off loopback",
+            where=address,
+            expected="--tls-cert and --tls-key, or 127.0.0.1",
+        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -74,7 +74,7 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
             # A resumed session of 1.2 would skip the client's certificate; in 1.3 there is none without tickets.
             context.minimum_version = ssl.TLSVersion.TLSv1_3
     except (OSError, ssl.SSLError) as exc:
-        reason = exc.reason if isinstance(exc, ssl.SSLError) else exc.strerror
+        reason = (exc.reason if isinstance(exc, ssl.SSLError) else exc.strerror) or "no PEM in it"
         raise Misconfigured(
             "tls-files",
             f"cannot use certificate and key: {reason}",
