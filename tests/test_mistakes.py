@@ -74,6 +74,11 @@ ROWS = (
     ("kata-gpu-kbs verify gpu --report text --chain text --at yesterday", 2, "expected RFC 3339, got 'yesterday'"),
     ("kata-gpu-kbs explain bad.json", 2, "result: not JSON"),
     ("kata-gpu-kbs collateral show --store absent", 2, "absent: there is no collateral store"),
+    (
+        "kata-gpu-kbs serve --store store --tls-cert text --tls-key text",
+        2,
+        "text: cannot use certificate and key: no PEM",
+    ),
     ("kata-gpu-kbs serve --store store --listen nonsense", 2, "bad address, expected host:port, got nonsense"),
     (
         "kata-gpu-kbs serve --store store --listen 0.0.0.0:0",
