@@ -41,7 +41,7 @@ class Engine:
             if request["query"] == "check":
                 return {"value": True}
             interpreter = self._regopy.Interpreter()
-            interpreter.set_input(request["input"])
+            interpreter.set_input_term(_text(request["input"]))
             output = json.loads(str(interpreter.query_bundle(bundle)))
         except (self._regopy.RegoError, ValueError) as exc:
             return {"error": str(exc)[:1000]}
@@ -56,13 +56,21 @@ class Engine:
             interpreter = self._regopy.Interpreter()
             interpreter.add_module("policy.rego", request["policy"])
             interpreter.add_module("prelude.rego", PRELUDE)
-            interpreter.add_data(request["data"])
+            interpreter.add_data_json(_text(request["data"]))
             query = QUERIES.get(request["query"], QUERIES["allow"])
             bundle = interpreter.build(query)
         self._bundles[key] = bundle
         if len(self._bundles) > CACHED_BUNDLES:
             self._bundles.popitem(last=False)
         return bundle
+
+
+def _text(value: Any) -> str:
+    """JSON that the engine takes as it takes a policy's literals: it keeps texts escaped, and compares them so.
+
+    From objects it would take them unescaped: a text with `\\n` in it would equal the literal for a line feed.
+    """
+    return json.dumps(value, ensure_ascii=False)
 
 
 def watch_memory() -> None:

@@ -1,5 +1,6 @@
 """Rego: upstream's interface, values bound to variables, and a worker that dies rather than hang."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -151,3 +152,14 @@ def test_resource_policy_only_tightens(kbs: Broker) -> None:
     set_rego_policy(kbs.world, ADMIN, PolicyKind.REGO_RESOURCE, RESOURCE_POLICY, deny, now=NOW)
     with pytest.raises(Denied):
         kbs.handshake().get()
+
+
+@pytest.mark.parametrize("text", ["line\nfeed", 'a "quote"', "back\\slash", "\\n", "tab\t", "é", "\x1f", "/"])
+def test_texts_are_what_they_are(rego: RegoWorker, text: str) -> None:
+    """In input, in reference values and in a policy: the same text is equal, a text that merely spells it is not."""
+    literal = json.dumps(text, ensure_ascii=False)
+    same = f"package policy\nimport rego.v1\nallow if {{ input.x == {literal}; input.x == data.x; not input.x != {literal} }}\n"
+    assert rego.allow(same, {"x": text}, {"x": text}) is True
+    spelt = literal[1:-1]
+    if spelt != text:
+        assert rego.allow(same, {"x": spelt}, {"x": spelt}) is False
