@@ -35,7 +35,7 @@ def check(file: str, output: str) -> None:
     Example:
       kata-gpu-kbs policy check llama.toml
     """
-    from attestation.appraise.policy import parse_conditions
+    from attestation.appraise.policy_toml import parse_conditions
 
     conditions = parse_conditions(read_text(file), where=file)
     gpus = conditions.gpus

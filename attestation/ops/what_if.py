@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from attestation.appraise.checks import Usage, check_release
-from attestation.appraise.policy import KeyConditions, parse_conditions
+from attestation.appraise.policy import KeyConditions
+from attestation.appraise.policy_toml import parse_conditions
 from attestation.broker.session import Attested
 from attestation.findings import Verdict
 from attestation.ops.release import DEFAULT_POLICY, policy_text

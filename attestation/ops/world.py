@@ -8,7 +8,8 @@ from typing import Protocol
 
 from joserfc.jwk import ECKey
 
-from attestation.appraise.policy import KeyConditions, parse_conditions
+from attestation.appraise.policy import KeyConditions
+from attestation.appraise.policy_toml import parse_conditions
 from attestation.broker.admin import AdminIssuer
 from attestation.broker.endorsement import TokenTrust
 from attestation.broker.session import Challenged, Submission

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from attestation.broker.session import Challenged, Submission
-from attestation.cli.platform import BUILTIN, platform_verifier
+from attestation.cli.platform import platform_verifier
 from attestation.cli.serve import log_to_stderr
+from attestation.cli.verification import BUILTIN
 from attestation.ops.local_verifier import LocalVerifier
 from attestation.ops.open_world import WorldOptions, close_world, open_world
 from attestation.service.app import Service, ServiceLimits

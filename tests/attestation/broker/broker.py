@@ -15,7 +15,8 @@ from attestation.broker.admin import AdminIssuer
 from attestation.broker.endorsement import TokenTrust
 from attestation.broker.roles import Principal, Role
 from attestation.broker.session import Submission
-from attestation.cli.platform import BUILTIN, platform_verifier
+from attestation.cli.platform import platform_verifier
+from attestation.cli.verification import BUILTIN
 from attestation.crypto.jwe import Sealed, unseal
 from attestation.crypto.jwk import tee_key_of
 from attestation.formats.initdata import parse_init_data

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import structlog
 
-from attestation.cli.platform import BUILTIN, platform_verifier
+from attestation.cli.platform import platform_verifier
+from attestation.cli.verification import BUILTIN
 from attestation.ops.open_world import WorldOptions, open_world
 from attestation.service.app import Service, ServiceLimits
 from attestation.service.server import Serving, listen, serve

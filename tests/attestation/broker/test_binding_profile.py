@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from attestation.appraise.policy import parse_conditions
+from attestation.appraise.policy_toml import parse_conditions
 from attestation.errors import Denied, Misconfigured, Untrusted
 from attestation.guest.client import KbsClient
 from attestation.guest.evidence import Challenge, Evidence, EvidenceProvider, collect

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from attestation.cli.platform import BUILTIN, platform_verifier
+from attestation.cli.platform import platform_verifier
+from attestation.cli.verification import BUILTIN
 from attestation.crypto.jwk import thumbprint
 from attestation.ops.open_world import WorldOptions, close_world, open_world
 from attestation.simulate.amd import MEASUREMENT

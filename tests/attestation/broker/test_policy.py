@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attestation.appraise.ear import CLAIMS, Status, TrustVector, tier
-from attestation.appraise.policy import parse_conditions
+from attestation.appraise.policy_toml import parse_conditions
 from attestation.appraise.rego import vector_of
 from attestation.appraise.rules import AtLeast, OneOf, Reference, ReferenceValue, Rule, Unchecked, check_rule
 from attestation.errors import AttestationError, Malformed, Misconfigured

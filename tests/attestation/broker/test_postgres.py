@@ -8,7 +8,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from attestation.broker.session import Submission
-from attestation.cli.platform import BUILTIN, platform_verifier
+from attestation.cli.platform import platform_verifier
+from attestation.cli.verification import BUILTIN
 from attestation.crypto.jwe import unseal
 from attestation.crypto.jwk import tee_key_of
 from attestation.errors import Misconfigured, Untrusted

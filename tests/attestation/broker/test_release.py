@@ -17,7 +17,8 @@ from joserfc.jwk import ECKey
 from attestation.broker.revocation import RevocationKind
 from attestation.broker.session import Submission
 from attestation.broker.token import TokenKey, render_token
-from attestation.cli.platform import BUILTIN, platform_verifier
+from attestation.cli.platform import platform_verifier
+from attestation.cli.verification import BUILTIN
 from attestation.crypto.jwe import unseal
 from attestation.crypto.jwk import tee_key_of
 from attestation.errors import AttestationError, Denied, Misconfigured, Untrusted

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from attestation.cli.platform import BUILTIN, platform_verifier, stored_verifier
+from attestation.cli.platform import platform_verifier, stored_verifier
+from attestation.cli.verification import BUILTIN
 from attestation.errors import Malformed, Unavailable
 from attestation.formats.collateral import Document, Kind, State
 from attestation.ops.renewed_verifier import RenewedVerifier
