@@ -5,10 +5,11 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from functools import lru_cache
 
 import structlog
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from attestation.broker.session import CHALLENGE_LIFETIME, PROFILE_MEMBER
 from attestation.errors import AttestationError, Denied, Malformed, Unavailable
@@ -17,6 +18,7 @@ from attestation.ops.challenge import issue_challenge
 from attestation.ops.external import external_token, release_external
 from attestation.ops.release import Credentials, authenticate, release_resource
 from attestation.ops.world import World
+from attestation.service.answer import Answer
 from attestation.service.metrics import Metrics
 from attestation.service.problems import handshake_problem, kbs_problem
 from attestation.service.request import COOKIE, credentials, kbs_path, peer, read_body, session_cookie
@@ -26,6 +28,7 @@ from attestation.values import BindingProfile, ResourcePath, Tee
 
 log = structlog.get_logger()
 Clock = Callable[[], datetime]
+_MAX_AGE = f"Max-Age={int(CHALLENGE_LIFETIME.total_seconds())}"
 _NO_TEE = "none"  # label of evidence that named no live session
 
 
@@ -71,9 +74,8 @@ class GuestApi:
         # Upstream's guests get the empty string that upstream sends; ours are told which of their profiles was chosen.
         chosen = issued.challenged.profile
         extra = {PROFILE_MEMBER: str(chosen)} if chosen is not BindingProfile.TRUSTEE_RCAR else ""
-        response = JSONResponse({"nonce": issued.challenged.nonce, "extra-params": extra})
-        self._set_cookie(response, issued.cookie, issued.challenged.expires)
-        return response
+        cookie = self._cookie(issued.cookie, issued.challenged.expires)
+        return Answer({"nonce": issued.challenged.nonce, "extra-params": extra}, cookie=cookie)
 
     async def attest(self, request: Request) -> Response:
         """`POST /kbs/v0/attest`."""
@@ -100,7 +102,7 @@ class GuestApi:
             )
             return handshake_problem(exc, "Attest")
         self._metrics.attestation_successes.labels(tee_type=tee).inc()
-        return JSONResponse({"token": answer})
+        return Answer({"token": answer})
 
     def _attest(self, request: Request, raw: bytes, now: datetime, on_claim: Callable[[Tee], None]) -> str:
         cookie = session_cookie(request)
@@ -133,7 +135,7 @@ class GuestApi:
             return kbs_problem(exc, deny_status=self._deny_status)
         self._metrics.policy_approvals.inc()
         self._metrics.resource_reads.inc()
-        return JSONResponse(sealed)
+        return Answer(sealed)
 
     def _release(self, who: Credentials, request: Request, query: dict[str, str], now: datetime) -> dict[str, str]:
         foreign = external_token(self._world, who, now=now)
@@ -176,15 +178,14 @@ class GuestApi:
         self._workers.admit(new=new)
         self._peers.take(peer(request), time.monotonic())
 
-    def _set_cookie(self, response: Response, cookie: str, expires: datetime) -> None:
+    def _cookie(self, cookie: str, expires: datetime) -> str:
         # `Secure` only over TLS: a guest on plain HTTP would not send it back (keybroker.md 4.2, 7).
-        parts = [f"{COOKIE}={cookie}", f"Expires={format_datetime(expires.astimezone(UTC), usegmt=True)}"]
+        secure = "; Secure" if self._secure else ""
         # Max-Age beside upstream's Expires: it does not depend on the guest's clock.
-        parts += [
-            f"Max-Age={int(CHALLENGE_LIFETIME.total_seconds())}",
-            "Path=/kbs/v0",
-            "HttpOnly",
-            "SameSite=Strict",
-            *(["Secure"] if self._secure else []),
-        ]
-        response.headers.append("set-cookie", "; ".join(parts))
+        lifetime = f"Expires={_http_date(expires.replace(microsecond=0))}; {_MAX_AGE}"
+        return f"{COOKIE}={cookie}; {lifetime}; Path=/kbs/v0; HttpOnly; SameSite=Strict{secure}"
+
+
+@lru_cache(maxsize=8)  # requests of one second have one date
+def _http_date(at: datetime) -> str:
+    return format_datetime(at.astimezone(UTC), usegmt=True)
