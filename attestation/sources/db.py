@@ -112,21 +112,14 @@ class Database:
             yield connection
         self._known, self._checked = {}, 0.0
 
-    @contextmanager
-    def _immediate(self, writer: Connection, durable: bool) -> Iterator[None]:
-        """One transaction of the driver. It takes the write lock at once: an upgrade from a read could only fail."""
+    def _begin(self, writer: Connection, durable: bool) -> Any:
+        """Begin in the driver. It takes the write lock at once: an upgrade from a read could only fail."""
         driver: Any = writer.connection.driver_connection
         if durable is not self._syncs:
             driver.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._syncs = durable
         driver.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            driver.execute("COMMIT")
-        except BaseException:
-            if driver.in_transaction:  # SQLite has rolled back by itself where the disk is full
-                driver.execute("ROLLBACK")
-            raise
+        return driver
 
     @contextmanager
     def write(self, *, durable: bool = False) -> Iterator[Connection]:
@@ -142,8 +135,14 @@ class Database:
                 if self._writer is None:
                     self._writer = self._fast.connect()
                     self._writer.begin()  # as far as SQLAlchemy knows, for as long as it lives
-                with self._immediate(self._writer, durable):
+                driver = self._begin(self._writer, durable)
+                try:
                     yield self._writer
+                    driver.execute("COMMIT")
+                except BaseException:
+                    if driver.in_transaction:  # SQLite has rolled back by itself where the disk is full
+                        driver.execute("ROLLBACK")
+                    raise
 
     def commit(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a durable transaction that it shares with whoever waits at this moment: one fsync for all.
