@@ -60,7 +60,8 @@ class Attested:
     jkt: str = field(init=False)  # thumbprint of the TEE key: whom keys are released to
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "jkt", thumbprint(self.tee_key))
+        # A result of `verify evidence` that a policy is tried on has no key: nothing is ever released to it.
+        object.__setattr__(self, "jkt", thumbprint(self.tee_key) if self.tee_key else "")
 
     @property
     def status(self) -> Status:

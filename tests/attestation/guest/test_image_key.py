@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc import jws
 from joserfc.jwk import ECKey
 
-from attestation.cli.image_key import image_key
+from attestation.cli.main import cli
 from attestation.crypto.sealed_secret import open_sealed, seal_resource, unwrap_layer_key, wrap_layer_key
 from attestation.errors import AttestationError, Malformed, Untrusted
 from attestation.values import ResourcePath, Secret
@@ -50,10 +50,11 @@ def test_sealed_secret_is_what_the_data_hub_parses() -> None:
 
 def test_sealed_in_a_file_has_no_end_of_line(tmp_path: Path) -> None:
     """The data hub decodes the last part as it is: a newline after it is not base64."""
-    made = CliRunner().invoke(image_key, ["signing-key", str(tmp_path / "pem")])
+    made = CliRunner().invoke(cli, ["image-key", "signing-key", str(tmp_path / "pem")])
     assert made.exit_code == 0
     done = CliRunner().invoke(
-        image_key, ["seal", f"kbs:///{RESOURCE}", "--signing-key", str(tmp_path / "pem"), "--kid", f"kbs:///{KID}"]
+        cli,
+        ["image-key", "seal", f"kbs:///{RESOURCE}", "--signing-key", str(tmp_path / "pem"), "--kid", f"kbs:///{KID}"],
     )
     assert done.exit_code == 0
     assert done.output.startswith("sealed.")
@@ -129,7 +130,7 @@ def test_keys_and_options_of_impossible_sizes(options: bytes, size: int, iv: int
 
 
 def invoke(*arguments: str, stdin: bytes = b"") -> Any:
-    result = CliRunner().invoke(image_key, list(arguments), input=stdin, catch_exceptions=True)
+    result = CliRunner().invoke(cli, ["image-key", *arguments], input=stdin, catch_exceptions=True)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.stdout.strip()
