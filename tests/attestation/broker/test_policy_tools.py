@@ -79,8 +79,8 @@ def test_policies_on_attest_bodies(files: Files) -> None:
 def test_policies_on_results_of_verify(files: Files) -> None:
     """The facts in the result are judged again; no collateral and no roots are needed then."""
     body = files.body("good.json")
-    argv = ["verify", "evidence", "--body", body, "--nonce", NONCE, "--binding-profile", "cgpu-v1", "--expect", "gpus=1"]
-    argv += ["--measurement", MEASUREMENT.hex(), "--output", "json", *TRUST]
+    argv = ["verify", "evidence", "--body", body, "--nonce", NONCE, "--binding-profile", "cgpu-v1"]
+    argv += ["--expect", "gpus=1", "--measurement", MEASUREMENT.hex(), "--output", "json", *TRUST]
     result = files.write("result.json", files.run(*argv))
     policy = files.write("policy.toml", GPU_POLICY)
     assert files.policy("test", policy, "--evidence", result, "--at", AT)["results"][0]["reasons"] == []
