@@ -81,8 +81,9 @@ def cluster(api: Any) -> Any:
 def whole(obj: Object) -> Object:
     """The corpus object with what a real API server also demands."""
     obj = copy.deepcopy(obj)
-    for c in obj["spec"].get("initContainers", []) + obj["spec"].get("containers", []):
-        c.setdefault("image", "i")
+    every = (c for f in ("initContainers", "containers", "ephemeralContainers") for c in obj["spec"].get(f, []))
+    for container in every:
+        container.setdefault("image", "i")
     return obj
 
 
@@ -154,9 +155,12 @@ def pairs() -> Iterator[tuple[str, Object]]:
 
 
 def refused(store: Any, kind: Kind, obj: Object, namespace: str = "admin") -> str:
-    """The rule that the server names, or nothing where it creates the object."""
+    """The rule that the server names, or nothing where it takes the object; debug containers come to a pod later."""
+    debug = obj["spec"].pop("ephemeralContainers", []) if kind is PODS else []
     try:
         store.create(kind, namespace, obj)
+        if debug:
+            store.debug(namespace, obj["metadata"]["name"], debug)
     except ApiError as denied:
         rule = re.search(r"\[([a-z-]+)\] ", str(denied))
         assert rule is not None, denied

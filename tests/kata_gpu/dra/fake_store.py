@@ -9,7 +9,7 @@ import re
 import threading
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tests.kata_gpu.dra.fake_kinds import KINDS, ApiError, Kind, Object
@@ -22,7 +22,7 @@ HISTORY = 1000  # events kept for watches; older versions answer 410
 
 # Lists that server-side apply merges by key (listType=map); all others are atomic.
 MAP_LISTS: dict[str, tuple[str, ...]] = {"conditions": ("type",), "status.devices": ("driver", "pool", "device")}
-NAMESPACES = KINDS["v1", "namespaces"]
+NAMESPACES, PODS = KINDS["v1", "namespaces"], KINDS["v1", "pods"]
 # Kinds whose objects are kept by a controller's finalizer after their deletion.
 HELD = {KINDS["v1", "persistentvolumeclaims"]: ["kubernetes.io/pvc-protection"], NAMESPACES: ["kubernetes"]}
 Ownership = dict[str, set[tuple[str, ...]]]
@@ -128,6 +128,10 @@ class Store:
             old = self._find(kind, namespace, name)
             self._precondition(old, patch.get("metadata", {}))
             return self._change(kind, namespace, old, merge_patch(copy.deepcopy(old), patch), status)
+
+    def debug(self, namespace: str, pod: str, containers: Sequence[Object]) -> Object:
+        """Debug containers of a running pod."""
+        return self.merge(PODS, namespace, pod, {"spec": {"ephemeralContainers": containers}})
 
     def apply(
         self, kind: Kind, namespace: str, name: str, body: Object, manager: str, *, force: bool, status: bool = False

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,7 +26,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 from kata_gpu.host.kube import encode
 from tests.kata_gpu.dra.fake_api import APPLY, MERGE, route
-from tests.kata_gpu.dra.fake_store import HELD, KINDS, NAMESPACES, ApiError, Kind, Object
+from tests.kata_gpu.dra.fake_store import HELD, KINDS, NAMESPACES, PODS, ApiError, Kind, Object
 
 START_S = 60.0
 GATES = {"taints": "DRADeviceTaints", "counters": "DRAPartitionableDevices"}  # by what the server drops without
@@ -68,6 +68,11 @@ class RealStore:
 
     def merge(self, kind: Kind, namespace: str, name: str, patch: Object, *, status: bool = False) -> Object:
         return self._api.ask("PATCH", _path(kind, namespace, name) + ("/status" if status else ""), patch, MERGE)
+
+    def debug(self, namespace: str, pod: str, containers: Sequence[Object]) -> Object:
+        """Debug containers of a running pod, by their own subresource: nothing else may set them."""
+        body = {"spec": {"ephemeralContainers": containers}}
+        return self._api.ask("PATCH", f"{_path(PODS, namespace, pod)}/ephemeralcontainers", body, MERGE)
 
     def delete(self, kind: Kind, namespace: str, name: str, options: Object | None = None) -> None:
         self._api.ask("DELETE", _path(kind, namespace, name), options)
