@@ -93,3 +93,14 @@ def test_a_failed_commit_is_nobodys_success(kbs: Broker) -> None:
     assert outcome.pop(5) == "refused"
     assert set(outcome.values()) == {"store"}
     assert kbs.world.audit.verify() == 1
+
+
+def test_what_must_be_durable_is_written_through_whatever_was_written_before(tmp_path: Path) -> None:
+    """PRAGMA synchronous: 2 is FULL, 1 is NORMAL. Both kinds share one connection."""
+    with broker(tmp_path) as made:
+        database, seen = made.world.database, []
+        for durable in (False, True, True, False, True):
+            with database.write(durable=durable) as connection:
+                seen.append(connection.exec_driver_sql("PRAGMA synchronous").scalar())
+        database.commit(lambda connection: seen.append(connection.exec_driver_sql("PRAGMA synchronous").scalar()))
+    assert seen == [1, 2, 2, 1, 2, 2]
