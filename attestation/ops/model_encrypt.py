@@ -127,8 +127,13 @@ class _Encrypter:
 
     def run(self, jobs: list[Job]) -> list[ModelFile]:
         """Manifest entries in the order of the jobs."""
-        small = {job.name: self._pool.submit(self._file, job) for job in jobs if job.size <= BATCH_BYTES}
-        return [small[job.name].result() if job.name in small else self._file(job) for job in jobs]
+        shared = [self._pool.submit(self._files, group) for group in _groups(jobs)]
+        done = {job.name: self._file(job) for job in jobs if job.size > BATCH_BYTES}
+        done |= {entry.name: entry for future in shared for entry in future.result()}
+        return [done[job.name] for job in jobs]
+
+    def _files(self, group: list[Job]) -> list[ModelFile]:
+        return [self._file(job) for job in group]
 
     def _file(self, job: Job) -> ModelFile:
         with opened(job.source, os.O_RDONLY) as source:
@@ -261,6 +266,22 @@ class _Encrypter:
             held = Buffers(*(memoryview(bytearray(n)) for n in (chunk, chunk + TAG_BYTES, chunk)))
             self._local.buffers = held
         return held
+
+
+def _groups(jobs: list[Job]) -> Iterator[list[Job]]:
+    """The small files, as many in a group as make a batch: what hands a file to a thread costs as much as the file."""
+    group: list[Job] = []
+    room = BATCH_BYTES
+    for job in jobs:
+        if job.size > BATCH_BYTES:
+            continue
+        if group and job.size > room:
+            yield group
+            group, room = [], BATCH_BYTES
+        group.append(job)
+        room -= job.size
+    if group:
+        yield group
 
 
 def _entry(job: Job, stored: StoredFile, sha256: PlainDigest) -> ModelFile:
