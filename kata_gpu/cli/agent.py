@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kata_gpu.cli.world import CDI_DIR, sim_option
+from kata_gpu.cli.world import CDI_DIR, kubelet_root_option, sim_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kata_gpu.core.node_policy import NodePolicy
     from kata_gpu.dra.other_process import OtherProcess
-
-KUBELET_ROOT = Path("/var/lib/kubelet")
 
 
 @click.group()
@@ -33,13 +31,7 @@ def agent() -> None:
 @click.option("--kubeconfig", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
               help="Without it the pod's service account is used.")  # fmt: skip
 @click.option("--server", default="", metavar="URL", help="API server without credentials, for tests.")
-@click.option(
-    "--kubelet-root",
-    type=click.Path(path_type=Path),
-    default=KUBELET_ROOT,
-    show_default=True,
-    help="Kubelet's folder: sockets, checkpoints, registration.",
-)
+@kubelet_root_option
 @click.option("--cdi-dir", type=click.Path(path_type=Path), default=CDI_DIR, show_default=True, help="CDI directory.")
 @click.option("--state-dir", type=click.Path(path_type=Path), help="State of the node's verbs.")
 @click.option("--bridge", type=click.Path(path_type=Path), metavar="SOCKET",

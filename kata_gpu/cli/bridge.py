@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
+from kata_gpu.cli.world import kubelet_root_option
 from kata_gpu.core.podresources import BRIDGE_SOCKET
 
-KUBELET_ROOT = Path("/var/lib/kubelet")
 HEAL_S = 5.0  # between looks at the socket file
 
 
@@ -20,13 +20,7 @@ def bridge() -> None:
 @bridge.command()
 @click.option("--socket", "path", type=click.Path(path_type=Path), default=Path(BRIDGE_SOCKET), show_default=True,
               help="Socket that Kata's pod_resource_api_sock names.")  # fmt: skip
-@click.option(
-    "--kubelet-root",
-    type=click.Path(path_type=Path),
-    default=KUBELET_ROOT,
-    show_default=True,
-    help="Kubelet's folder: sockets, checkpoints, registration.",
-)
+@kubelet_root_option
 @click.option("--allow", multiple=True, help="Driver whose devices are handed on; repeat for several.")
 @click.option("--kata-config", type=click.Path(path_type=Path, exists=True, dir_okay=False), multiple=True,
               help="Kata configuration to check for support of its own.")  # fmt: skip

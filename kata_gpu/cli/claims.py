@@ -4,20 +4,13 @@ from pathlib import Path
 
 import click
 
-from kata_gpu.cli.world import echo_json, echo_table, output_option
+from kata_gpu.cli.world import echo_json, echo_table, kubelet_root_option, output_option
 
-KUBELET_ROOT = Path("/var/lib/kubelet")
 HEADER = ("CLAIM", "UID", "STATE", "POD", "DEVICES", "SINCE")
 
 
 @click.command()
-@click.option(
-    "--kubelet-root",
-    type=click.Path(path_type=Path),
-    default=KUBELET_ROOT,
-    show_default=True,
-    help="Kubelet's folder: sockets, checkpoints, registration.",
-)
+@kubelet_root_option
 @output_option
 def claims(kubelet_root: Path, output: str) -> None:
     """List the claims that this node has promised devices to. Needs no API server.

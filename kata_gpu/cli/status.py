@@ -4,21 +4,14 @@ from pathlib import Path
 
 import click
 
-from kata_gpu.cli.world import device_state, echo_json, echo_table, node_options, open_node
+from kata_gpu.cli.world import device_state, echo_json, echo_table, kubelet_root_option, node_options, open_node
 from kata_gpu.errors import ExitCode
 
-KUBELET_ROOT = Path("/var/lib/kubelet")
 HEADER = ("DEVICE", "ADDRESS", "MODE", "BINDING", "CLAIM", "POD", "HEALTH", "REASON")
 
 
 @click.command()
-@click.option(
-    "--kubelet-root",
-    type=click.Path(path_type=Path),
-    default=KUBELET_ROOT,
-    show_default=True,
-    help="Kubelet's folder: sockets, checkpoints, registration.",
-)
+@kubelet_root_option
 @node_options
 def status(kubelet_root: Path, sim: Path | None, state_dir: Path | None, cdi_dir: Path | None, output: str) -> int:
     """One table: device, mode, binding, claim, pod, health, reason. Exit 1 when a device is not healthy.

@@ -20,6 +20,14 @@ POD_RESOURCES = Path("/var/lib/kubelet/pod-resources/kubelet.sock")
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+KUBELET_ROOT = Path("/var/lib/kubelet")  # kubelet's own default of --root-dir
+kubelet_root_option = click.option(
+    "--kubelet-root",
+    type=click.Path(path_type=Path),
+    default=KUBELET_ROOT,
+    show_default=True,
+    help="Kubelet's folder: sockets, checkpoints, registration.",
+)
 sim_option = click.option(
     "--sim",
     type=click.Path(path_type=Path, dir_okay=False),
