@@ -38,7 +38,7 @@ def external_token(world: World, credentials: Credentials, *, now: datetime) -> 
         return None
     token = verify_external(bearer, world.external, now=now)
     subjects = (("token", token.id), ("tee-key", thumbprint(token.tee_key)))
-    if (revoked := world.attestations.revoked(subjects)) is not None:
+    if (revoked := world.revocations.revoked(subjects)) is not None:
         raise Untrusted("revoked", "this identity was revoked", got=revoked)
     return token
 

@@ -22,6 +22,7 @@ from attestation.sources.leases import LeaseStore
 from attestation.sources.policy_store import PolicyStore
 from attestation.sources.reference_store import ReferenceStore
 from attestation.sources.rego_worker import RegoWorker
+from attestation.sources.revocation_store import RevocationStore
 from attestation.sources.roots.config import load_root_keys
 from attestation.sources.sessions import SessionStore
 from attestation.sources.signing import ADMIN, ATTESTATION, TOKEN, SigningKeys
@@ -81,6 +82,7 @@ def open_world(options: WorldOptions, verifier: PlatformVerifier, *, now: dateti
         keys=keys,
         policies=PolicyStore(database),
         references=ReferenceStore(database),
+        revocations=RevocationStore(database),
         users=UserStore(database),
         audit=AuditLog(database, signing.audit_key(now)),
         signing=signing,

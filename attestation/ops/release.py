@@ -61,7 +61,7 @@ def authenticate(world: World, credentials: Credentials, *, now: datetime) -> At
 def require_not_revoked(world: World, attested: Attested) -> None:
     """Untrusted where the token, the TEE key, the chip, a device or some firmware of this platform was taken back."""
     named = subjects(attested.facts, jti=attested.jti, tee_key=attested.jkt)
-    revoked = world.attestations.revoked(named) or first_firmware(world.attestations.firmware(), attested.facts)
+    revoked = world.revocations.revoked(named) or first_firmware(world.revocations.firmware(), attested.facts)
     if revoked is not None:
         raise Untrusted("revoked", "this identity was revoked", got=revoked)
 

@@ -28,7 +28,7 @@ def revoke(
     if not 0 < len(reason) <= MAX_REASON:
         raise Malformed("revocation-reason", "say why", expected=f"1 to {MAX_REASON} characters")
     value = normal_value(kind, value)
-    world.attestations.revoke(kind, value, reason, now)
+    world.revocations.revoke(kind, value, reason, now)
     ended = world.leases.end(now, _concerns(world, kind, value))
     body: dict[str, JsonValue] = {"by": who.name, "kind": str(kind), "value": value, "reason": reason}
     body["leases"] = [{"path": str(lease.path), "holder": lease.holder, "chip_id": lease.chip_id} for lease in ended]
@@ -41,7 +41,7 @@ def unrevoke(world: World, who: Principal, kind: RevocationKind, value: str, *, 
     """Accept it again; false where it was not revoked."""
     who.require(Verb.WRITE_GLOBAL)
     value = normal_value(kind, value)
-    found = world.attestations.unrevoke(kind, value)
+    found = world.revocations.unrevoke(kind, value)
     if found:
         body: dict[str, JsonValue] = {"by": who.name, "kind": str(kind), "value": value}
         world.audit.record(event="unrevoked", subject=f"{kind} {value}"[:390], body=body, now=now)
@@ -52,7 +52,7 @@ def unrevoke(world: World, who: Principal, kind: RevocationKind, value: str, *, 
 def list_revocations(world: World, who: Principal) -> tuple[Revocation, ...]:
     """Everything that is revoked."""
     who.require(Verb.READ)
-    return world.attestations.revocations()
+    return world.revocations.all()
 
 
 def list_leases(world: World, who: Principal, path: ResourcePath | None, *, now: datetime) -> tuple[Lease, ...]:

@@ -24,6 +24,7 @@ from attestation.sources.key_store import KeyStore
 from attestation.sources.leases import LeaseStore
 from attestation.sources.policy_store import PolicyStore
 from attestation.sources.reference_store import ReferenceStore
+from attestation.sources.revocation_store import RevocationStore
 from attestation.sources.sessions import SessionStore
 from attestation.sources.signing import SigningKeys
 from attestation.sources.tenants import TenantStore
@@ -78,6 +79,7 @@ class World:
     keys: KeyStore
     policies: PolicyStore
     references: ReferenceStore
+    revocations: RevocationStore
     users: UserStore
     audit: AuditLog
     signing: SigningKeys

@@ -12,11 +12,10 @@ from threading import Lock
 
 from sqlalchemy import Connection, delete, insert, select
 
-from attestation.broker.revocation import FirmwareRange, Revocation, RevocationKind, normal_value
 from attestation.broker.session import Attested
 from attestation.errors import Untrusted
 from attestation.sources.db import Database
-from attestation.sources.schema import attestations, moment, ms, revocations
+from attestation.sources.schema import attestations, ms
 from attestation.sources.statement import Statement
 
 CACHE_ENTRIES = 1024  # a result of 8 GPUs is about 100 KB of objects
@@ -75,40 +74,6 @@ class AttestationStore:
             rows = connection.execute(query).all()
         return tuple(found for row in rows if (found := self._read(row.jti, row.record)) is not None)
 
-    def revoke(self, kind: str, value: str, reason: str, now: datetime) -> None:
-        """Refuse a token id, TEE key thumbprint, chip or GPU from now on."""
-        value = normal_value(RevocationKind(kind), value)
-        with self._db.change() as connection:
-            same = (revocations.c.kind == kind) & (revocations.c.value == value)
-            connection.execute(delete(revocations).where(same))
-            connection.execute(
-                insert(revocations), {"kind": kind, "value": value, "reason": reason, "created": ms(now)}
-            )
-
-    def revoked(self, subjects: tuple[tuple[str, str], ...]) -> str | None:
-        """The first of these (kind, value) pairs that is revoked, as text, or None."""
-        known = self._db.remember("revocations", self._pairs)
-        return next((f"{kind} {value}" for kind, value in subjects if (kind, value) in known), None)
-
-    def firmware(self) -> tuple[FirmwareRange, ...]:
-        """Firmware that is revoked."""
-        return self._db.remember("revoked-firmware", self._firmware)
-
-    def revocations(self) -> tuple[Revocation, ...]:
-        """Everything that is revoked, oldest first."""
-        with self._db.read() as connection:
-            rows = connection.execute(select(revocations).order_by(revocations.c.created, revocations.c.value)).all()
-        return tuple(
-            Revocation(kind=RevocationKind(row.kind), value=row.value, reason=row.reason, created=moment(row.created))
-            for row in rows
-        )
-
-    def unrevoke(self, kind: str, value: str) -> bool:
-        """Take a revocation back; false where there was none."""
-        with self._db.change() as connection:
-            same = (revocations.c.kind == kind) & (revocations.c.value == value)
-            return connection.execute(delete(revocations).where(same)).rowcount == 1
-
     def _mac(self, jti: str, text: str) -> str:
         """Over both, with a separator that JSON does not contain."""
         return hmac.digest(self._key, f"{jti}\0{text}".encode(), "sha256").hex()
@@ -118,14 +83,6 @@ class AttestationStore:
         if not hmac.compare_digest(mac.encode(), self._mac(jti, text).encode()):
             return None
         return Attested.from_json(json.loads(text))
-
-    def _pairs(self) -> frozenset[tuple[str, str]]:
-        return frozenset((str(found.kind), found.value) for found in self.revocations())
-
-    def _firmware(self) -> tuple[FirmwareRange, ...]:
-        return tuple(
-            FirmwareRange.parse(found.value) for found in self.revocations() if found.kind is RevocationKind.FIRMWARE
-        )
 
     def sweep(self, now: datetime) -> int:
         """Delete results past their retention."""

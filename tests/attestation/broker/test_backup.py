@@ -30,7 +30,7 @@ TO_EC, BY_EC = to_recipient(tee_key_of(EC.public_key()), token_bytes), by_recipi
 def kbs(tmp_path: Path) -> Iterator[Broker]:
     with ready_broker(tmp_path / "first") as made:
         made.handshake().get()
-        made.world.attestations.revoke("chip", "aa", "stolen", NOW)
+        made.world.revocations.revoke("chip", "aa", "stolen", NOW)
         yield made
 
 
@@ -48,7 +48,7 @@ def test_restore_on_another_machine(kbs: Broker, tmp_path: Path) -> None:
     assert made.world.keys.secret(PATH, 1) == Secret(b"k" * 32)
     assert made.world.authority.jwks() == kbs.world.authority.jwks()
     assert made.world.audit.verify() == report.audit_entries == kbs.world.audit.verify() - 1
-    assert made.world.attestations.revoked((("chip", "aa"),)) == "chip aa"
+    assert made.world.revocations.revoked((("chip", "aa"),)) == "chip aa"
     close_world(made.world)
 
 

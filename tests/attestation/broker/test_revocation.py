@@ -159,7 +159,7 @@ def test_what_could_never_match_is_refused(kbs: Broker, kind: str, value: str) -
         revoke(kbs.world, ADMIN, RevocationKind(kind), value, "test", now=NOW)
     with pytest.raises(Malformed):
         revoke(kbs.world, ADMIN, RevocationKind.CHIP, "aa", "", now=NOW)
-    assert kbs.world.attestations.revocations() == ()
+    assert kbs.world.revocations.all() == ()
 
 
 def test_leases_renew_only_by_a_new_attestation(kbs: Broker) -> None:

@@ -1,0 +1,56 @@
+"""Revocations: whom the broker refuses from now on. Read once per change; asked at every handshake and release."""
+
+from datetime import datetime
+
+from sqlalchemy import delete, insert, select
+
+from attestation.broker.revocation import FirmwareRange, Revocation, RevocationKind, normal_value
+from attestation.sources.db import Database
+from attestation.sources.schema import moment, ms, revocations
+
+
+class RevocationStore:
+    """Token ids, TEE keys, chips, GPUs and firmware that were taken back."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def revoke(self, kind: str, value: str, reason: str, now: datetime) -> None:
+        """Refuse a token id, TEE key thumbprint, chip or GPU from now on."""
+        value = normal_value(RevocationKind(kind), value)
+        with self._db.change() as connection:
+            same = (revocations.c.kind == kind) & (revocations.c.value == value)
+            connection.execute(delete(revocations).where(same))
+            connection.execute(
+                insert(revocations), {"kind": kind, "value": value, "reason": reason, "created": ms(now)}
+            )
+
+    def unrevoke(self, kind: str, value: str) -> bool:
+        """Take a revocation back; false where there was none."""
+        with self._db.change() as connection:
+            same = (revocations.c.kind == kind) & (revocations.c.value == value)
+            return connection.execute(delete(revocations).where(same)).rowcount == 1
+
+    def revoked(self, subjects: tuple[tuple[str, str], ...]) -> str | None:
+        """The first of these (kind, value) pairs that is revoked, as text, or None."""
+        known = self._db.remember("revocations", self._pairs)
+        return next((f"{kind} {value}" for kind, value in subjects if (kind, value) in known), None)
+
+    def firmware(self) -> tuple[FirmwareRange, ...]:
+        """Firmware that is revoked."""
+        return self._db.remember("revoked-firmware", self._firmware)
+
+    def all(self) -> tuple[Revocation, ...]:
+        """Everything that is revoked, oldest first."""
+        with self._db.read() as connection:
+            rows = connection.execute(select(revocations).order_by(revocations.c.created, revocations.c.value)).all()
+        return tuple(
+            Revocation(kind=RevocationKind(row.kind), value=row.value, reason=row.reason, created=moment(row.created))
+            for row in rows
+        )
+
+    def _pairs(self) -> frozenset[tuple[str, str]]:
+        return frozenset((str(found.kind), found.value) for found in self.all())
+
+    def _firmware(self) -> tuple[FirmwareRange, ...]:
+        return tuple(FirmwareRange.parse(found.value) for found in self.all() if found.kind is RevocationKind.FIRMWARE)
