@@ -1,6 +1,7 @@
 """What an operator may demand of a genuine SNP report, and what nobody may switch off (tee.md 1.3, 1.4, 1.9b).
 
-Every rule gives one finding; nothing here raises. DEBUG, migration and the architectural bit have no switch.
+Every rule gives one finding; nothing here raises. DEBUG, migration and the architectural bit have no switch. Fields and
+rules stay in one long module, to be read side by side.
 """
 
 from collections.abc import Iterator, Mapping
