@@ -15,7 +15,7 @@ from cryptography import x509
 from attestation.errors import AttestationError, Malformed
 from attestation.formats.certs import parse_bundle
 from attestation.formats.collateral import MAX_DOCUMENT_BYTES, Document, Kind
-from attestation.formats.rim import parse_signed_rim
+from attestation.formats.rim_signature import parse_signed_rim
 from attestation.formats.snp_report import SnpReport
 from attestation.formats.snp_tcb import Product, parse_tcb
 from attestation.sources.amd_kds import fetch_authorities, fetch_vcek

@@ -1,6 +1,6 @@
 """Forged reference documents: a SWID tag in NVIDIA's layout, signed in NVIDIA's profile (gpu-attestation.md 3.2, 3.3).
 
-Canonicalisation is lxml's here and a written-down text in `attestation.formats.rim`: two ways to the same bytes.
+Canonicalisation is lxml's here and a written-down text in `attestation.formats.rim_signature`: two ways to one result.
 """
 
 import base64
@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from lxml import etree
 
-from attestation.formats.rim import C14N11, DSIG, ECDSA_SHA384, ENVELOPED, HASH, SHA384, SWID, TCG
+from attestation.formats.rim import HASH, TCG
+from attestation.formats.rim_signature import C14N11, DSIG, ECDSA_SHA384, ENVELOPED, SHA384
+from attestation.formats.rim_xml import SWID
 from attestation.simulate.pki import SigningKey, sign_raw
 
 _RESOURCES = 64

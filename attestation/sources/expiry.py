@@ -12,7 +12,7 @@ from attestation.errors import Malformed
 from attestation.formats import der
 from attestation.formats.collateral import Document, Kind
 from attestation.formats.json_strict import parse_json, require_object, require_text
-from attestation.formats.rim import parse_signed_rim
+from attestation.formats.rim_signature import parse_signed_rim
 from attestation.verify.unreadable import UNREADABLE
 
 _MAX_JSON = 1024 * 1024

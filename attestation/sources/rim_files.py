@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attestation.errors import Malformed, Misconfigured
-from attestation.formats.rim import MAX_RIM_BYTES, RimContent, parse_rim_content, parse_signed_rim
+from attestation.formats.rim import RimContent, parse_rim_content
+from attestation.formats.rim_signature import parse_signed_rim
+from attestation.formats.rim_xml import MAX_RIM_BYTES
 from attestation.sources.atomic import read_bounded
 
 MAX_FILES = 1024  # NVIDIA's service listed a few hundred documents

@@ -16,7 +16,8 @@ from typing import Protocol
 
 from attestation.errors import Untrusted
 from attestation.formats.nv_report import GpuFacts, SwitchFacts
-from attestation.formats.rim import RimContent, parse_rim_content, parse_signed_rim
+from attestation.formats.rim import RimContent, parse_rim_content
+from attestation.formats.rim_signature import parse_signed_rim
 from attestation.values import Architecture
 from attestation.verify.cache import BoundedCache
 from attestation.verify.chain import ChainCache, VerifiedPath, require_valid, verify_path

@@ -14,7 +14,8 @@ from pathlib import Path
 from attestation.errors import AttestationError, Malformed
 from attestation.formats.certs import parse_bundle
 from attestation.formats.nv_evidence import NvEvidence, decode_report, parse_evidence
-from attestation.formats.rim import parse_rim_content, parse_signed_rim
+from attestation.formats.rim import parse_rim_content
+from attestation.formats.rim_signature import parse_signed_rim
 from attestation.formats.snp_evidence import parse_snp_evidence
 from attestation.formats.spdm import parse_report
 from attestation.formats.tdx_evidence import TdxEvidence

@@ -11,7 +11,8 @@ from attestation.formats.certs import parse_bundle
 from attestation.formats.dice import parse_composite_device_id, parse_dice_tcb_info
 from attestation.formats.nv_evidence import decode_report, parse_evidence
 from attestation.formats.nv_report import parse_gpu_facts, parse_switch_facts
-from attestation.formats.rim import parse_rim_content, parse_signed_rim
+from attestation.formats.rim import parse_rim_content
+from attestation.formats.rim_signature import parse_signed_rim
 from attestation.formats.spdm import parse_report
 from attestation.values import Architecture
 from tests.attestation.gpu import fuzz

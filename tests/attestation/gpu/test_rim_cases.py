@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestation.errors import AttestationError, Misconfigured
 from attestation.findings import Result
-from attestation.formats.rim import parse_rim_content, parse_signed_rim
+from attestation.formats.rim import parse_rim_content
+from attestation.formats.rim_signature import parse_signed_rim
 from attestation.simulate.nv_rim import sign_rim
 from attestation.simulate.nvidia import PRODUCTS, NvidiaForge
 from attestation.simulate.pki import mint
