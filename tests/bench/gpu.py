@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 
 from attestation.formats.nv_evidence import NvEvidence
-from attestation.simulate.nvidia import PRODUCTS, ForgedEvidence, NvidiaForge
+from attestation.simulate.nv_products import PRODUCTS
+from attestation.simulate.nvidia import ForgedEvidence, NvidiaForge
 from attestation.values import Architecture, Level, Nonce
 from attestation.verify.cache import BoundedCache
 from attestation.verify.nv_gpu import Collateral, NvCache, verify_device

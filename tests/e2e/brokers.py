@@ -15,7 +15,8 @@ from cryptography.x509.ocsp import OCSPCertStatus
 
 from attestation.formats.collateral import Document, Kind
 from attestation.simulate.amd import MEASUREMENT
-from attestation.simulate.nvidia import PRODUCTS, NvidiaForge
+from attestation.simulate.nv_products import PRODUCTS
+from attestation.simulate.nvidia import NvidiaForge
 from attestation.simulate.pki import CertSpec, mint
 from attestation.simulate.revocation import Signer, forge_ocsp
 from attestation.sources.collateral import ocsp_id

@@ -19,7 +19,8 @@ from attestation.cli.main import cli, run
 from attestation.errors import ExitCode, Malformed
 from attestation.formats.collateral import Document, Kind
 from attestation.ops.collect import Outcome, Step, Wanted, collect
-from attestation.simulate.nvidia import PRODUCTS, NvidiaForge
+from attestation.simulate.nv_products import PRODUCTS
+from attestation.simulate.nvidia import NvidiaForge
 from attestation.simulate.pki import mint
 from attestation.simulate.revocation import Signer, forge_crl, forge_ocsp
 from attestation.sources.collateral import crl_id

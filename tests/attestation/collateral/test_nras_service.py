@@ -19,7 +19,8 @@ from attestation.formats.nv_evidence import parse_evidence
 from attestation.ops.nras import NrasIdentity
 from attestation.service.nras import NrasSettings, nras_routes
 from attestation.service.workers import Workers
-from attestation.simulate.nvidia import PRODUCTS, ForgedEvidence, NvidiaForge
+from attestation.simulate.nv_products import PRODUCTS
+from attestation.simulate.nvidia import ForgedEvidence, NvidiaForge
 from attestation.simulate.revocation import forge_chain_answers
 from attestation.sources.collateral import Collateral, ocsp_id
 from attestation.values import Architecture, GpuMode, Level, Nonce

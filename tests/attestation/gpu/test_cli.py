@@ -12,7 +12,7 @@ import pytest
 
 from attestation.cli.main import cli, run
 from attestation.formats.collateral import Document, Kind
-from attestation.simulate.nvidia import PRODUCTS
+from attestation.simulate.nv_products import PRODUCTS
 from attestation.simulate.pki import mint, to_pem
 from attestation.simulate.revocation import forge_chain_answers
 from attestation.sources.collateral import ocsp_id

@@ -15,8 +15,9 @@ from attestation.errors import AttestationError, Misconfigured
 from attestation.findings import Result
 from attestation.formats.rim import parse_rim_content
 from attestation.formats.rim_signature import parse_signed_rim
+from attestation.simulate.nv_products import PRODUCTS
 from attestation.simulate.nv_rim import sign_rim
-from attestation.simulate.nvidia import PRODUCTS, NvidiaForge
+from attestation.simulate.nvidia import NvidiaForge
 from attestation.simulate.pki import mint
 from attestation.sources.nv_rim import parse_rim_answer
 from attestation.values import Level

@@ -12,7 +12,8 @@ from attestation.cli.verification import BUILTIN
 from attestation.errors import Malformed, Unavailable
 from attestation.formats.collateral import Document, Kind, State
 from attestation.ops.renewed_verifier import RenewedVerifier
-from attestation.simulate.nvidia import PRODUCTS, NvidiaForge
+from attestation.simulate.nv_products import PRODUCTS
+from attestation.simulate.nvidia import NvidiaForge
 from attestation.sources.collateral_store import CollateralStore
 from attestation.values import Architecture
 from tests.attestation.broker.broker import NOW
