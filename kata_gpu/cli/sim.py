@@ -29,8 +29,9 @@ def create(*, preset: str, kernel: str, replace: bool, file: Path) -> None:
     import shutil
 
     from kata_gpu.errors import Misconfigured
-    from kata_gpu.host.simkernel.kernel import SimKernel, run_directory
+    from kata_gpu.host.simkernel.kernel import SimKernel
     from kata_gpu.host.simkernel.presets import PRESETS
+    from kata_gpu.host.simkernel.state_file import run_directory
     from kata_gpu.ops.observe import observe
 
     if file.exists():
@@ -60,8 +61,9 @@ def render(*, file: Path, directory: Path) -> None:
     from shutil import copytree
 
     from kata_gpu.errors import Misconfigured
-    from kata_gpu.host.simkernel.kernel import OURS, SimKernel, run_directory
+    from kata_gpu.host.simkernel.kernel import SimKernel
     from kata_gpu.host.simkernel.render import render as write
+    from kata_gpu.host.simkernel.state_file import OURS, run_directory
 
     if directory.exists() and any(directory.iterdir()):
         raise Misconfigured("not-empty", "the directory is not empty", where=str(directory))

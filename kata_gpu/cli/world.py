@@ -96,7 +96,7 @@ def open_node(
 
     state, cdi = STATE_DIR, CDI_DIR
     if sim is not None:
-        from kata_gpu.host.simkernel.kernel import run_directory
+        from kata_gpu.host.simkernel.state_file import run_directory
 
         state, cdi = run_directory(sim) / "state", run_directory(sim) / "cdi"
     host = open_host(sim)

@@ -1,4 +1,4 @@
-"""The driver core's rules: override, bind, unbind, probe, dynamic ids, remove and rescan, reset, module loading.
+"""The driver core's rules: override, bind, unbind, probe, dynamic ids, module loading.
 
 Measured on Ubuntu 6.17 and 7.0 and Debian 6.1, 6.12 and 7.2; every function raises OSError with the kernel's errno.
 """
@@ -7,6 +7,7 @@ import errno
 from contextlib import suppress
 
 from kata_gpu.host.simkernel.machine import BRIDGE_DRIVERS, VFIO_DRIVERS, Function, Machine, Process
+from kata_gpu.host.simkernel.syscall import Blocked, fail
 
 _FIRST_WAITER = 90000  # above the processes that tests make
 OVERRIDE_LIMIT = 4095  # one page less one byte
@@ -14,44 +15,10 @@ UNSAFE_NOIOMMU = "vfio/enable_unsafe_noiommu_mode"
 _TAINT_USER = 64
 
 
-class Blocked(Exception):
-    """The system call does not return, not even for SIGKILL."""
-
-
-def fail(code: int) -> OSError:
-    """An OSError as the system call would give it."""
-    return OSError(code, errno.errorcode[code])
-
-
-def _wait(function: Function, *operation: str) -> Blocked:
+def wait(function: Function, *operation: str) -> Blocked:
     """The error of a caller that waits for the device's lock; what it wants is done when the lock is free."""
     function.queue.append(list(operation))
     return Blocked()
-
-
-def settle(machine: Machine, function: Function) -> None:
-    """The last user is gone: the blocked unbind ends, and then all that waited behind it, in order.
-
-    The callers may long be killed: a task that waits for the lock finishes its work before it dies.
-    """
-    function.pending = ""
-    drop_made_up_group(function)
-    for waiter in [p.pid for p in machine.processes.values() if p.waits_for == function.address]:
-        del machine.processes[waiter]
-    queue, function.queue = function.queue, []
-    for operation in queue:
-        with suppress(OSError, Blocked):
-            match operation:
-                case ["bind", driver]:
-                    bind(machine, driver, function.address.encode())
-                case ["override", text]:
-                    set_override(machine, function, text.encode())
-                case ["reset"]:
-                    reset(machine, function, b"1")
-                case ["remove"]:
-                    remove(machine, function, b"1")
-                case ["rescan"]:
-                    rescan(machine, b"1")
 
 
 def find(machine: Machine, name: bytes) -> Function:
@@ -126,7 +93,7 @@ def bind(machine: Machine, driver: str, text: bytes) -> None:
     """Write to `drivers/<driver>/bind`."""
     function = find(machine, text)
     if function.pending:
-        raise _wait(function, "bind", driver)
+        raise wait(function, "bind", driver)
     if not matches(machine, driver, function):
         raise fail(errno.ENODEV)
     if function.driver is not None:
@@ -188,7 +155,7 @@ def set_override(machine: Machine, function: Function, data: bytes) -> None:
     if len(data) >= OVERRIDE_LIMIT:
         raise fail(errno.EINVAL)
     if function.pending and machine.kernel.override_blocks:
-        raise _wait(function, "override", data.decode("utf-8", "replace"))
+        raise wait(function, "override", data.decode("utf-8", "replace"))
     text = data.split(b"\n", 1)[0].split(b"\0", 1)[0].decode("utf-8", "replace")
     function.override = text or None
 
@@ -219,88 +186,6 @@ def _ids(data: bytes) -> list[int]:
     except ValueError as exc:
         raise fail(errno.EINVAL) from exc
     return [vendor, device]
-
-
-def remove(machine: Machine, function: Function, data: bytes) -> None:
-    """Write to `remove`: unplug in software. Where it blocks it keeps the lock that every rescan needs."""
-    if not _true(data):
-        return
-    if function.pending:
-        raise _wait(function, "remove")
-    if function.driver is not None:
-        try:
-            release(machine, function)
-        except Blocked:
-            raise _wait(function, "remove") from None
-    machine.unplugged[function.address] = machine.functions.pop(function.address)
-
-
-def rescan(machine: Machine, data: bytes) -> None:
-    """Write to `rescan`: functions come back without override and go to their native driver, `drivers_autoprobe` or
-    not.
-    """
-    if not _true(data):
-        return
-    for function in machine.functions.values():
-        if ["remove"] in function.queue:
-            raise _wait(function, "rescan")
-    for address in sorted(machine.unplugged):
-        function = machine.unplugged.pop(address)
-        function.override = None
-        if function.chip is not None and function.chip.faults.get("dead") == "until-enumerated":
-            del function.chip.faults["dead"]
-            function.chip.reset(machine.now)
-        machine.functions[address] = function
-        _regroup(machine, function)
-        autoprobe(machine, function)
-
-
-def _regroup(machine: Machine, function: Function) -> None:
-    """A function that was alone finds its group again, unless somebody has that one open: it gets a new number then."""
-    alone = machine.members(function.group) == [function]
-    opened = {h.target for h in machine.handles if h.kind == "group"}
-    if alone and str(function.group) in opened:
-        used = {str(f.group) for f in machine.functions.values()} | opened
-        function.group = next(n for n in range(len(used) + 1) if str(n) not in used)
-
-
-def reset(machine: Machine, function: Function, data: bytes) -> None:
-    """Write to `reset`. Succeeds on a device that somebody else holds: nothing in the kernel protects it."""
-    if not _true(data):
-        raise fail(errno.EINVAL)
-    if function.pending:
-        raise _wait(function, "reset")
-    if not function.resets:
-        raise fail(errno.ENOTTY)
-    device_reset(machine, function)
-
-
-def device_reset(machine: Machine, function: Function) -> None:
-    """Reset the function with its first method."""
-    chip = function.chip
-    function.memory_enabled = False
-    if chip is None:
-        return
-    if chip.faults.get("dead") == "until-bus-reset" and function.resets[0] == "bus":
-        chip.faults["dead"] = "until-enumerated"  # it answers, and its BARs are where all ones put them
-        raise fail(errno.ENOTTY)  # the link was down for too long; seen on 6.12
-    if chip.faults.get("dead") or chip.faults.get("reset") == "hang":
-        raise Blocked  # 70 to 208 s, then ENOTTY
-    if chip.faults.get("reset") == "error":
-        raise fail(errno.EIO)
-    chip.reset(machine.now)
-
-
-def set_reset_method(function: Function, data: bytes) -> None:
-    """Write to `reset_method`: space separated names, `default`, or nothing to switch resets off."""
-    text = data.decode("ascii", "replace").strip()
-    if text == "default":
-        function.resets = list(function.offered_resets)
-        return
-    names = text.split()
-    if any(name not in function.offered_resets for name in names):
-        raise fail(errno.EINVAL)
-    function.resets = names
 
 
 def take_boot_ids(machine: Machine) -> None:
@@ -338,7 +223,3 @@ def unload_module(machine: Machine, module: str) -> None:
     machine.modules.remove(module)
     if driver:
         machine.drivers.remove(driver)
-
-
-def _true(data: bytes) -> bool:
-    return data.strip() == b"1"

@@ -1,8 +1,6 @@
 """`SimKernel`: the Host port on a simulated machine, its state optionally kept in a file between processes."""
 
 import errno
-import fcntl
-import json
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -10,15 +8,14 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from kata_gpu.errors import Malformed, Misconfigured, TimedOut
-from kata_gpu.host.durable import replace_file
-from kata_gpu.host.simkernel import drivers, events, tree, vfio
-from kata_gpu.host.simkernel.drivers import Blocked, fail
-from kata_gpu.host.simkernel.machine import Handle, Machine, Process
+from kata_gpu.errors import TimedOut
+from kata_gpu.host.simkernel import drivers, events, vfio
+from kata_gpu.host.simkernel.machine import Machine, Process
+from kata_gpu.host.simkernel.nodes import Attr, Device, Dir, Link, Node, place, resolve
+from kata_gpu.host.simkernel.state_file import OURS, StateFile, run_directory
+from kata_gpu.host.simkernel.syscall import Blocked, fail
+from kata_gpu.host.simkernel.tree import build
 from kata_gpu.ports import READ_LIMIT, FileKind
-
-FORMAT = "kata-gpu simulated host 1"
-MAX_STATE_BYTES = 16 << 20  # an 8+4 host takes some 60 KiB
 
 
 class Crashed(BaseException):
@@ -34,16 +31,15 @@ class SimKernel:
 
     def __init__(self, machine: Machine | None = None, *, path: Path | None = None, pid: int | None = None) -> None:
         """Take a machine, or load one from `path`. Raises Malformed or Misconfigured."""
-        self.path = path
         self.pid = os.getpid() if pid is None else pid
         self.log: list[tuple[str, bytes]] = []
+        self._file = None if path is None else StateFile(path)
         self._dead = False
-        self._root: tree.Dir | None = None
-        self._seen: tuple[int, int] | None = None
+        self._root: Dir | None = None
         self.machine = machine if machine is not None else Machine()
         self._shape = events.shape(self.machine)
-        if machine is None:
-            self._load()
+        if machine is None and self._file is not None:
+            self._take(self._file.load())
 
     @classmethod
     def create(cls, machine: Machine, path: Path) -> "SimKernel":
@@ -60,7 +56,7 @@ class SimKernel:
         node = self._resolve(path)
         if isinstance(node, Mapping):
             raise fail(errno.EISDIR)
-        if not isinstance(node, tree.Attr) or node.show is None:
+        if not isinstance(node, Attr) or node.show is None:
             raise fail(errno.EACCES)
         try:
             return node.show()[:max_bytes]
@@ -72,7 +68,7 @@ class SimKernel:
         """Target of a link."""
         self._refresh()
         node = self._resolve(path, follow=False)
-        if not isinstance(node, tree.Link):
+        if not isinstance(node, Link):
             raise fail(errno.EINVAL)
         return str(node)
 
@@ -93,9 +89,9 @@ class SimKernel:
             return None
         if isinstance(node, Mapping):
             return FileKind.DIRECTORY
-        if isinstance(node, tree.Attr):
+        if isinstance(node, Attr):
             return FileKind.FILE
-        return FileKind.CHAR_DEVICE if isinstance(node, tree.Device) else FileKind.SOCKET
+        return FileKind.CHAR_DEVICE if isinstance(node, Device) else FileKind.SOCKET
 
     # Host port: changing.
 
@@ -103,7 +99,7 @@ class SimKernel:
         """One write(2)."""
         with self._changing(path, data):
             node = self._resolve(path)
-            if not isinstance(node, tree.Attr) or node.store is None:
+            if not isinstance(node, Attr) or node.store is None:
                 raise fail(errno.EISDIR if isinstance(node, Mapping) else errno.EACCES)
             try:
                 node.store(data)
@@ -121,7 +117,7 @@ class SimKernel:
         """open(2)."""
         with self._changing():
             node = self._resolve(path)
-            if not isinstance(node, tree.Device):
+            if not isinstance(node, Device):
                 raise fail(errno.EACCES)
             return vfio.open_node(self.machine, self.pid, node.kind, node.target)
 
@@ -165,9 +161,9 @@ class SimKernel:
 
     def uevents(self) -> socket.socket:
         """Messages of this host for a new listener. Raises OSError."""
-        if self.path is None:
+        if self._file is None:
             raise fail(errno.EOPNOTSUPP)
-        return events.listen(run_directory(self.path))
+        return events.listen(run_directory(self._file.path))
 
     # What tests and `kata-gpu sim` do to the machine.
 
@@ -250,101 +246,53 @@ class SimKernel:
         machine = self.machine
         if machine.crash_after is not None and machine.writes >= machine.crash_after:
             self._dead = True
-            if self.path is not None:
+            if self._file is not None:
                 os.kill(os.getpid(), 9)
             raise Crashed
         machine.writes += 1
 
-    def _resolve(self, path: str, *, follow: bool = True) -> tree.Node:
+    def _resolve(self, path: str, *, follow: bool = True) -> Node:
         if self._root is None:
-            self._root = tree.build(self.machine)
-            if self.path is not None:
-                for place, name in OURS.items():
-                    tree.place(self._root, place, partial(_directory_of, run_directory(self.path) / name))
-        return tree.resolve(self._root, path, follow=follow)
+            self._root = build(self.machine)
+            if self._file is not None:
+                for at, name in OURS.items():
+                    place(self._root, at, partial(_directory_of, run_directory(self._file.path) / name))
+        return resolve(self._root, path, follow=follow)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        if self.path is None:
+        if self._file is None:
             yield
             return
-        with self.path.with_name(self.path.name + ".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._file.locked():
             self._refresh()
             yield
 
     def _refresh(self) -> None:
         self._alive()
-        if self.path is not None and self._stamp() != self._seen:
-            self._load()
+        if self._file is not None and self._file.changed():
+            self._take(self._file.load())
 
-    def _stamp(self) -> tuple[int, int] | None:
-        assert self.path is not None
-        try:
-            status = self.path.stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns
-
-    def _load(self) -> None:
-        if self.path is None:
-            return
-        try:
-            self._seen = self._stamp()
-            raw = self.path.read_bytes()
-        except OSError as exc:
-            raise Misconfigured(
-                "sim-state",
-                "the simulated host cannot be read",
-                where=str(self.path),
-                got=exc.strerror,
-                hint=f"kata-gpu sim create --preset hgx-h100 {self.path}",
-            ) from exc
-        try:
-            data = json.loads(raw[: MAX_STATE_BYTES + 1])
-            if data.pop("format") != FORMAT:
-                raise ValueError(f"a format that is not {FORMAT}")
-            self.machine = Machine.from_json(data)
-        except (ValueError, TypeError, KeyError, AttributeError) as exc:
-            got = f"no {exc}" if isinstance(exc, KeyError) else exc
-            raise Malformed(
-                "sim-state",
-                "not the state of a simulated host",
-                where=str(self.path),
-                expected="a file that `kata-gpu sim create` wrote",
-                got=got,
-            ) from exc
-        self._shape = events.shape(self.machine)
-        for handle in list(self.machine.handles):
-            if handle.pid not in self.machine.processes and handle.pid != self.pid and not _running(handle):
-                self._drop(self.machine, handle.pid)
+    def _take(self, machine: Machine) -> None:
+        """The state of another process is ours; files of processes that are gone are closed."""
+        self.machine = machine
+        self._shape = events.shape(machine)
+        for handle in list(machine.handles):
+            known = handle.pid in machine.processes or handle.pid == self.pid
+            if not known and not Path(f"/proc/{handle.pid}").exists():
+                self._drop(machine, handle.pid)
         self._root = None
 
     def _save(self) -> None:
-        if self.path is None or self._dead:
+        if self._file is None or self._dead:
             return
-        data = json.dumps({"format": FORMAT} | self.machine.to_json(), separators=(",", ":")).encode()
-        replace_file(self.path, data, durable=False)
-        self._seen = self._stamp()
+        self._file.save(self.machine)
         before, self._shape = self._shape, events.shape(self.machine)
-        events.tell(run_directory(self.path), before, self._shape)
+        events.tell(run_directory(self._file.path), before, self._shape)
 
 
-OURS = {"/run/cdi": "cdi", "/var/lib/kata-gpu": "state"}
-"""Directories of the simulated host that are real: below `run_directory`, for our own files."""
-
-
-def run_directory(path: Path) -> Path:
-    """Where the real files of a simulated host are: its /run/cdi and our state."""
-    return path.with_name(f"{path.name}.d")
-
-
-def _directory_of(path: Path) -> tree.Node:
+def _directory_of(path: Path) -> Node:
     """Real files as a directory of the simulated host."""
     if not path.is_dir():
         return {}
-    return {p.name: tree.Attr(show=p.read_bytes) for p in path.iterdir() if p.is_file()}
-
-
-def _running(handle: Handle) -> bool:
-    return Path(f"/proc/{handle.pid}").exists()
+    return {p.name: Attr(show=p.read_bytes) for p in path.iterdir() if p.is_file()}

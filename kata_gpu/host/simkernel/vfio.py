@@ -4,9 +4,11 @@ import errno
 import struct
 
 from kata_gpu.core import vfio as uapi
-from kata_gpu.host.simkernel import drivers
-from kata_gpu.host.simkernel.drivers import fail
+from kata_gpu.host.simkernel.drivers import held
 from kata_gpu.host.simkernel.machine import VFIO_DRIVERS, Function, Handle, Machine
+from kata_gpu.host.simkernel.resets import device_reset
+from kata_gpu.host.simkernel.syscall import Blocked, fail
+from kata_gpu.host.simkernel.waiters import settle
 
 _REGION_SHIFT = 40
 _FIRST_FD = 1000  # far from the descriptors of the process that runs the simulation
@@ -57,19 +59,19 @@ def close(machine: Machine, pid: int, fd: int) -> None:
     if target.kind not in {"cdev", "device"}:
         return
     function = machine.functions[target.target]
-    if drivers.held(machine, target.target):
+    if held(machine, target.target):
         return
     if target.bound:
         _quiet_reset(machine, function)
     if function.pending:
-        drivers.settle(machine, function)
+        settle(machine, function)
 
 
 def _quiet_reset(machine: Machine, function: Function) -> None:
     """The reset that the kernel does by itself; its failure is only logged."""
     try:
-        drivers.device_reset(machine, function)
-    except (OSError, drivers.Blocked):
+        device_reset(machine, function)
+    except (OSError, Blocked):
         return
 
 
@@ -112,7 +114,7 @@ def _ioctl_value(machine: Machine, file: Handle, request: int) -> int:
             function = machine.functions[file.target]
             if not function.resets:
                 raise fail(errno.EINVAL)
-            drivers.device_reset(machine, function)
+            device_reset(machine, function)
             return 0
     raise fail(errno.ENOTTY)
 

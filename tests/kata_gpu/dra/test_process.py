@@ -16,8 +16,9 @@ import pytest
 from kata_gpu.core.beside_nvidia import COMPANION
 from kata_gpu.core.claim import DRIVER
 from kata_gpu.host.simkernel import events
-from kata_gpu.host.simkernel.kernel import SimKernel, run_directory
+from kata_gpu.host.simkernel.kernel import SimKernel
 from kata_gpu.host.simkernel.presets import hgx_h100
+from kata_gpu.host.simkernel.state_file import run_directory
 from kata_gpu.host.uevents import concerns_us
 from kata_gpu.ops.agent import PERIOD
 from kata_gpu.ops.report import CONDITION
