@@ -31,6 +31,7 @@ class SimKernel:
 
     def __init__(self, machine: Machine | None = None, *, path: Path | None = None, pid: int | None = None) -> None:
         """Take a machine, or load one from `path`. Raises Malformed or Misconfigured."""
+        self.path = path
         self.pid = os.getpid() if pid is None else pid
         self.log: list[tuple[str, bytes]] = []
         self._file = None if path is None else StateFile(path)
