@@ -151,6 +151,9 @@ def digest(file: str, output: str) -> int:
 def verify(file: str, host_data: str | None, mr_config_id: str | None, output: str) -> int:
     """Check a document: broker named once, certificate pinned, policy present and not permissive, TEE field equal.
 
+    Permissive is a rule that lets the host in, and an entry of genpolicy's policy_data.request_defaults that does:
+    one that is true, a command or expression of ExecProcessRequest, a CopyFileRequest outside the container's folder.
+
     \b
     Example:
       kata-gpu initdata verify init.toml --host-data 5b1e...

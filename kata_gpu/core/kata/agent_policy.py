@@ -16,6 +16,10 @@ MAX_DEVICES = 32
 VFIO_PATH = "/dev/vfio/devices/vfio"  # genpolicy-settings.json: devices.vfio.device_path
 _ANNOTATION_KEY = r"^cdi\.k8s\.io/vfio[0-9]+$"
 _ANNOTATION_VALUE = r"^nvidia\.com/gpu=[0-9]+$"
+# What genpolicy-settings.json has: copies go below the container's own folder.
+_COPY_TARGETS = ("$(sfprefix)", "$(cpath)/", "^$(sfprefix)", "^$(cpath)/")
+# Lists of what the host may run in a container; `commands` is the name of older releases.
+_EXEC_LISTS = ("allowed_commands", "regex", "commands")
 _DEVICE = {"container_path": VFIO_PATH, "id": "", "options": [], "type_": "vfio-pci-gk", "vm_path": ""}
 
 
@@ -28,13 +32,40 @@ def parse_policy_data(policy: str) -> dict[str, Any] | None:
     if at < 0:
         return None
     try:
-        data = json.loads(policy[at + len(_MARKER) - 1 :])
+        data = json.loads(policy[at + len(_MARKER) - 1 :], object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as exc:
         raise Malformed("policy-data", "policy_data is not JSON to the end of the text", got=str(exc)[:120]) from exc
     containers = data.get("containers")
     if not isinstance(containers, list) or not all(isinstance(c, dict) for c in containers):
         raise Malformed("policy-data", "policy_data has no list of containers", where="policy_data.containers")
     return data  # type: ignore[no-any-return]
+
+
+def _distinct(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Which of two equal keys holds is for each engine to say, so neither does."""
+    found = dict(members)
+    if len(found) != len(members):
+        raise ValueError("a key is listed twice")
+    return found
+
+
+def open_requests(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """What `request_defaults` lets the host ask of the guest although the rules' own default is false.
+
+    genpolicy's rules allow a request whose entry is `true`, run what the lists of ExecProcessRequest name, and copy to
+    where the expressions of CopyFileRequest say. An entry of another shape than genpolicy's is named too.
+    """
+    defaults = data.get("request_defaults", {})
+    if not isinstance(defaults, dict):
+        return ("request_defaults",)
+    found = [name for name, value in defaults.items() if value is True]
+    if (run := defaults.get("ExecProcessRequest")) not in (None, False, True):
+        lists = [run.get(name) for name in _EXEC_LISTS] if isinstance(run, dict) else [run]
+        found += ["ExecProcessRequest"] * any(lists)
+    if (copies := defaults.get("CopyFileRequest")) not in (None, False, True):
+        inside = isinstance(copies, list) and all(isinstance(c, str) and c.startswith(_COPY_TARGETS) for c in copies)
+        found += [] if inside else ["CopyFileRequest"]
+    return tuple(found)
 
 
 def vfio_counts(data: Mapping[str, Any]) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from typing import Any
 import tomli_w
 
 from kata_gpu.core import toml10
+from kata_gpu.core.kata.agent_policy import open_requests, parse_policy_data
 from kata_gpu.errors import Malformed, Misconfigured
 
 ANNOTATION = "io.katacontainers.config.hypervisor.cc_init_data"
@@ -34,6 +35,9 @@ _PERMISSIVE = re.compile(
     r"CopyFileRequest|SetPolicyRequest)\b(?:\s*:?=\s*true\b|(?:\s+if)?\s*\{\s*true\s*\}|\s+if\s+true\b|[ \t]*$)",
     re.MULTILINE,
 )
+
+
+_POLICY_DATA = re.compile(r"^[ \t]*policy_data\b[ \t]*:?=", re.MULTILINE)
 
 
 class Algorithm(StrEnum):
@@ -230,11 +234,25 @@ def appraise_initdata(document: InitData) -> tuple[Problem, ...]:
     policy = document.data.get("policy.rego")
     if policy is None:
         say("no-policy", "policy.rego is missing", "the image's default agent policy applies: often permissive")
-    elif (found := _PERMISSIVE.search(policy)) is not None:
-        say("permissive-policy", f"policy.rego: {found.group(0).strip()}", "the host can run commands in the guest")
+    elif (why := _permissive(policy)) is not None:
+        say("permissive-policy", f"policy.rego: {why}", "the host can run commands in the guest, or change its files")
     if len(document.annotation) > MAX_ANNOTATION_BYTES:
         say("annotation-size", f"annotation has {len(document.annotation)} bytes", "the API server refuses the pod")
     return tuple(problems)
+
+
+def _permissive(policy: str) -> str | None:
+    """The first thing in the rules, or in the data that they ask, which lets the host in; unreadable data is one."""
+    if (rule := _PERMISSIVE.search(policy)) is not None:
+        return rule.group(0).strip()
+    try:
+        data = parse_policy_data(policy)
+    except Malformed as exc:
+        return exc.what
+    if data is None:
+        return "policy_data is not written as genpolicy writes it" if _POLICY_DATA.search(policy) else None
+    opened = open_requests(data)
+    return f"policy_data.request_defaults allows {', '.join(opened)}" if opened else None
 
 
 def _table(document: InitData, name: str, *path: str) -> Mapping[str, Any] | None:

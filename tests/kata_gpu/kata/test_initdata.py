@@ -95,6 +95,52 @@ def test_problems_are_named(old: str, new: str, code: str) -> None:
     assert code in {p.code for p in appraise_initdata(_replace(old, new))}
 
 
+RULES = "package agent_policy\ndefault ExecProcessRequest := false\n"
+# What genpolicy writes where nobody changed its settings.
+DEFAULTS: dict[str, object] = {
+    "CloseStdinRequest": False, "ReadStreamRequest": False, "UpdateEphemeralMountsRequest": False,
+    "WriteStreamRequest": False, "CopyFileRequest": ["$(sfprefix)"],
+    "ExecProcessRequest": {"allowed_commands": [], "regex": []},
+    "UpdateInterfaceRequest": {"allow_raw_flags": 128, "forbidden_names": ["lo"]},
+}  # fmt: skip
+
+
+def _problems(policy: str) -> list[str]:
+    contents = Contents(kbs_url="https://kbs.example:8080", kbs_cert_pem=PEM, policy_rego=policy, extra={})
+    return [f"{p.code} {p.what}" for p in appraise_initdata(build_initdata(contents, Algorithm.SHA256))]
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    pytest.param({}, None, id="genpolicys-own"),
+    pytest.param({"ReadStreamRequest": True}, "ReadStreamRequest", id="read-stream"),
+    pytest.param({"WriteStreamRequest": True}, "WriteStreamRequest", id="write-stream"),
+    pytest.param({"GetDiagnosticDataRequest": True}, "GetDiagnosticDataRequest", id="a-request-of-tomorrow"),
+    pytest.param({"ExecProcessRequest": True}, "ExecProcessRequest", id="exec-true"),
+    pytest.param({"ExecProcessRequest": {"allowed_commands": [["sh"]]}}, "ExecProcessRequest", id="exec-command"),
+    pytest.param({"ExecProcessRequest": {"regex": [".*"]}}, "ExecProcessRequest", id="exec-expression"),
+    pytest.param({"ExecProcessRequest": {"commands": ["sh"]}}, "ExecProcessRequest", id="exec-old-name"),
+    pytest.param({"ExecProcessRequest": ["sh"]}, "ExecProcessRequest", id="exec-other-shape"),
+    pytest.param({"CopyFileRequest": ["$(sfprefix)", ".*"]}, "CopyFileRequest", id="copy-anywhere"),
+    pytest.param({"CopyFileRequest": [1]}, "CopyFileRequest", id="copy-other-shape"),
+])  # fmt: skip
+def test_requests_that_the_data_allows_are_named(change: dict[str, object], named: str | None) -> None:
+    """The rules say `false`, and ask `request_defaults` before they do."""
+    data = {"containers": [], "request_defaults": {**DEFAULTS, **change}}
+    found = _problems(f"{RULES}policy_data := {json.dumps(data)}")
+    assert found == ([f"permissive-policy policy.rego: policy_data.request_defaults allows {named}"] if named else [])
+
+
+@pytest.mark.parametrize("text", [
+    pytest.param('policy_data := {"containers": [], "request_defaults": []}', id="no-table"),
+    pytest.param('policy_data := {"containers": [], "request_defaults": {"A": true, "A": false}}', id="key-twice"),
+    pytest.param('policy_data := {"containers": []}\nextra := 1', id="rules-behind-it"),
+    pytest.param('policy_data = {"containers": [], "request_defaults": {"A": true}}', id="another-assignment"),
+    pytest.param('policy_data:={"containers": [], "request_defaults": {"A": true}}', id="without-blanks"),
+])  # fmt: skip
+def test_data_that_cannot_be_read_is_not_taken_for_harmless(text: str) -> None:
+    assert [found.split()[0] for found in _problems(RULES + text)] == ["permissive-policy"]
+
+
 def test_unpinned_certificate_and_two_brokers_are_named() -> None:
     bare = build_initdata(
         Contents(kbs_url="https://a", kbs_cert_pem="", policy_rego=POLICY, extra={}), Algorithm.SHA256
