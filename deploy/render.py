@@ -19,10 +19,11 @@ BASES = {
     "nvidia": classes.NVIDIA,
     "init-data": classes.MUTATION,
     "node": (node.NAMESPACE, *node.DOCUMENTS),
+    "node-evict": node.EVICTION,
     "broker": (*broker.COMMON, broker.SQLITE_VOLUME, broker.SQLITE),
     "broker-postgres": (*broker.COMMON, broker.COLLATERAL_VOLUME, broker.POSTGRES, broker.DISRUPTION),
 }
-ALL = (*classes.documents(), *classes.MUTATION, *classes.NVIDIA, *node.DOCUMENTS, *broker.DOCUMENTS)
+ALL = (*classes.documents(), *classes.MUTATION, *classes.NVIDIA, *node.DOCUMENTS, *node.EVICTION, *broker.DOCUMENTS)
 NOTES = """\
 The node component of kata-gpu runs on every node that kata-deploy has set up.
 

@@ -35,7 +35,7 @@ def _options(command: click.decorators.FC) -> click.decorators.FC:
 
 def _prepare(
     kubeconfig: Path | None, server: str, namespace: str, default_tee: str, with_broker: bool, *, add_init_data: bool,
-    with_nvidia: bool,
+    with_nvidia: bool, drain: bool,
 ) -> Any:  # fmt: skip
     from kata_gpu.core.manifests.install import wanted
     from kata_gpu.core.manifests.values import VALUES
@@ -48,6 +48,7 @@ def _prepare(
         with_broker=with_broker,
         add_init_data=add_init_data,
         with_nvidia=with_nvidia,
+        drain=drain,
     )
     return KubeApi.connect(kubeconfig=kubeconfig, server=server), objects
 
@@ -65,11 +66,12 @@ def _report(steps: Any, output: str, done: str) -> None:
 @click.option(
     "--with-nvidia", is_flag=True, help="Class and rules for nodes where NVIDIA's DRA driver owns allocation."
 )
+@click.option("--drain", is_flag=True, help="Evict pods for a mode change: `drain: evict`, and the right to do it.")
 @_WAIT
 @_options
 def install(
-    dry_run: bool, add_init_data: bool, with_nvidia: bool, wait_s: float, kubeconfig: Path | None, server: str,
-    namespace: str, default_tee: str, with_broker: bool, output: str,
+    dry_run: bool, add_init_data: bool, with_nvidia: bool, drain: bool, wait_s: float, kubeconfig: Path | None,
+    server: str, namespace: str, default_tee: str, with_broker: bool, output: str,
 ) -> int:  # fmt: skip
     """Install on a cluster: namespace, classes, admission policies, node component, and the broker on request.
 
@@ -82,7 +84,7 @@ def install(
     from kata_gpu.ops import install as ops
 
     kube, objects = _prepare(kubeconfig, server, namespace, default_tee, with_broker, add_init_data=add_init_data,
-                             with_nvidia=with_nvidia)  # fmt: skip
+                             with_nvidia=with_nvidia, drain=drain)  # fmt: skip
     if dry_run:
         steps = plan_install(objects, ops.observe(kube, objects))
         if output == "text":
@@ -116,7 +118,7 @@ def uninstall(
 
     # What was optional at installation is looked for in any case; only the broker's data needs to be asked for.
     kube, objects = _prepare(kubeconfig, server, namespace, default_tee, with_broker, add_init_data=True,
-                             with_nvidia=True)  # fmt: skip
+                             with_nvidia=True, drain=True)  # fmt: skip
     if verify:
         left = plan_uninstall(objects, ops.observe(kube, objects))
         if output == "text":

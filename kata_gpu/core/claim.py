@@ -23,6 +23,19 @@ _UID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\Z")  # UUIDs i
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?\Z")  # DNS subdomain
 
 
+def is_uid(text: str) -> bool:
+    """Whether `text` can be the UID of an object."""
+    return _UID.match(text) is not None
+
+
+def require_name(code: str, name: str, *, where: str) -> None:
+    """Raise Malformed with `code` unless `name` is an object's: it becomes part of a URL."""
+    if not _NAME.match(name):
+        raise Malformed(
+            code, "not a name of a Kubernetes object", where=where, expected="a DNS subdomain", got=repr(name)
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class ClaimRef:
     """A claim as kubelet names it. The UID is the identity; names are reused."""
@@ -32,11 +45,10 @@ class ClaimRef:
     uid: str
 
     def __post_init__(self) -> None:
-        if not _UID.match(self.uid):
+        if not is_uid(self.uid):
             raise Malformed("claim-uid", "claim UID is not an identifier", expected="letters, digits, -", got=self.uid)
         for field, value in (("namespace", self.namespace), ("name", self.name)):
-            if not _NAME.match(value):
-                raise Malformed(f"claim-{field}", f"claim {field} is not a DNS name", where=self.uid, got=repr(value))
+            require_name(f"claim-{field}", value, where=self.uid)
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name} ({self.uid})"
@@ -86,12 +98,21 @@ class Allocated:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Consumer:
+    """Whom a claim is reserved for. `resource` is plural, with its API group in front where it has one: `pods`."""
+
+    resource: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """An allocated claim of ours. `devices` is in the order of the allocation and never empty."""
 
     ref: ClaimRef
     devices: tuple[Allocated, ...]
-    consumers: tuple[str, ...]  # `status.reservedFor`, by name
+    consumer: Consumer
 
 
 def _get(obj: Any, field: str, kind: Any, where: str, default: Any = None) -> Any:
@@ -145,8 +166,8 @@ _FIELDS: dict[str, tuple[str, dict[str | bool, Any]]] = {
 def parse_claim(obj: Any, ref: ClaimRef, *, driver: str, pool: str) -> Claim:
     """The part of a ResourceClaim that belongs to `driver` on `pool`, for the claim that kubelet named.
 
-    Raises Misconfigured when the object is another claim of that name, is not allocated, is shared between pods or
-    holds nothing for us; Malformed when it is no claim or its configuration is not ours to the letter.
+    Raises Misconfigured when the object is another claim of that name, is not allocated, is reserved for nobody or for
+    several, or holds nothing for us; Malformed when it is no claim or its configuration is not ours to the letter.
     """
     where = f"claim {ref.namespace}/{ref.name}"
     metadata = _get(obj, "metadata", Mapping, where, {})
@@ -163,14 +184,16 @@ def parse_claim(obj: Any, ref: ClaimRef, *, driver: str, pool: str) -> Claim:
     allocation = _get(status, "allocation", Mapping, where)
     if allocation is None:
         raise Misconfigured("claim-not-allocated", "the claim has no allocation", where=where)
-    consumers = tuple(str(c.get("name")) for c in _rows(status, "reservedFor", where))
+    consumers = tuple(_consumer(row, where) for row in _rows(status, "reservedFor", where))
+    if not consumers:
+        raise Misconfigured("claim-not-reserved", "the claim is reserved for no pod", where=where)
     if len(consumers) > 1:
         raise Misconfigured(
             "claim-shared",
             "a VFIO device belongs to one VM, but several pods share this claim",
             where=where,
             expected="one consumer",
-            got=", ".join(consumers),
+            got=", ".join(c.name for c in consumers),
             hint="use a ResourceClaimTemplate, so that each pod gets a claim of its own",
         )
     found = parse_allocation(allocation, driver=driver, pool=pool, where=where)
@@ -178,7 +201,14 @@ def parse_claim(obj: Any, ref: ClaimRef, *, driver: str, pool: str) -> Claim:
         raise Misconfigured(
             "claim-not-ours", "no device of this node in the claim", where=where, expected=f"{driver} on {pool}"
         )
-    return Claim(ref=ref, devices=found, consumers=consumers)
+    return Claim(ref=ref, devices=found, consumer=consumers[0])
+
+
+def _consumer(row: Mapping[str, Any], where: str) -> Consumer:
+    group = _get(row, "apiGroup", str, where, "")
+    resource, name = _text(row, "resource", where), _text(row, "name", where)
+    require_name("consumer-name", name, where=where)
+    return Consumer(resource=f"{group}/{resource}" if group else resource, name=name, uid=_text(row, "uid", where))
 
 
 def parse_allocation(allocation: Any, *, driver: str, pool: str, where: str) -> tuple[Allocated, ...]:

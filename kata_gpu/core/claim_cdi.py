@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kata_gpu.core.claim import CDI_KIND
+from kata_gpu.core.claim import CDI_KIND, is_uid
 from kata_gpu.errors import Malformed
 
 CDI_VERSION = "0.5.0"  # the lowest that knows hostPath and names that start with a digit
@@ -34,10 +34,9 @@ def file_name(uid: str) -> str:
 
 
 def claim_of(name: str) -> str | None:
-    """UID of the claim whose file this is, or None for a file that is not ours."""
-    if name.startswith(PREFIX) and name.endswith(SUFFIX):
-        return name.removeprefix(PREFIX).removesuffix(SUFFIX) or None
-    return None
+    """UID of the claim whose file this is, or None for a file that is not ours: we write none under another name."""
+    uid = name.removeprefix(PREFIX).removesuffix(SUFFIX)
+    return uid if name == file_name(uid) and is_uid(uid) else None
 
 
 def device_name(uid: str, device: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from kata_gpu.core.api_errors import Conflict, NotFound, TooMany
+from kata_gpu.core.api_errors import Conflict, NotFound, Refused, TooMany
 from kata_gpu.core.checkpoint import ClaimEntry
 from kata_gpu.core.node_policy import Drain, NodePolicy
 from kata_gpu.core.plan import Plan, plan_setup
@@ -147,6 +147,8 @@ class ModeChanger:
                 self._kube.create(f"{path}/eviction", body, timeout_s=REQUEST_S)
             except TooMany as exc:
                 return f"a disruption budget holds the drain back ({exc.got})"
+            except Refused as exc:
+                return f"pods are not evicted: is ClusterRole kata-gpu-node-evict bound? ({exc.got})"
             except (NotFound, Conflict):
                 continue
         return "draining"

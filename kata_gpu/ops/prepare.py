@@ -18,6 +18,7 @@ from kata_gpu.core.claim_cdi import device_id, file_name, render_claim
 from kata_gpu.core.fitness import require_fit, require_mode
 from kata_gpu.core.inventory import Inventory
 from kata_gpu.errors import InUse, KataGpuError, Misconfigured, TimedOut, Unavailable
+from kata_gpu.ops.consumer import require_vm
 from kata_gpu.ops.deadline import Deadline
 from kata_gpu.ops.unread import read_unread
 from kata_gpu.ports import CdiFiles, ClaimStore, Kube, NodeDevices
@@ -72,6 +73,7 @@ class ClaimPreparer:
                 timeout_s=deadline.remaining("claim lookup", at_most=GET_CLAIM_S),
             )
             claim = parse_claim(body, ref, driver=self._node.driver, pool=self._node.pool)
+            require_vm(claim, self._kube, deadline)
             inventory = read_unread(self._devices, self._devices.observe(), checkpoint)
             try:
                 wanted = require_fit(claim, inventory, checkpoint)
@@ -147,7 +149,7 @@ class ClaimPreparer:
             devices=held,
             since=self._now(),
             needs_reset=any(d.config.reset_policy is not ResetPolicy.ON_ERROR for d in claim.devices),
-            pod=claim.consumers[0] if claim.consumers else "",
+            pod=claim.consumer.name,
         )
         begun = checkpoint.with_entry(entry)
         self._store.save(begun)

@@ -14,9 +14,10 @@ from celpy.evaluation import CELEvalError
 from deploy.render import ALL, BASES, DEPLOY, render
 from kata_gpu.core.claim import DRIVER
 from kata_gpu.core.manifests import broker, node
-from kata_gpu.core.manifests.template import Document, fill, lookup, render_helm
+from kata_gpu.core.manifests.template import Document, applies, fill, lookup, render_helm
 from kata_gpu.core.manifests.values import VALUES
-from kata_gpu.core.yaml12 import load_all
+from kata_gpu.core.node_policy import Drain, parse_policy
+from kata_gpu.core.yaml12 import load, load_all
 from kata_gpu.errors import Misconfigured
 
 HELM = shutil.which("helm")
@@ -51,8 +52,11 @@ def go_template(text: str) -> str:
     """The little of Go's template language that the chart uses, evaluated with the default values."""
 
     def condition(match: re.Match[str]) -> str:
-        names = re.findall(r"\.Values\.([A-Za-z0-9.]+)", match.group(1))
-        return match.group(2) if all(lookup(VALUES, n) for n in names) else ""
+        equal = r'\(eq \.Values\.([A-Za-z0-9.]+) "([a-z]+)"\)'
+        names = re.findall(r"\.Values\.([A-Za-z0-9.]+)", re.sub(equal, "", match.group(1)))
+        holds = all(lookup(VALUES, n) for n in names)
+        holds = holds and all(lookup(VALUES, n) == text for n, text in re.findall(equal, match.group(1)))
+        return match.group(2) if holds else ""
 
     text = re.sub(r"\{\{- if and ([^}]*) true \}\}\n(.*?)\{\{- end \}\}\n", condition, text, flags=re.DOTALL)
     text = re.sub(r"\{\{ \.Values\.([A-Za-z0-9.]+) \| toJson \}\}", lambda m: json.dumps(lookup(VALUES, m[1])), text)
@@ -64,7 +68,7 @@ def go_template(text: str) -> str:
 
 
 def enabled() -> list[Object]:
-    return [fill(d.obj, VALUES) for d in ALL if all(lookup(VALUES, n) for n in d.when.split())]
+    return [fill(d.obj, VALUES) for d in ALL if applies(d, VALUES)]
 
 
 def sorted_objects(found: list[Object]) -> list[str]:
@@ -83,7 +87,8 @@ def test_chart_with_defaults_is_what_kustomize_applies() -> None:
 @pytest.mark.skipif(HELM is None, reason="helm: not installed")
 @pytest.mark.parametrize("settings", [
     pytest.param([], id="defaults"),
-    pytest.param(["broker.sqlite=false", "broker.postgres=true", "monitoring.enabled=true"], id="postgres"),
+    pytest.param(["broker.sqlite=false", "broker.postgres=true", "monitoring.enabled=true", "node.policy.drain=evict"],
+                 id="postgres"),
 ])  # fmt: skip
 def test_helm_itself_renders_the_same(settings: list[str]) -> None:
     argv = [str(HELM), "template", "t", str(DEPLOY / "chart/kata-gpu"), "-n", "kata-gpu", "--kube-version", "1.36.0"]
@@ -93,7 +98,8 @@ def test_helm_itself_renders_the_same(settings: list[str]) -> None:
         assert sorted_objects(found) == sorted_objects(enabled())
     else:
         kinds = {(o["kind"], o["metadata"]["name"]) for o in found}
-        assert {("PodDisruptionBudget", "kata-gpu-kbs"), ("ServiceMonitor", "kata-gpu-kbs")} <= kinds
+        assert {("PodDisruptionBudget", "kata-gpu-kbs"), ("ServiceMonitor", "kata-gpu-kbs"),
+                ("ClusterRole", "kata-gpu-node-evict")} <= kinds  # fmt: skip
         assert ("PersistentVolumeClaim", "kata-gpu-kbs-data") not in kinds
 
 
@@ -163,10 +169,27 @@ def test_guests_cannot_reach_the_admin_listener() -> None:
     assert {p["port"] for r in rules for p in r["ports"]} == {broker.GUEST_PORT, broker.ADMIN_PORT}
 
 
-def test_rights_of_the_agent_are_listed_one_by_one() -> None:
-    role = next(o for o in objects("node") if o["kind"] == "ClusterRole")
-    assert not [r for r in role["rules"] if "*" in r["verbs"] + r["resources"] + r["apiGroups"]]
-    assert not [r for r in role["rules"] if "secrets" in r["resources"]]
+def test_nobody_but_kubelet_and_prometheus_reaches_the_agent() -> None:
+    (policy,) = (o for o in objects("node") if o["kind"] == "NetworkPolicy")
+    (daemonset,) = (o for o in objects("node") if o["kind"] == "DaemonSet")
+    assert policy["metadata"]["namespace"] == daemonset["metadata"]["namespace"]
+    labels = daemonset["spec"]["template"]["metadata"]["labels"]
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
+    (rule,) = policy["spec"]["ingress"]
+    ports = [
+        p["containerPort"] for c in daemonset["spec"]["template"]["spec"]["containers"] for p in c.get("ports", [])
+    ]
+    assert [p["port"] for p in rule["ports"]] == ports
+    assert rule["from"] == [{"podSelector": {}}, {"namespaceSelector": VALUES["monitoring"]["namespaceSelector"]}]
+
+
+def granted(base: str) -> dict[str, set[str]]:
+    """Resource to verbs, of every role that is bound to the agent."""
+    roles = {o["metadata"]["name"]: o for o in objects(base) if o["kind"] == "ClusterRole"}
+    bound = [roles[o["roleRef"]["name"]] for o in objects(base) if o["kind"] == "ClusterRoleBinding"]
+    assert len(bound) == len(roles)
+    return {r: set(rule["verbs"]) for role in bound for rule in role["rules"] for r in rule["resources"]}
 
 
 def test_containers_that_are_added_later_are_admitted_by_the_same_rules() -> None:
@@ -175,19 +198,29 @@ def test_containers_that_are_added_later_are_admitted_by_the_same_rules() -> Non
 
 
 def test_the_agent_may_do_what_it_does_and_nothing_else() -> None:
-    role = next(o for o in objects("node") if o["kind"] == "ClusterRole")
-    granted = {r: set(rule["verbs"]) for rule in role["rules"] for r in rule["resources"]}
-    assert granted == {
+    assert granted("node") == {
         "resourceslices": {"list", "watch", "create", "update", "delete"},  # ops/publish.py, dra/watch.py
         "resourceclaims": {"get", "list"},  # ops/prepare.py, recover_claims.py, owners.py
         "resourceclaims/status": {"patch"},  # ops/claim_status.py
         "resourceclaims/driver": {"associated-node:patch"},
+        "pods": {"get"},  # ops/consumer.py
+        "runtimeclasses": {"get"},  # ops/consumer.py
         "nodes": {"get", "patch"},  # ops/report.py, modes.py
         "nodes/status": {"patch"},  # ops/report.py
-        "pods/eviction": {"create"},  # ops/modes.py
         "events": {"create"},  # ops/report.py
         "devicetaintrules": {"list", "create", "delete"},  # ops/owners.py
     }
+
+
+def test_pods_are_read_and_evicted_by_roles_of_their_own() -> None:
+    """The one can be bound in tenants' namespaces alone, the other is there only where the policy says `evict`."""
+    (reading,) = (o for o in objects("node") if o["kind"] == "ClusterRole" and "pods" in str(o["rules"]))
+    assert reading["rules"] == [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get"]}]
+    assert granted("node-evict") == {"pods/eviction": {"create"}}
+    evict = {**VALUES, "node": VALUES["node"] | {"policy": VALUES["node"]["policy"] | {"drain": "evict"}}}
+    assert [applies(d, v) for d in node.EVICTION for v in (VALUES, evict)] == [False, True] * 2
+    text = fill(node.POLICY.obj, evict)["data"]["node-policy.yaml"]
+    assert parse_policy(load(text, where="rendered"), where="rendered").drain is Drain.EVICT
 
 
 def taint_rule(pool: str, driver: str = "gpu.nvidia.com") -> Object:

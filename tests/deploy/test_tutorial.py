@@ -189,7 +189,7 @@ def test_every_documented_command_line_parses(page: str) -> None:
 
 def test_the_configuration_page_names_every_value_of_the_chart() -> None:
     def names(node: object, path: str = "") -> Iterator[str]:
-        if isinstance(node, dict) and node and not path.endswith(("resources", "nodeSelector")):
+        if isinstance(node, dict) and node and not path.endswith(("resources", "elector")):
             for key, value in node.items():
                 yield from names(value, f"{path}.{key}".lstrip("."))
         else:

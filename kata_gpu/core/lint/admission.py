@@ -6,6 +6,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from kata_gpu.core.claim import DRIVER
 from kata_gpu.core.kata.initdata import ANNOTATION
 from kata_gpu.core.lint import claim, pod
 from kata_gpu.core.lint.rule import Rule
@@ -14,7 +15,7 @@ API_VERSION = "admissionregistration.k8s.io/v1"  # GA since Kubernetes 1.30
 
 
 def _policy(name: str, group: str, version: str, resources: list[str], rules: Sequence[Rule],
-            variables: list[dict[str, str]]) -> dict[str, Any]:  # fmt: skip
+            variables: list[dict[str, str]], *operations: str) -> dict[str, Any]:  # fmt: skip
     return {
         "apiVersion": API_VERSION,
         "kind": "ValidatingAdmissionPolicy",
@@ -23,8 +24,8 @@ def _policy(name: str, group: str, version: str, resources: list[str], rules: Se
             "failurePolicy": "Fail",
             "matchConstraints": {
                 "resourceRules": [
-                    {"apiGroups": [group], "apiVersions": [version], "operations": ["CREATE", "UPDATE"],
-                     "resources": resources}
+                    {"apiGroups": [group], "apiVersions": [version],
+                     "operations": list(operations or ("CREATE", "UPDATE")), "resources": resources}
                 ]
             },
             **({"variables": variables} if variables else {}),
@@ -71,8 +72,33 @@ def _class_policy() -> tuple[dict[str, Any], dict[str, Any]]:
     return policy, _binding(CLASS_POLICY, paramRef={"selector": ours, "parameterNotFoundAction": "Allow"})
 
 
+ONE_POD_POLICY = "kata-gpu-one-pod"
+_RESULTS = "object.status.allocation.devices.results"
+_GIVES_NODES = (
+    "has(object.status.allocation) && has(object.status.allocation.devices) && "
+    f"has({_RESULTS}) && "
+    f"{_RESULTS}.exists(r, r.driver == '{DRIVER}' && !(has(r.adminAccess) && r.adminAccess))"
+)
+_NOBODY_JOINS = (
+    "!has(object.status.reservedFor) || size(object.status.reservedFor) <= 1 || (has(oldObject.status.reservedFor) && "
+    "object.status.reservedFor.all(c, oldObject.status.reservedFor.exists(o, o.uid == c.uid)))"
+)
+
+
+def one_pod_policy() -> tuple[dict[str, Any], dict[str, Any]]:
+    """A claim with a GPU of ours is reserved for one pod at a time: kubelet prepares a claim once and hands its device
+    nodes to every pod that it is reserved for, without asking the driver whether each of them is a VM (dra.md 1.6).
+    """
+    policy = _policy(ONE_POD_POLICY, "resource.k8s.io", "v1", ["resourceclaims/status"], [], [], "UPDATE")
+    policy["spec"]["validations"] = [
+        {"expression": f"!({_GIVES_NODES}) || {_NOBODY_JOINS}", "reason": "Invalid",
+         "message": "[claim-shared] a VFIO device belongs to one VM: give each pod a claim of its own, by a template"}
+    ]  # fmt: skip
+    return policy, _binding(ONE_POD_POLICY)
+
+
 def policies() -> tuple[dict[str, Any], ...]:
-    """Three policies with their bindings, in apply order."""
+    """Four policies with their bindings, in apply order."""
     requests = [{"name": "requests", "expression": claim.REQUESTS_CEL}]
     return (
         # `kubectl debug` adds containers to a running pod through a resource of its own.
@@ -82,4 +108,5 @@ def policies() -> tuple[dict[str, Any], ...]:
                 requests),
         _binding("kata-gpu-claims"),
         *_class_policy(),
+        *one_pod_policy(),
     )  # fmt: skip

@@ -1,12 +1,12 @@
 """Rules that need the cluster: classes, nodes and claims beside the pod."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kata_gpu.core.kata.initdata import ANNOTATION
+from kata_gpu.core.kata.runtime_class import is_confidential, starts_gpu_vm
 from kata_gpu.core.lint.claim import CLASSES, CONFIDENTIAL_CLASSES, classes
-from kata_gpu.core.lint.pod import CONFIDENTIAL_CLASS, GPU_CLASS, annotations, runtime_class
+from kata_gpu.core.lint.pod import annotations, runtime_class
 from kata_gpu.core.lint.rule import Json, Scope, Violation, items, mapping
 
 _MODE_OF_CLASS = {
@@ -40,7 +40,7 @@ def appraise_cluster(pod: Json, cluster: Cluster, subject: str) -> tuple[Violati
     # A RuntimeClass of another name may still stand for Kata's handler.
     handler = cluster.runtime_classes.get(name)
     starts = name if handler is None else str(handler.get("handler", ""))
-    if not any(re.search(GPU_CLASS, n) for n in (name, starts)):
+    if not starts_gpu_vm(name) and not starts_gpu_vm(starts):
         for kind, ref, claim in claimed:
             if claim is not None and classes(claim) & set(CLASSES):
                 say("claim-without-class", f"{kind} {ref} asks for a GPU for a VM, the pod starts none",
@@ -52,7 +52,7 @@ def appraise_cluster(pod: Json, cluster: Cluster, subject: str) -> tuple[Violati
         return tuple(found)
     labels = mapping(handler, "metadata", "labels")
     # Upstream's RuntimeClasses carry no label of ours: their handler tells.
-    confidential = labels.get("kata-gpu.dev/confidential") == "true" or bool(re.search(CONFIDENTIAL_CLASS, starts))
+    confidential = labels.get("kata-gpu.dev/confidential") == "true" or is_confidential(starts)
     mode = labels.get("kata-gpu.dev/cc-mode")
     wanted = set()
     for kind, ref, claim in claimed:

@@ -7,7 +7,7 @@ side either way; what the guest believes is the digest that its TEE reports, and
 from typing import Any
 
 from kata_gpu.core.kata.initdata import ANNOTATION
-from kata_gpu.core.lint.pod import CONFIDENTIAL_CLASS
+from kata_gpu.core.kata.runtime_class import CONFIDENTIAL_CLASS
 
 API_VERSION = "admissionregistration.k8s.io/v1"
 NAME = "kata-gpu-init-data"  # of policy, binding and ConfigMap

@@ -3,12 +3,11 @@
 import re
 
 from kata_gpu.core.kata.initdata import ANNOTATION
+from kata_gpu.core.kata.runtime_class import CONFIDENTIAL_CLASS, GPU_CLASS
 from kata_gpu.core.lint.rule import Json, Rule, items, mapping
 
 PGPU = "nvidia.com/pgpu"
 PASSTHROUGH_RESOURCES = (PGPU, "nvidia.com/nvswitch")  # what reaches a VM, as device plugin or extended resource
-GPU_CLASS = r"^kata-(qemu-)?nvidia-gpu(-[a-z0-9]+)*$"
-CONFIDENTIAL_CLASS = r"^kata-(qemu-)?nvidia-gpu(-ppcie)?-(snp|tdx)(-runtime-rs)?$"
 PPCIE_CLASS = r"^kata-nvidia-gpu-ppcie-(snp|tdx)$"
 UPSTREAM_PLAIN_CLASS = r"^kata-qemu-nvidia-gpu(-runtime-rs)?$"
 PPCIE_GPUS = 8  # node.md 5.2: the guest accepts (4 switches, 8 GPUs) and no other set with switches

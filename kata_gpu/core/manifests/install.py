@@ -50,14 +50,16 @@ def wanted(
     with_broker: bool,
     add_init_data: bool = False,
     with_nvidia: bool = False,
+    drain: bool = False,
 ) -> tuple[Object, ...]:
-    """Every object of an installation, in apply order."""
+    """Every object of an installation, in apply order. `drain`: the policy says `evict`, and the agent may."""
     documents: tuple[Document, ...] = (node.NAMESPACE, *classes.documents(default_tee))
     documents += (*(classes.MUTATION if add_init_data else ()), *(classes.NVIDIA if with_nvidia else ()))
-    documents += node.DOCUMENTS
+    documents += (*node.DOCUMENTS, *(node.EVICTION if drain else ()))
     if with_broker:
         documents += (*broker.COMMON, broker.SQLITE_VOLUME, broker.SQLITE)
-    return tuple(fill(d.obj, values) for d in documents)
+    chosen = {"node": values["node"] | {"policy": values["node"]["policy"] | {"drain": "evict" if drain else "never"}}}
+    return tuple(fill(d.obj, {**values, **chosen}) for d in documents)
 
 
 def plan_install(objects: Sequence[Object], observed: Mapping[str, Object | None]) -> tuple[Step, ...]:

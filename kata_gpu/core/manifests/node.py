@@ -37,42 +37,51 @@ ACCOUNT = Document(
     obj={"apiVersion": "v1", "kind": "ServiceAccount", "metadata": _meta()},
 )
 
-ROLE = Document(
-    file="node-rbac",
-    when="node.enabled",
-    obj={
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRole",
-        "metadata": _meta(namespaced=False),
-        "rules": [
-            # Exactly the calls of `ops` and `dra`. Pods are never read: what one holds, kubelet says on this node.
-            _rule("resource.k8s.io", ["resourceslices"], ["list", "watch", "create", "update", "delete"]),
-            _rule("resource.k8s.io", ["resourceclaims"], ["get", "list"]),
-            _rule("resource.k8s.io", ["resourceclaims/status"], ["patch"]),
-            # status.devices of claims allocated on the token's own node, and of no other driver's devices (1.36).
-            _rule("resource.k8s.io", ["resourceclaims/driver"], ["associated-node:patch"])
-            | {"resourceNames": [DRIVER]},
-            # Labels, taints and conditions of its own node; the admission policy below keeps it to that node.
-            _rule("", ["nodes"], ["get", "patch"]),
-            _rule("", ["nodes/status"], ["patch"]),
-            _rule("", ["pods/eviction"], ["create"]),
-            _rule("", ["events"], ["create"]),
-            # Beside NVIDIA's driver: keep pods off its unfit devices.
-            _rule("resource.k8s.io", ["devicetaintrules"], ["list", "create", "delete"]),
-        ],
-    },
-)
 
-BINDING = Document(
-    file="node-rbac",
-    when="node.enabled",
-    obj={
-        "apiVersion": "rbac.authorization.k8s.io/v1",
+def _granted(name: str, rules: list[dict[str, Any]], *, file: str = "node-rbac", when: str = "node.enabled") -> tuple[
+    Document, Document
+]:  # fmt: skip
+    """A ClusterRole and its binding to the agent."""
+    api = "rbac.authorization.k8s.io"
+    role = {"apiVersion": f"{api}/v1", "kind": "ClusterRole", "metadata": _meta(name, namespaced=False), "rules": rules}
+    binding = {
+        "apiVersion": f"{api}/v1",
         "kind": "ClusterRoleBinding",
-        "metadata": _meta(namespaced=False),
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": NAME},
+        "metadata": _meta(name, namespaced=False),
+        "roleRef": {"apiGroup": api, "kind": "ClusterRole", "name": name},
         "subjects": [{"kind": "ServiceAccount", "name": NAME, "namespace": "${namespace}"}],
-    },
+    }
+    return Document(file=file, when=when, obj=role), Document(file=file, when=when, obj=binding)
+
+
+# Exactly the calls of `ops` and `dra`.
+ROLE, BINDING = _granted(
+    NAME,
+    [
+        _rule("resource.k8s.io", ["resourceslices"], ["list", "watch", "create", "update", "delete"]),
+        _rule("resource.k8s.io", ["resourceclaims"], ["get", "list"]),
+        _rule("resource.k8s.io", ["resourceclaims/status"], ["patch"]),
+        # status.devices of claims allocated on the token's own node, and of no other driver's devices (1.36).
+        _rule("resource.k8s.io", ["resourceclaims/driver"], ["associated-node:patch"]) | {"resourceNames": [DRIVER]},
+        _rule("node.k8s.io", ["runtimeclasses"], ["get"]),
+        # Labels, taints and conditions of its own node; the admission policy below keeps it to that node.
+        _rule("", ["nodes"], ["get", "patch"]),
+        _rule("", ["nodes/status"], ["patch"]),
+        _rule("", ["events"], ["create"]),
+        # Beside NVIDIA's driver: keep pods off its unfit devices.
+        _rule("resource.k8s.io", ["devicetaintrules"], ["list", "create", "delete"]),
+    ],
+)
+# Whether the one pod of a claim runs in a VM, before it gets a device: asked for by the name that the scheduler wrote
+# into its claim, never listed. By itself, so that it can be bound in the namespaces of GPU tenants alone: a claim
+# elsewhere is then refused.
+POD_ROLE, POD_BINDING = _granted(f"{NAME}-pods", [_rule("", ["pods"], ["get"])])
+# Neither RBAC nor admission can keep an eviction to the pods of one node: it is granted only where it is wanted.
+EVICTION = _granted(
+    f"{NAME}-evict",
+    [_rule("", ["pods/eviction"], ["create"])],
+    file="node-evict",
+    when="node.enabled node.policy.drain=evict",
 )
 
 _OUR_ACCOUNT = f"request.userInfo.username == 'system:serviceaccount:${{namespace}}:{NAME}'"
@@ -168,7 +177,7 @@ POLICY = Document(
         "metadata": _meta("kata-gpu-node-policy"),
         "data": {
             "node-policy.yaml": "apiVersion: config.kata-gpu.dev/v1alpha1\nkind: NodePolicy\n"
-            "bind: ${node.policy.bind}\nbackend: ${node.policy.backend}\n"
+            "bind: ${node.policy.bind}\nbackend: ${node.policy.backend}\ndrain: ${node.policy.drain}\n"
             "devices:\n  - select: all\n    mode: ${node.policy.mode}\n"
         },
     },
@@ -277,4 +286,27 @@ DAEMONSET = Document(
     },
 )
 
-DOCUMENTS = (ACCOUNT, ROLE, BINDING, OWN_NODE_POLICY, OWN_NODE_BINDING, POLICY, DAEMONSET)
+# Kubelet's probes come from the node itself, which no policy keeps out.
+NETWORK = Document(
+    file="node-network",
+    when="node.enabled",
+    obj={
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": _meta(),
+        "spec": {
+            "podSelector": {"matchLabels": {"app.kubernetes.io/name": NAME}},
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                {
+                    "from": [{"podSelector": {}}, {"namespaceSelector": "${monitoring.namespaceSelector}"}],
+                    "ports": [{"port": HEALTH_PORT, "protocol": "TCP"}],
+                }
+            ],
+        },
+    },
+)
+
+DOCUMENTS = (
+    ACCOUNT, ROLE, BINDING, POD_ROLE, POD_BINDING, OWN_NODE_POLICY, OWN_NODE_BINDING, NETWORK, POLICY, DAEMONSET,
+)  # fmt: skip

@@ -21,7 +21,9 @@ NAMESPACE = "namespace"  # Helm has its own name for it
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
-    """One object; `when` names the boolean values, separated by spaces, that must all be true in Helm."""
+    """One object. `when`: conditions, separated by spaces, that must all hold in Helm: `name` of a boolean value that
+    is true, or `name=text` of a value that is this text.
+    """
 
     file: str  # stem of the file that holds it
     obj: Mapping[str, Any]
@@ -79,8 +81,23 @@ def render_helm(document: Document, values: Mapping[str, Any]) -> str:
     body = body.replace("HELM-OPEN", '{{ "{{" }}').replace("HELM-CLOSE", '{{ "}}" }}')
     if not document.when:
         return body
-    names = " ".join(f".Values.{name}" for name in document.when.split())
-    return f"{{{{- if and {names} true }}}}\n{body}{{{{- end }}}}\n"
+    conditions = " ".join(map(_condition, document.when.split()))
+    return f"{{{{- if and {conditions} true }}}}\n{body}{{{{- end }}}}\n"
+
+
+def applies(document: Document, values: Mapping[str, Any]) -> bool:
+    """Whether Helm would render it."""
+    for condition in document.when.split():
+        name, equals, text = condition.partition("=")
+        value = lookup(values, name)
+        if not (value == text if equals else value):
+            return False
+    return True
+
+
+def _condition(condition: str) -> str:
+    name, equals, text = condition.partition("=")
+    return f'(eq .Values.{name} "{text}")' if equals else f".Values.{name}"
 
 
 def _reference(name: str) -> str:

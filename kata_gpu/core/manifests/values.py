@@ -9,7 +9,7 @@ VALUES: dict[str, Any] = {
     "node": {
         "enabled": True,
         "image": f"ghcr.io/kata-gpu/node:{__version__}",
-        "policy": {"mode": "on", "bind": "gpus+nvswitches", "backend": "auto"},
+        "policy": {"mode": "on", "bind": "gpus+nvswitches", "backend": "auto", "drain": "never"},
         "nodeSelector": {"katacontainers.io/kata-runtime": "true"},
         "resources": {"requests": {"cpu": "20m", "memory": "100Mi"}, "limits": {"memory": "200Mi"}},
         "kubeletRoot": "/var/lib/kubelet",
@@ -32,5 +32,8 @@ VALUES: dict[str, Any] = {
         "guestNamespaceSelector": {},
     },
     "nvidia": {"enabled": False},
-    "monitoring": {"enabled": False},
+    "monitoring": {
+        "enabled": False,
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}},
+    },
 }

@@ -2,7 +2,7 @@
 
 All of it runs in a mount and a PID namespace with a /dev of its own, where stand-ins for the simulated host's VFIO
 nodes are; when the first process of the namespace is killed, everything in it is gone. Needs root. Containers are of
-one image, made here: an ELF file that only waits.
+one image, made here: an ELF file that only waits. Kata's handler is runc here too: only kubelet and the API tell them apart.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ import psutil
 import pytest
 
 from tests.kata_gpu.dra.real_api import RealApi
-from tests.kata_gpu.dra.world import NODE
+from tests.kata_gpu.dra.world import HANDLER, NODE
 
 PROGRAMS = (
     "kubelet",
@@ -182,7 +182,7 @@ class RealNode:
         (d / "cni" / "lo.conflist").write_text(
             json.dumps({"cniVersion": "1.0.0", "name": "lo", "plugins": [{"type": "loopback"}]})
         )
-        (d / "containerd.toml").write_text(_CONTAINERD.format(d=d, image=IMAGE))
+        (d / "containerd.toml").write_text(_CONTAINERD.format(d=d, image=IMAGE, handler=HANDLER))
         (d / "kubelet.json").write_text(
             json.dumps(
                 {
@@ -251,6 +251,10 @@ sandbox = "{image}"
 [plugins."io.containerd.cri.v1.runtime"]
 restrict_oom_score_adj = true
 cdi_spec_dirs = ["{d}/cdi"]
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.{handler}]
+runtime_type = "io.containerd.runc.v2"
 [plugins."io.containerd.cri.v1.runtime".cni]
 conf_dir = "{d}/cni"
 [plugins."io.containerd.nri.v1.nri"]

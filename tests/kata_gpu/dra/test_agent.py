@@ -46,10 +46,9 @@ from kata_gpu.ports import JsonObject
 from tests.kata_gpu.dra.fake_kubelet import FakeKubelet
 from tests.kata_gpu.dra.fake_node import NOW
 from tests.kata_gpu.dra.fake_store import KINDS
-from tests.kata_gpu.dra.world import NODE, NODES, SLICES, World, address, gpu, key, numbered
+from tests.kata_gpu.dra.world import NODE, NODES, PODS, SLICES, World, address, gpu, key, numbered
 
 EVENTS = KINDS["v1", "events"]
-PODS = KINDS["v1", "pods"]
 POD = {"containers": [{"name": "c", "image": "i"}]}
 BUDGETS = KINDS["policy/v1", "poddisruptionbudgets"]
 
@@ -356,7 +355,7 @@ class Modes:
         ref = world.claim(name, mode=None)
         world.preparer(devices=HostDevices(self.node)).prepare(ref, Deadline.after(40))
         pod = world.store.load().claims[0].pod
-        self.store.create(PODS, "default", {"metadata": {"name": pod, "labels": labels or {}}, "spec": POD})
+        self.store.merge(PODS, "default", pod, {"metadata": {"labels": labels or {}}})
         return str(ref.uid)
 
 
@@ -419,6 +418,18 @@ def test_drain_respects_disruption_budgets(world: World, tmp_path: Path, by: str
     assert "disruption budget" in picture.modes.reason
     assert len(sim.store.list(PODS)[0]) == 1
     sim.store.merge(BUDGETS, "default", "llm", {"status": {"disruptionsAllowed": 1}}, status=True)
+    sim.loop.step()
+    assert sim.store.list(PODS)[0] == []
+
+
+def test_an_agent_that_may_not_evict_waits_and_says_so(world: World, tmp_path: Path) -> None:
+    """The right to it is installed only where it is wanted."""
+    sim = modes(world, tmp_path, drain=True)
+    sim.pod()
+    world.api.fail_next(403, resource="pods")
+    picture = sim.loop.step()
+    assert (picture.modes.phase, picture.problems) == (Phase.WAITING, {})
+    assert "kata-gpu-node-evict" in picture.modes.reason
     sim.loop.step()
     assert sim.store.list(PODS)[0] == []
 

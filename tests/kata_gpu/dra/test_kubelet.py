@@ -18,7 +18,9 @@ import grpc
 import pytest
 
 from kata_gpu.core.claim import DRIVER
+from kata_gpu.core.claim_cdi import claim_of
 from kata_gpu.core.device_classes import render_device_classes
+from kata_gpu.core.lint.admission import one_pod_policy
 from kata_gpu.core.manifests.node import ACCOUNT, BINDING, ROLE
 from kata_gpu.dra._pb import podresources_v1_pb2 as pb
 from kata_gpu.dra._pb import podresources_v1_pb2_grpc as rpc
@@ -28,16 +30,17 @@ from tests.kata_gpu.dra.fake_store import KINDS, ApiError
 from tests.kata_gpu.dra.real_api import RealApi, assets
 from tests.kata_gpu.dra.real_node import IMAGE, RealNode, missing
 from tests.kata_gpu.dra.test_agent import get
-from tests.kata_gpu.dra.world import CLAIMS, NODE, NODES, SLICES, numbered
+from tests.kata_gpu.dra.world import CLAIMS, HANDLER, KATA, NODE, NODES, PODS, RUNTIME_CLASSES, SLICES, numbered
 
 pytestmark = [pytest.mark.envtest, pytest.mark.timeout(300)]
 NO_KUBELET = "envtest: KUBEBUILDER_ASSETS is not set: no kubelet"
-PODS = KINDS["v1", "pods"]
 CLASSES = KINDS["resource.k8s.io/v1", "deviceclasses"]
 ROLES = KINDS["rbac.authorization.k8s.io/v1", "clusterroles"]
 BINDINGS = KINDS["rbac.authorization.k8s.io/v1", "clusterrolebindings"]
+EVENTS = KINDS["v1", "events"]
 TEMPLATES = KINDS["resource.k8s.io/v1", "resourceclaimtemplates"]
 POLICY = "apiVersion: config.kata-gpu.dev/v1alpha1\nkind: NodePolicy\ndevices:\n  - select: all\n    mode: on\n"
+OF_KIND = {k.kind: k for k in KINDS.values()}
 GPUS = 2
 
 
@@ -84,7 +87,7 @@ class Site:
         return {d["name"]: d for s in found for d in s["spec"].get("devices") or []}
 
     def pod(self, name: str, **spec: Any) -> dict[str, Any]:
-        """Create a pod; by default with one confidential GPU of its own claim."""
+        """Create a pod; by default one of Kata with one confidential GPU of its own claim."""
         claimed = {"resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "gpu"}]}
         container = {
             "name": "c",
@@ -92,7 +95,7 @@ class Site:
             "imagePullPolicy": "Never",
             "resources": {"claims": [{"name": "gpu"}]},
         }
-        body = {"hostNetwork": True, "terminationGracePeriodSeconds": 1, "tolerations": [{"operator": "Exists"}],
+        body = {"runtimeClassName": KATA, "hostNetwork": True, "terminationGracePeriodSeconds": 1, "tolerations": [{"operator": "Exists"}],
                 "automountServiceAccountToken": False, "containers": [container]} | claimed | spec  # fmt: skip
         return self.api.store.create(PODS, "default", {"metadata": {"name": name}, "spec": body})
 
@@ -159,6 +162,7 @@ def site() -> Iterator[Site]:
         (node.dir / "policy.yaml").write_text(POLICY)
         for body in render_device_classes(extended_resource=True):
             api.store.create(CLASSES, "", body)
+        api.store.create(RUNTIME_CLASSES, "", {"metadata": {"name": KATA}, "handler": HANDLER})
         request = {"name": "gpu", "exactly": {"deviceClassName": "confidential-gpu"}}
         template = {"metadata": {"name": "gpu"}, "spec": {"spec": {"devices": {"requests": [request]}}}}
         api.store.create(TEMPLATES, "default", template)
@@ -370,6 +374,52 @@ def test_a_pod_that_asks_for_pgpu_gets_a_claim(site: Site, case: None) -> None:
     assert site.state("p")["status"]["extendedResourceClaimStatus"]["resourceClaimName"] == claim["metadata"]["name"]
     assert any("/dev/vfio/" in d for d in site.node.devices_of(uid))
     assert len(site.ask_bridge("p")) == 1
+
+
+@numbered("dra-099-without-vm")
+def test_a_pod_without_a_vm_gets_no_device(site: Site, case: None) -> None:
+    """Its container would have the VFIO node. The pod that comes after it, with a VM, gets the GPU."""
+    site.pod("p", runtimeClassName=None)
+    site.node.wait(lambda: "pod-without-vm" in told(site, "p"), "kubelet is refused")
+    assert "no runtimeClassName" in told(site, "p")
+    assert site.state("p")["status"]["phase"] == "Pending"
+    assert [f.name for f in site.node.cdi.iterdir() if claim_of(f.name)] == []
+    site.delete("p")
+    site.pod("q")
+    site.running("q")
+
+
+@numbered("dra-026-reserved")
+def test_a_claim_that_a_vm_has_is_not_reserved_for_another_pod(site: Site, case: None) -> None:
+    """Kubelet would give its container the device without asking us."""
+    for policy in one_pod_policy():
+        site.api.store.create(OF_KIND[policy["kind"]], "", policy)
+    request = {"name": "gpu", "exactly": {"deviceClassName": "confidential-gpu"}}
+    site.api.store.create(CLAIMS, "default", {"metadata": {"name": "c"}, "spec": {"devices": {"requests": [request]}}})
+    shared = [{"name": "gpu", "resourceClaimName": "c"}]
+    try:
+        site.api.await_admission()
+        site.pod("p", resourceClaims=shared)
+        site.running("p")
+        site.pod("q", resourceClaims=shared, runtimeClassName=None)
+        site.node.wait(lambda: "claim-shared" in told(site, "q", "FailedScheduling"), "the scheduler is refused")
+        (consumer,) = site.api.store.get(CLAIMS, "default", "c")["status"]["reservedFor"]
+        assert consumer["name"] == "p"
+        assert "nodeName" not in site.state("q")["spec"]
+        site.api.store.delete(PODS, "default", "p")
+        site.node.wait(lambda: "pod-without-vm" in told(site, "q"), "q has the claim for itself, and no VM")
+    finally:
+        for policy in one_pod_policy():
+            site.api.store.delete(OF_KIND[policy["kind"]], "", policy["metadata"]["name"])
+        site.api.store.delete(PODS, "default", "q")
+        site.api.store.delete(CLAIMS, "default", "c")
+        site.api.await_admission()
+
+
+def told(site: Site, pod: str, reason: str = "FailedPrepareDynamicResources") -> str:
+    """What the events of a pod say."""
+    events = site.api.store.list(EVENTS, "default", f"involvedObject.name={pod}")[0]
+    return "\n".join(e["message"] for e in events if e["reason"] == reason)
 
 
 SELECTS = [

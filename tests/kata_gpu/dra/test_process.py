@@ -22,9 +22,9 @@ from kata_gpu.host.simkernel.state_file import run_directory
 from kata_gpu.host.uevents import concerns_us
 from kata_gpu.ops.agent import PERIOD
 from kata_gpu.ops.report import CONDITION
-from tests.kata_gpu.dra.test_agent import POD, PODS, get, wait
+from tests.kata_gpu.dra.test_agent import POD, get, wait
 from tests.kata_gpu.dra.test_beside_nvidia import nvidia_slice, nvidia_socket
-from tests.kata_gpu.dra.world import NODE, NODES, SLICES, World, numbered
+from tests.kata_gpu.dra.world import NODE, NODES, PODS, SLICES, World, numbered
 
 ON = "apiVersion: config.kata-gpu.dev/v1alpha1\nkind: NodePolicy\ndevices:\n  - select: all\n    mode: on\n"
 PROMPT_S = PERIOD.total_seconds() / 2  # what comes sooner than this was not waited for

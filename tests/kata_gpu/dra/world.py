@@ -1,6 +1,7 @@
 """One node with everything around it: API server, kubelet, GPUs, and the driver as the shell wires it."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,16 @@ from kata_gpu.ops.recover_claims import Recovered, recover
 from tests.kata_gpu.dra.fake_api import FakeApi
 from tests.kata_gpu.dra.fake_kubelet import ClaimKey, FakeKubelet
 from tests.kata_gpu.dra.fake_node import GPU_BUSES, NOW, FakeNode
-from tests.kata_gpu.dra.fake_store import KINDS
+from tests.kata_gpu.dra.fake_store import KINDS, ApiError
 
 NODE = "node-a"
 REQUEST: dict[str, Any] = {"name": "gpu", "exactly": {"deviceClassName": "confidential-gpu"}}
 CLAIMS = KINDS["resource.k8s.io/v1", "resourceclaims"]
 SLICES = KINDS["resource.k8s.io/v1", "resourceslices"]
 NODES = KINDS["v1", "nodes"]
+PODS = KINDS["v1", "pods"]
+RUNTIME_CLASSES = KINDS["node.k8s.io/v1", "runtimeclasses"]
+KATA, HANDLER = "kata-nvidia-gpu-snp", "kata-qemu-nvidia-gpu-snp"
 
 
 @dataclass
@@ -97,10 +101,11 @@ class World:
         mode: str | None = "on",
         configs: list[dict[str, Any]] | None = None,
         pods: int = 1,
+        runtime: str | None = KATA,
         others: Sequence[dict[str, Any]] = (),
         **result: Any,
     ) -> ClaimRef:
-        """An allocated claim in the API. `others` are results of other drivers, before ours."""
+        """An allocated claim in the API, and its pods of RuntimeClass `runtime`. `others` are results of other drivers."""
         self.count += 1
         name = name or f"claim-{self.count}"
         request, _, choice = str(result.get("request", "gpu")).partition("/")
@@ -118,10 +123,20 @@ class World:
                     "config": configs,
                 }
             },
-            "reservedFor": [{"resource": "pods", "name": f"pod-{self.count}-{i}", "uid": f"u{i}"} for i in range(pods)],
+            "reservedFor": [self.consumer(f"pod-{self.count}-{i}", runtime) for i in range(pods)],
         }
         self.api.store.replace(CLAIMS, "default", name, made, status=True)
         return ClaimRef(namespace="default", name=name, uid=made["metadata"]["uid"])
+
+    def consumer(self, name: str, runtime: str | None) -> dict[str, str]:
+        """A pod in the API, as a claim is reserved for it. Its RuntimeClass is made where it is not there yet."""
+        spec: dict[str, Any] = {"containers": [{"name": "c", "image": "registry.invalid/c:1"}]}
+        if runtime is not None:
+            spec["runtimeClassName"] = runtime
+            with suppress(ApiError):
+                self.api.store.create(RUNTIME_CLASSES, "", {"metadata": {"name": runtime}, "handler": HANDLER})
+        made = self.api.store.create(PODS, "default", {"metadata": {"name": name}, "spec": spec})
+        return {"resource": "pods", "name": name, "uid": made["metadata"]["uid"]}
 
     def forget(self, ref: ClaimRef) -> None:
         """Delete the claim from the API."""
