@@ -6,6 +6,7 @@ Results are always bound to a variable: a bare query of a false rule is indistin
 
 import json
 import os
+import re
 import resource
 import struct
 import sys
@@ -17,29 +18,34 @@ from typing import Any
 
 MEMORY_BYTES = 512 << 20  # resident; the engine needs under 100 MiB for upstream's largest policy
 WATCH_S = 0.02
-CACHED_BUNDLES = 64
+CACHED_BUNDLES = 64  # of each query: what guests ask for evicts no attestation policy
 PRELUDE = """package policy
 import rego.v1
 query_reference_value(id) := value if { value := data.__rvps[id] } else := null
 """
 QUERIES = {"trust_claims": "x = data.policy.trust_claims", "allow": "x = data.policy.allow"}
+_DATA = re.compile(r"""\bdata\b(?:\.([A-Za-z_]\w*)|\["([^"\\]*)"\])?""")
 
 
 class Engine:
-    """Compiled bundles, by policy, query and data."""
+    """Compiled bundles, by query, policy and what that policy can read of the data: a guest chooses its path and query
+    string, and shall not have a policy compiled again that looks at neither.
+    """
 
     def __init__(self) -> None:
         import regopy
 
         self._regopy = regopy
-        self._bundles: OrderedDict[str, Any] = OrderedDict()
+        self._bundles: dict[str, OrderedDict[str, Any]] = {query: OrderedDict() for query in QUERIES}
+        self.compiled = 0
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """`{"value": ...}`, `{"undefined": true}` or `{"error": text}`."""
         try:
-            bundle = self._bundle(request)
             if request["query"] == "check":
+                self._compiled(request["policy"], QUERIES["allow"], {})
                 return {"value": True}
+            bundle = self._bundle(request["query"], request["policy"], request["data"])
             interpreter = self._regopy.Interpreter()
             interpreter.set_input_term(_text(request["input"]))
             output = json.loads(str(interpreter.query_bundle(bundle)))
@@ -49,20 +55,37 @@ class Engine:
             return {"value": bindings["x"]}
         return {"undefined": True}
 
-    def _bundle(self, request: dict[str, Any]) -> Any:
-        key = json.dumps([request["policy"], request["query"], request["data"]], sort_keys=True)
-        bundle = self._bundles.pop(key, None)
+    def _bundle(self, query: str, policy: str, data: dict[str, Any]) -> Any:
+        data, cache = readable(policy, data), self._bundles[query]
+        key = json.dumps([policy, data], sort_keys=True)
+        bundle = cache.pop(key, None)
         if bundle is None:
-            interpreter = self._regopy.Interpreter()
-            interpreter.add_module("policy.rego", request["policy"])
-            interpreter.add_module("prelude.rego", PRELUDE)
-            interpreter.add_data_json(_text(request["data"]))
-            query = QUERIES.get(request["query"], QUERIES["allow"])
-            bundle = interpreter.build(query)
-        self._bundles[key] = bundle
-        if len(self._bundles) > CACHED_BUNDLES:
-            self._bundles.popitem(last=False)
+            bundle = self._compiled(policy, QUERIES[query], data)
+        cache[key] = bundle
+        if len(cache) > CACHED_BUNDLES:
+            cache.popitem(last=False)
         return bundle
+
+    def _compiled(self, policy: str, query: str, data: dict[str, Any]) -> Any:
+        interpreter = self._regopy.Interpreter()
+        interpreter.add_module("policy.rego", policy)
+        interpreter.add_module("prelude.rego", PRELUDE)
+        interpreter.add_data_json(_text(data))
+        self.compiled += 1
+        return interpreter.build(query)
+
+
+def readable(policy: str, data: dict[str, Any]) -> dict[str, Any]:
+    """The members of `data` that a policy with this text can read: all of them unless each `data` in it is followed by
+    a literal name. Strings and comments count as text: they can only add to what is kept. `__` is the prelude's.
+    """
+    named: set[str] = set()
+    for match in _DATA.finditer(policy):
+        name = match[1] or match[2]
+        if name is None:
+            return data
+        named.add(name)
+    return {name: value for name, value in data.items() if name in named or name.startswith("__")}
 
 
 def _text(value: Any) -> str:

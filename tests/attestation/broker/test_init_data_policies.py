@@ -63,7 +63,7 @@ def test_the_field_of_a_real_tee(tmp_path: Path) -> None:
     with ready_broker(tmp_path) as kbs:
         visit = kbs.handshake()
         assert "ear.trustee.identifiers" not in claims_of(visit.token)["submods"]["cpu0"]
-        for value in (field, field[::-1]):
+        for value in (field, field[::-1], f"sha256:{field}"):
             text = allow_if(f'{EVIDENCE}["init_data"] == "{value}"')
             set_rego_policy(kbs.world, ADMIN, PolicyKind.REGO_RESOURCE, RESOURCE_POLICY, text, now=NOW)
             if value == field:

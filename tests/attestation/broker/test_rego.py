@@ -12,6 +12,7 @@ from attestation.errors import Denied, Malformed, Unavailable
 from attestation.ops.administer import set_rego_policy
 from attestation.ops.release import RESOURCE_POLICY
 from attestation.sources.policy_store import PolicyKind
+from attestation.sources.rego_child import CACHED_BUNDLES, Engine, readable
 from attestation.sources.rego_worker import CHILDREN, RegoWorker
 from tests.attestation.broker.broker import ADMIN, NOW, Broker, ready_broker
 
@@ -163,3 +164,61 @@ def test_texts_are_what_they_are(rego: RegoWorker, text: str) -> None:
     spelt = literal[1:-1]
     if spelt != text:
         assert rego.allow(same, {"x": spelt}, {"x": spelt}) is False
+
+
+def _asked(engine: Engine, policy: str, tag: str, query: str = "") -> object:
+    data = {"plugin": "resource", "resource-path": ["default", "key", tag], "query": {"q": query} if query else {}}
+    return engine.answer({"query": "allow", "policy": policy, "data": data, "input": {"tag": tag}}).get("value")
+
+
+@pytest.mark.parametrize(
+    ("rule", "compiled"),
+    [
+        pytest.param('startswith(input.tag, "t")', 1, id="input-alone"),
+        pytest.param('data.plugin == "resource"', 1, id="plugin"),
+        pytest.param('data["resource-path"][2] == input.tag', 10, id="path"),
+        pytest.param('not data.query.q == "0"', 3, id="query"),
+    ],
+)
+def test_what_a_policy_cannot_read_compiles_it_not_again(rule: str, compiled: int) -> None:
+    """A guest asks for paths and query strings as it likes: ten paths with three queries each here."""
+    engine = Engine()
+    policy = f"package policy\nimport rego.v1\nallow if {{ {rule} }}\n"
+    assert {_asked(engine, policy, f"t{i}", query) for query in ("", "1", "2") for i in range(10)} == {True}
+    assert engine.compiled == compiled
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        pytest.param("input.data_x == mydata", "", id="other-words"),
+        pytest.param("data.policy.other", "", id="its-own-rules"),
+        pytest.param("import data.query as q", "query", id="import"),
+        pytest.param('data["resource-path"]', "resource-path", id="quoted"),
+        pytest.param('data.plugin; data["query"].x', "plugin query", id="two"),
+        pytest.param("some k; data[k] == 1", "all", id="any-member"),
+        pytest.param("data[`query`]", "all", id="raw-text"),
+        pytest.param('data["qu\\u0065ry"]', "all", id="escaped"),
+        pytest.param("data .query", "all", id="blank"),
+        pytest.param("data\n.query", "all", id="end-of-line"),
+        pytest.param("walk(data, [p, v])", "all", id="all-of-it"),
+        pytest.param("# reads data", "all", id="comment"),
+    ],
+)
+def test_what_a_policy_can_read(text: str, kept: str) -> None:
+    """Wherever the text leaves it open, all of it."""
+    data = {name: name for name in ("plugin", "resource-path", "query")}
+    assert sorted(readable(text, data)) == (sorted(data) if kept == "all" else kept.split())
+    assert readable(text, {"__rvps": 1}) == {"__rvps": 1}
+
+
+def test_paths_that_guests_ask_for_push_out_no_attestation_policy() -> None:
+    engine = Engine()
+    appraise = {"query": "trust_claims", "policy": CPU, "data": {"__rvps": {}}, "input": {"snp": {}}}
+    first = engine.answer(appraise)
+    assert first["value"] == {"executables": 33, "hardware": 2}
+    policy = 'package policy\nallow := data["resource-path"][0] == "default"\n'
+    assert all(_asked(engine, policy, f"t{i}") for i in range(2 * CACHED_BUNDLES))
+    before = engine.compiled
+    assert engine.answer(appraise) == first
+    assert engine.compiled == before == 1 + 2 * CACHED_BUNDLES
