@@ -6,7 +6,6 @@ from pathlib import Path
 import click
 
 from attestation.cli.store import moment, opened, operator, show, store_options
-from attestation.errors import Misconfigured
 
 
 @click.group()
@@ -83,8 +82,8 @@ def revoke(name: str, store: str, root_key: Path | None, output: str) -> None:
     Example:
       kata-gpu-kbs user revoke alice --store kbs
     """
+    from attestation.ops.administer import revoke_user
+
     with opened(store, root_key) as world:
-        if not world.users.bump(name):
-            raise Misconfigured("user-unknown", "no such user", where=name)
-        world.audit.record(event="user-revoked", subject=name, body={"by": operator().name}, now=moment(None))
+        revoke_user(world, operator(), name, now=moment(None))
     show({"name": name, "revoked": True}, output, [f"tokens of {name} are no longer accepted"])

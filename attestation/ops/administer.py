@@ -1,5 +1,6 @@
 """What administrators do: authorised for the repository, and audited."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
@@ -7,12 +8,13 @@ from attestation.appraise.policy import MAX_POLICY_BYTES, KeyConditions
 from attestation.broker.admin import render_admin_token, verify_admin_token
 from attestation.broker.keys import MODEL_KEY_BYTES, TEST_LABEL, KeyKind, KeyRecord, parse_bundle
 from attestation.broker.roles import Principal, Role, Verb
-from attestation.errors import Denied, Malformed, Untrusted
+from attestation.errors import Denied, Malformed, Misconfigured, Untrusted
 from attestation.ops.release import DEFAULT_POLICY, RESOURCE_POLICY
 from attestation.ops.world import World, conditions_of
+from attestation.sources.configuration import Change
 from attestation.sources.policy_store import PolicyKind
-from attestation.sources.reference_store import DEFAULT_LIFETIME
-from attestation.values import JsonValue, ResourcePath, Secret
+from attestation.sources.reference_store import DEFAULT_LIFETIME, text_of
+from attestation.values import Digest, JsonValue, ResourcePath, Secret
 
 ADMIN_TOKEN_LIFETIME = timedelta(hours=12)
 _MAX_POLICY_NAME = 128
@@ -86,11 +88,14 @@ def put_key(
         labels = sorted({*labels, TEST_LABEL})
     if record is None:
         world.tenants.require_room(path.repository)
-    version = world.keys.put(path, secret, kind=kind, labels=labels, policy=policy, expected=expected, now=now)
-    body: dict[str, JsonValue] = {"version": version, "kind": str(kind), "labels": list(labels)}
-    if policy is not None:
-        body["policy"] = str(conditions_of(policy).digest)
-    _record(world, who, "key-stored", str(path), body, now)
+    with world.configuration.change() as change:
+        version = world.keys.put(
+            change, path, secret, kind=kind, labels=labels, policy=policy, expected=expected, now=now
+        )
+        body: dict[str, JsonValue] = {"version": version, "kind": str(kind), "labels": list(labels)}
+        if policy is not None:
+            body["policy"] = str(conditions_of(policy).digest)
+        _record(change, who, "key-stored", str(path), body, now)
     return version
 
 
@@ -131,9 +136,10 @@ def rotate_key(world: World, who: Principal, path: ResourcePath, *, now: datetim
 def delete_key(world: World, who: Principal, path: ResourcePath, *, now: datetime) -> None:
     """Shred every version."""
     who.require(Verb.WRITE_KEY, path.repository)
-    if not world.keys.delete(path):
-        raise Denied("resource-not-found", "no such resource", where=str(path))
-    _record(world, who, "key-deleted", str(path), {}, now)
+    with world.configuration.change() as change:
+        if not world.keys.delete(change, path):
+            raise Denied("resource-not-found", "no such resource", where=str(path))
+        _record(change, who, "key-deleted", str(path), {}, now)
 
 
 def set_key_policy(world: World, who: Principal, path: ResourcePath, text: str, *, now: datetime) -> None:
@@ -141,10 +147,11 @@ def set_key_policy(world: World, who: Principal, path: ResourcePath, text: str, 
     who.require(Verb.WRITE_POLICY, path.repository)
     conditions = conditions_of(text)
     _refuse_older_key_policy(world, path, text)
-    if not world.keys.set_policy(path, text):
-        raise Denied("resource-not-found", "no such resource", where=str(path))
-    body: dict[str, JsonValue] = {"policy": str(conditions.digest), "waivers": list(conditions.waivers)}
-    _record(world, who, "key-policy-set", str(path), body, now)
+    with world.configuration.change() as change:
+        if not world.keys.set_policy(change, path, text):
+            raise Denied("resource-not-found", "no such resource", where=str(path))
+        body: dict[str, JsonValue] = {"policy": str(conditions.digest), "waivers": list(conditions.waivers)}
+        _record(change, who, "key-policy-set", str(path), body, now)
 
 
 def set_release_policy(
@@ -168,8 +175,11 @@ def set_release_policy(
             if not allow_rollback and any(policy.text == text for policy in earlier):
                 raise Denied("policy-rollback", "this is an earlier version", where=name, expected="--allow-rollback")
         expected = earlier[-1].version if expected is None else expected  # nobody writes between check and store
-    version = world.policies.put(PolicyKind.RELEASE, name, text, author=who.name, expected=expected, now=now)
-    _record(world, who, "policy-set", name, {"version": version, "policy": str(conditions.digest)}, now)
+    with world.configuration.change() as change:
+        version = world.policies.put(
+            change, PolicyKind.RELEASE, name, text, author=who.name, expected=expected, now=now
+        )
+        _record(change, who, "policy-set", name, {"version": version, "policy": str(conditions.digest)}, now)
     return version
 
 
@@ -179,8 +189,10 @@ def set_rego_policy(world: World, who: Principal, kind: PolicyKind, name: str, t
     if len(text.encode()) > MAX_POLICY_BYTES or not 0 < len(name) <= _MAX_POLICY_NAME:
         raise Malformed("rego-syntax", "policy or its name is too long", expected=f"{MAX_POLICY_BYTES} bytes")
     world.rego.check(text)
-    version = world.policies.put(kind, name, text, author=who.name, now=now)
-    _record(world, who, "policy-set", f"{kind}/{name}", {"version": version}, now)
+    with world.configuration.change() as change:
+        version = world.policies.put(change, kind, name, text, author=who.name, now=now)
+        body: dict[str, JsonValue] = {"version": version, "policy": digest_of(text)}
+        _record(change, who, "policy-set", f"{kind}/{name}", body, now)
     return version
 
 
@@ -201,9 +213,11 @@ def set_reference_values(
 ) -> None:
     """New versions of reference values."""
     who.require(Verb.WRITE_GLOBAL)
-    for name, value in values.items():
-        version = world.references.put(name, value, expires=now + lifetime, provenance=provenance, now=now)
-        _record(world, who, "reference-set", name, {"version": version, "provenance": provenance}, now)
+    with world.configuration.change() as change:
+        for name, value in values.items():
+            version = world.references.put(change, name, value, expires=now + lifetime, provenance=provenance, now=now)
+            body: dict[str, JsonValue] = {"version": version, "provenance": provenance}
+            _record(change, who, "reference-set", name, {**body, "value": digest_of(text_of(value))}, now)
 
 
 def add_user(
@@ -211,8 +225,18 @@ def add_user(
 ) -> None:
     """A new administrator."""
     who.require(Verb.MANAGE_USERS)
-    world.users.add(name, role, repositories, now)
-    _record(world, who, "user-added", name, {"role": str(role), "repositories": list(repositories)}, now)
+    with world.configuration.change() as change:
+        world.users.add(change, name, role, repositories, now)
+        _record(change, who, "user-added", name, {"role": str(role), "repositories": list(repositories)}, now)
+
+
+def revoke_user(world: World, who: Principal, name: str, *, now: datetime) -> None:
+    """Take back every token of an administrator."""
+    who.require(Verb.MANAGE_USERS)
+    with world.configuration.change() as change:
+        if not world.users.bump(change, name):
+            raise Misconfigured("user-unknown", "no such user", where=name)
+        _record(change, who, "user-revoked", name, {}, now)
 
 
 def list_keys(world: World, who: Principal, repository: str | None = None) -> tuple[KeyRecord, ...]:
@@ -252,7 +276,12 @@ def _existing(world: World, path: ResourcePath) -> KeyRecord:
     return record
 
 
+def digest_of(text: str) -> str:
+    """As entries name a text, whatever it says."""
+    return str(Digest("sha256", hashlib.sha256(text.encode()).digest()))
+
+
 def _record(
-    world: World, who: Principal, event: str, subject: str, body: Mapping[str, JsonValue], now: datetime
+    change: Change, who: Principal, event: str, subject: str, body: Mapping[str, JsonValue], now: datetime
 ) -> None:
-    world.audit.record(event=event, subject=subject, body={"by": who.name, **body}, now=now)
+    change.record(event, subject, {"by": who.name, **body}, now)

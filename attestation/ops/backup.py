@@ -24,6 +24,7 @@ from attestation.ops.open_world import ROOT_KEY_FILE
 from attestation.ops.world import World
 from attestation.sources.atomic import write_atomic
 from attestation.sources.audit import AuditLog
+from attestation.sources.configuration import UNSEALED, Configuration
 from attestation.sources.db import Database
 from attestation.sources.dump import MAX_ROW_BYTES, dump, load
 from attestation.sources.envelope import KEY_BYTES, FileRootKey, OneRoot, RootRing, Vault
@@ -43,6 +44,7 @@ class BackupReport:
     rows: Mapping[str, int]
     secrets: int
     audit_entries: int
+    sealed: bool  # whether the audit log vouches for policies, labels, roles and revocations
     made: str
     root_key: Path | None
 
@@ -144,12 +146,22 @@ def restore_backup(
     try:
         counts = load(database, iter(rows.split("\n")))
         vault = Vault(given, secrets.token_bytes)
-        opened = KeyStore(database, vault).open_all()
-        entries = AuditLog(database, SigningKeys(database, vault).audit_key(now)).verify()
+        log = AuditLog(database, SigningKeys(database, vault).audit_key(now))
+        configuration = Configuration(database, log)
+        opened = KeyStore(database, vault, configuration).open_all()
+        entries, sealed = log.verify(), _sealed(configuration)
     finally:
         database.close()
     written = roots.write(keys) if ring is None and keys is not None else None
-    return BackupReport(rows=counts, secrets=opened, audit_entries=entries, made=made, root_key=written)
+    return BackupReport(rows=counts, secrets=opened, audit_entries=entries, sealed=sealed, made=made, root_key=written)
+
+
+def _sealed(configuration: Configuration) -> bool:
+    """Whether the rows are those that the log names; false for a backup of a version that did not say. Or Untrusted."""
+    problem = configuration.survey().problem
+    if problem is not None and problem.code != UNSEALED:
+        raise Untrusted(problem.code, problem.what, where=problem.where)
+    return problem is None
 
 
 def _statement(header: Mapping[str, JsonValue], rows: str) -> bytes:

@@ -15,6 +15,7 @@ from attestation.errors import Misconfigured
 from attestation.ops.world import Notifier, PlatformVerifier, World
 from attestation.sources.attestations import AttestationStore
 from attestation.sources.audit import AuditLog
+from attestation.sources.configuration import Configuration
 from attestation.sources.db import Database
 from attestation.sources.envelope import FileRootKey, Vault
 from attestation.sources.key_store import KeyStore
@@ -60,7 +61,10 @@ def open_world(options: WorldOptions, verifier: PlatformVerifier, *, now: dateti
     ring = load_root_keys(root_path, secrets.token_bytes)
     database = Database.open(options.store)
     vault = Vault(ring, secrets.token_bytes, reload=lambda: load_root_keys(root_path, secrets.token_bytes))
-    keys = KeyStore(database, vault)
+    signing = SigningKeys(database, vault)
+    audit = AuditLog(database, signing.audit_key(now))
+    configuration = Configuration(database, audit)
+    keys = KeyStore(database, vault, configuration)
     forgeable = options.simulated or Tee.SAMPLE in options.tees
     if forgeable and not keys.only_test_keys():
         raise Misconfigured(
@@ -69,7 +73,6 @@ def open_world(options: WorldOptions, verifier: PlatformVerifier, *, now: dateti
             where=options.store,
             expected="only keys added with --label test",
         )
-    signing = SigningKeys(database, vault)
     current, *previous = (TokenKey.of(pem) for pem in signing.load(TOKEN, now))
     authority = TokenAuthority(
         issuer=options.issuer, audience=options.audience, current=current, previous=tuple(previous)
@@ -79,17 +82,18 @@ def open_world(options: WorldOptions, verifier: PlatformVerifier, *, now: dateti
         vault=vault,
         sessions=SessionStore(database),
         attestations=AttestationStore(database, signing.load(ATTESTATION, now)[0]),
+        configuration=configuration,
         keys=keys,
-        policies=PolicyStore(database),
-        references=ReferenceStore(database),
-        revocations=RevocationStore(database),
-        users=UserStore(database),
-        audit=AuditLog(database, signing.audit_key(now)),
+        policies=PolicyStore(database, configuration),
+        references=ReferenceStore(database, configuration),
+        revocations=RevocationStore(database, configuration),
+        users=UserStore(configuration),
+        audit=audit,
         signing=signing,
         verifier=verifier,
         rego=RegoWorker(),
         leases=LeaseStore(database),
-        tenants=TenantStore(database),
+        tenants=TenantStore(database, configuration),
         webhook=options.webhook or Silent(),
         authority=authority.certified(options.token_certificates) if options.token_certificates else authority,
         admin_key=ECKey.import_key(signing.load(ADMIN, now)[0]),

@@ -28,11 +28,14 @@ def revoke(
     if not 0 < len(reason) <= MAX_REASON:
         raise Malformed("revocation-reason", "say why", expected=f"1 to {MAX_REASON} characters")
     value = normal_value(kind, value)
-    world.revocations.revoke(kind, value, reason, now)
-    ended = world.leases.end(now, _concerns(world, kind, value))
+    concerned = _concerns(world, kind, value)
     body: dict[str, JsonValue] = {"by": who.name, "kind": str(kind), "value": value, "reason": reason}
-    body["leases"] = [{"path": str(lease.path), "holder": lease.holder, "chip_id": lease.chip_id} for lease in ended]
-    world.audit.record(event="revoked", subject=f"{kind} {value}"[:390], body=body, now=now)
+    with world.configuration.change() as change:
+        world.revocations.revoke(change, kind, value, reason, now)
+        live = [lease for lease in world.leases.live(now) if concerned(lease)]
+        body["leases"] = [{"path": str(held.path), "holder": held.holder, "chip_id": held.chip_id} for held in live]
+        change.record("revoked", f"{kind} {value}"[:390], body, now)
+    ended = world.leases.end(now, concerned)
     world.webhook.notify("revoked", f"{kind} {value}", body, now)
     return ended
 
@@ -41,10 +44,12 @@ def unrevoke(world: World, who: Principal, kind: RevocationKind, value: str, *, 
     """Accept it again; false where it was not revoked."""
     who.require(Verb.WRITE_GLOBAL)
     value = normal_value(kind, value)
-    found = world.revocations.unrevoke(kind, value)
+    body: dict[str, JsonValue] = {"by": who.name, "kind": str(kind), "value": value}
+    with world.configuration.change() as change:
+        found = world.revocations.unrevoke(change, kind, value)
+        if found:
+            change.record("unrevoked", f"{kind} {value}"[:390], body, now)
     if found:
-        body: dict[str, JsonValue] = {"by": who.name, "kind": str(kind), "value": value}
-        world.audit.record(event="unrevoked", subject=f"{kind} {value}"[:390], body=body, now=now)
         world.webhook.notify("unrevoked", f"{kind} {value}", body, now)
     return found
 
@@ -65,8 +70,9 @@ def set_quota(world: World, who: Principal, tenant: str, quota: Quota, *, now: d
     """Limits of one repository."""
     who.require(Verb.WRITE_GLOBAL)
     ResourcePath(tenant, "x", "x")  # the naming rule
-    world.tenants.put(tenant, quota, now)
-    world.audit.record(event="quota-set", subject=tenant, body={"by": who.name, **asdict(quota)}, now=now)
+    with world.configuration.change() as change:
+        world.tenants.put(change, tenant, quota, now)
+        change.record("quota-set", tenant, {"by": who.name, **asdict(quota)}, now)
 
 
 def list_quotas(world: World, who: Principal, *, now: datetime) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from attestation.crypto.jwe import RandomBytes
 from attestation.ops.refusals import Refusals
 from attestation.sources.attestations import AttestationStore
 from attestation.sources.audit import AuditLog
+from attestation.sources.configuration import Configuration
 from attestation.sources.db import Database
 from attestation.sources.envelope import Vault
 from attestation.sources.key_store import KeyStore
@@ -76,6 +77,7 @@ class World:
     vault: Vault
     sessions: SessionStore
     attestations: AttestationStore
+    configuration: Configuration
     keys: KeyStore
     policies: PolicyStore
     references: ReferenceStore

@@ -3,19 +3,33 @@
 import json
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
-from attestation.broker.keys import MAX_SECRET_BYTES, TEST_LABEL, KeyKind, KeyRecord
-from attestation.errors import Denied, Malformed
+from attestation.broker.keys import MAX_SECRET_BYTES, KeyKind, KeyRecord
+from attestation.errors import Denied, Malformed, Unavailable
+from attestation.sources.configuration import Change, Configuration
 from attestation.sources.db import Database
 from attestation.sources.envelope import Envelope, Vault
-from attestation.sources.schema import key_versions, keys, moment, ms
+from attestation.sources.schema import AUDIT_STREAM, audit, key_versions, keys, moment, ms
+from attestation.sources.sheets import number_of, sheet_of
 from attestation.sources.statement import Statement
 from attestation.values import ResourcePath, Secret
 
 NO_LIMIT = (1 << 63) - 1
-_BY_PATH = select(keys).where(keys.c.path == bindparam("p"))
+MAX_COUNTED = 1000  # limits up to here are counted in the log, in a millisecond at most; larger ones in `keys` alone
+_RELEASES = select(keys.c.releases).where(keys.c.path == bindparam("p"))
+_RECORDED = Statement(
+    select(func.count())
+    .select_from(audit)
+    .where(
+        audit.c.stream == AUDIT_STREAM,
+        audit.c.subject == bindparam("p"),
+        audit.c.event == "released",
+        audit.c.at >= bindparam("since"),
+    )
+)
 _BY_VERSION = select(key_versions).where(
     key_versions.c.path == bindparam("p"), key_versions.c.version == bindparam("v")
 )
@@ -27,13 +41,14 @@ _COUNT = Statement(
 
 
 class KeyStore:
-    """Every method is one transaction, or part of the caller's where it takes a connection."""
+    """Every method is one transaction, or part of the caller's where it takes a change or a connection."""
 
-    def __init__(self, database: Database, vault: Vault) -> None:
-        self._db, self._vault = database, vault
+    def __init__(self, database: Database, vault: Vault, configuration: Configuration) -> None:
+        self._db, self._vault, self._configuration = database, vault, configuration
 
     def put(
         self,
+        change: Change,
         path: ResourcePath,
         secret: Secret,
         *,
@@ -49,30 +64,25 @@ class KeyStore:
         """
         if len(secret) > MAX_SECRET_BYTES:
             raise Malformed("secret-size", "secret is too long", expected=MAX_SECRET_BYTES, got=len(secret))
-        with self._db.change() as connection:
-            row = connection.execute(select(keys).where(keys.c.path == str(path)).with_for_update()).one_or_none()
-            version = 1 if row is None else row.current + 1
-            if expected is not None and expected != version - 1:
-                raise Denied("key-version", "somebody else stored this key", expected=expected, got=version - 1)
-            if row is None:
-                connection.execute(
-                    insert(keys),
-                    {
-                        "path": str(path),
-                        "repository": path.repository,
-                        "kind": str(kind),
-                        "labels": json.dumps(sorted(set(labels))),
-                        "policy": policy or "",
-                        "current": version,
-                        "releases": 0,
-                        "created": ms(now),
-                    },
-                )
-            else:
-                changed = {"current": version} | ({} if policy is None else {"policy": policy})
-                connection.execute(update(keys).where(keys.c.path == str(path)).values(**changed))
-            envelope = self._vault.seal(secret, path=str(path), version=version)
-            connection.execute(insert(key_versions), _row(path, version, envelope, now))
+        # Sealed before anything is locked that releases need: the root key's provider may be far away.
+        newest = select(keys.c.current).where(keys.c.path == str(path))
+        version = 1 + (change.connection.execute(newest).scalar() or 0)
+        envelope = self._vault.seal(secret, path=str(path), version=version)
+        sheet = sheet_of(str(path))
+        row = change.rows(sheet).get((str(path),))
+        known = 0 if row is None else row.current
+        if expected is not None and expected != known:
+            raise Denied("key-version", "somebody else stored this key", expected=expected, got=known)
+        if known != version - 1:
+            raise Unavailable("configuration-changed", "the row was changed meanwhile", where=sheet.name)
+        if row is None:
+            made = {"path": str(path), "repository": path.repository, "kind": str(kind), "created": ms(now)}
+            made |= {"labels": json.dumps(sorted(set(labels))), "policy": policy or "", "current": version}
+            change.put(sheet, {**made, "releases": 0, "sheet": number_of(str(path))})
+        else:
+            kept = row.policy if policy is None else policy
+            change.put(sheet, row._replace(current=version, policy=kept)._asdict())
+        change.connection.execute(insert(key_versions), _row(path, version, envelope, now))
         return version
 
     def get(self, path: ResourcePath) -> KeyRecord | None:
@@ -80,9 +90,11 @@ class KeyStore:
         return self._db.remember(("key", path), lambda: self._read(path))
 
     def _read(self, path: ResourcePath) -> KeyRecord | None:
+        row = self._configuration.rows(sheet_of(str(path))).get((str(path),))
+        if row is None:
+            return None
         with self._db.read() as connection:
-            row = connection.execute(_BY_PATH, {"p": str(path)}).one_or_none()
-        return None if row is None else _record(row)
+            return _record(row, connection.execute(_RELEASES, {"p": str(path)}).scalar() or 0)
 
     def secret(self, path: ResourcePath, version: int) -> Secret:
         """The secret of one version. Callers hold a grant, or are the operator's own tools."""
@@ -98,11 +110,13 @@ class KeyStore:
 
     def list(self, repository: str | None = None) -> tuple[KeyRecord, ...]:
         """All keys, or those of one repository, by path."""
-        query = select(keys).order_by(keys.c.path)
+        query = select(keys.c.path, keys.c.releases)
         if repository is not None:
             query = query.where(keys.c.repository == repository)
         with self._db.read() as connection:
-            return tuple(_record(row) for row in connection.execute(query))
+            releases = {row.path: row.releases for row in connection.execute(query)}
+        rows = (self._configuration.rows(sheet_of(path)).get((path,)) for path in sorted(releases))
+        return tuple(_record(row, releases[row.path]) for row in rows if row is not None)
 
     def versions(self, path: ResourcePath) -> tuple[int, ...]:
         """Versions that can still be opened, oldest first."""
@@ -110,28 +124,38 @@ class KeyStore:
         with self._db.read() as connection:
             return tuple(connection.execute(query).scalars())
 
-    def delete(self, path: ResourcePath) -> bool:
+    def delete(self, change: Change, path: ResourcePath) -> bool:
         """Crypto-shred every version; false where there was none."""
-        with self._db.change() as connection:
-            connection.execute(delete(key_versions).where(key_versions.c.path == str(path)))
-            return connection.execute(delete(keys).where(keys.c.path == str(path))).rowcount == 1
+        if not change.remove(sheet_of(str(path)), str(path)):
+            return False
+        change.connection.execute(delete(key_versions).where(key_versions.c.path == str(path)))
+        return True
 
-    def set_policy(self, path: ResourcePath, policy: str) -> bool:
+    def set_policy(self, change: Change, path: ResourcePath, policy: str) -> bool:
         """Replace the key's own release policy; false where there is no such key."""
-        with self._db.change() as connection:
-            changed = connection.execute(update(keys).where(keys.c.path == str(path)).values(policy=policy))
-            return changed.rowcount == 1
+        sheet = sheet_of(str(path))
+        row = change.rows(sheet).get((str(path),))
+        if row is None:
+            return False
+        change.put(sheet, row._replace(policy=policy)._asdict())
+        return True
 
     def count_release(self, connection: Connection, path: ResourcePath, most: int | None) -> None:
-        """Count one release inside the caller's transaction; Denied where the limit was reached meanwhile."""
+        """Count one release, which is in the audit log already, inside the caller's transaction.
+
+        Denied where the limit was reached meanwhile, by the counter or by what the log has since the key was made.
+        """
         if _COUNT.run(connection, {"p": str(path), "most": NO_LIMIT if most is None else most}) != 1:
             raise Denied("releases-exhausted", "the key was deleted or released as often as it may be", expected=most)
+        if most is None or most > MAX_COUNTED or (record := self.get(path)) is None:
+            return
+        row = _RECORDED.one(connection, {"p": str(path), "since": ms(record.created)})
+        if row is not None and row[0] > most:
+            raise Denied("releases-exhausted", "the log has as many releases as there may be", expected=most)
 
     def only_test_keys(self) -> bool:
         """Whether every stored key is labelled `test`."""
-        with self._db.read() as connection:
-            rows = connection.execute(select(keys.c.labels)).scalars()
-            return all(TEST_LABEL in json.loads(labels) for labels in rows)
+        return all(record.is_test for record in self.list())
 
     def rewrap(self, *, everything: bool = False) -> int:
         """Wrap data keys with the root key that is current for their path; returns how many were wrapped again.
@@ -190,13 +214,13 @@ def _row(path: ResourcePath, version: int, envelope: Envelope, now: datetime) ->
     }
 
 
-def _record(row: Row[tuple[object, ...]]) -> KeyRecord:
+def _record(row: Any, releases: int) -> KeyRecord:
     return KeyRecord(
         path=ResourcePath.parse(row.path),
         kind=KeyKind(row.kind),
         labels=tuple(json.loads(row.labels)),
         policy=row.policy,
         current_version=row.current,
-        releases=row.releases,
+        releases=releases,
         created=moment(row.created),
     )

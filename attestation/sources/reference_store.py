@@ -1,14 +1,16 @@
 """Reference values: versioned, with an expiry that is enforced and the provenance of each."""
 
 import json
+from collections.abc import Mapping
 from datetime import datetime, timedelta
-
-from sqlalchemy import func, insert, select
+from typing import Any
 
 from attestation.appraise.rules import ReferenceValue
 from attestation.errors import Malformed
+from attestation.sources.configuration import Change, Configuration
 from attestation.sources.db import Database
-from attestation.sources.schema import moment, ms, reference_values
+from attestation.sources.schema import moment, ms
+from attestation.sources.sheets import REFERENCES
 from attestation.values import JsonValue
 
 DEFAULT_LIFETIME = timedelta(days=365)  # upstream writes now + 12 months, and never looks at it
@@ -16,43 +18,32 @@ MAX_VALUE_BYTES = 256 * 1024
 MAX_NAME = 256
 
 
+def text_of(value: JsonValue) -> str:
+    """A value as it is stored."""
+    return json.dumps(value, separators=(",", ":"))
+
+
 class ReferenceStore:
     """The newest version of a name is in force until it expires."""
 
-    def __init__(self, database: Database) -> None:
-        self._db = database
+    def __init__(self, database: Database, configuration: Configuration) -> None:
+        self._db, self._configuration = database, configuration
 
-    def put(self, name: str, value: JsonValue, *, expires: datetime, provenance: str, now: datetime) -> int:
+    def put(
+        self, change: Change, name: str, value: JsonValue, *, expires: datetime, provenance: str, now: datetime
+    ) -> int:
         """Add a version; returns its number."""
-        text = json.dumps(value, separators=(",", ":"))
+        text = text_of(value)
         if not 0 < len(name) <= MAX_NAME or len(text) > MAX_VALUE_BYTES:
             raise Malformed("reference-value", "name or value is too long", where=name[:80], expected=MAX_VALUE_BYTES)
-        with self._db.change() as connection:
-            mine = reference_values.c.name == name
-            newest = connection.execute(select(func.max(reference_values.c.version)).where(mine)).scalar() or 0
-            connection.execute(
-                insert(reference_values),
-                {
-                    "name": name,
-                    "version": newest + 1,
-                    "value": text,
-                    "expires": ms(expires),
-                    "provenance": provenance,
-                    "created": ms(now),
-                },
-            )
-        return newest + 1
+        version = 1 + max((row.version for row in change.rows(REFERENCES).values() if row.name == name), default=0)
+        row = {"name": name, "version": version, "value": text, "expires": ms(expires), "provenance": provenance}
+        change.put(REFERENCES, {**row, "created": ms(now)})
+        return version
 
     def raw(self, name: str, now: datetime) -> JsonValue:
         """The JSON value in force, None where there is none or it has expired: what Rego and the KBS API see."""
-        query = (
-            select(reference_values.c.value, reference_values.c.expires)
-            .where(reference_values.c.name == name)
-            .order_by(reference_values.c.version.desc())
-            .limit(1)
-        )
-        with self._db.read() as connection:
-            row = connection.execute(query).one_or_none()
+        row = self._newest().get(name)
         if row is None or row.expires <= ms(now):
             return None
         value: JsonValue = json.loads(row.value)
@@ -63,14 +54,7 @@ class ReferenceStore:
         return self._db.remember(("reference", name), lambda: self._read(name))
 
     def _read(self, name: str) -> ReferenceValue | None:
-        query = (
-            select(reference_values)
-            .where(reference_values.c.name == name)
-            .order_by(reference_values.c.version.desc())
-            .limit(1)
-        )
-        with self._db.read() as connection:
-            row = connection.execute(query).one_or_none()
+        row = self._newest().get(name)
         if row is None:
             return None
         value = json.loads(row.value)
@@ -84,10 +68,14 @@ class ReferenceStore:
 
     def names(self) -> tuple[str, ...]:
         """All names."""
-        query = select(reference_values.c.name).distinct().order_by(reference_values.c.name)
-        with self._db.read() as connection:
-            return tuple(connection.execute(query).scalars())
+        return tuple(sorted(self._newest()))
 
     def all_raw(self, now: datetime) -> dict[str, JsonValue]:
         """Every value in force, for engines that take them as data."""
         return {name: value for name in self.names() if (value := self.raw(name, now)) is not None}
+
+    def _newest(self) -> Mapping[str, Any]:
+        return self._db.remember("references", self._by_name)
+
+    def _by_name(self) -> Mapping[str, Any]:
+        return {row.name: row for row in sorted(self._configuration.rows(REFERENCES).values())}

@@ -2,34 +2,27 @@
 
 from datetime import datetime
 
-from sqlalchemy import delete, insert, select
-
 from attestation.broker.revocation import FirmwareRange, Revocation, RevocationKind, normal_value
+from attestation.sources.configuration import Change, Configuration
 from attestation.sources.db import Database
-from attestation.sources.schema import moment, ms, revocations
+from attestation.sources.schema import moment, ms
+from attestation.sources.sheets import REVOCATIONS
 
 
 class RevocationStore:
     """Token ids, TEE keys, chips, GPUs and firmware that were taken back."""
 
-    def __init__(self, database: Database) -> None:
-        self._db = database
+    def __init__(self, database: Database, configuration: Configuration) -> None:
+        self._db, self._configuration = database, configuration
 
-    def revoke(self, kind: str, value: str, reason: str, now: datetime) -> None:
+    def revoke(self, change: Change, kind: str, value: str, reason: str, now: datetime) -> None:
         """Refuse a token id, TEE key thumbprint, chip or GPU from now on."""
         value = normal_value(RevocationKind(kind), value)
-        with self._db.change() as connection:
-            same = (revocations.c.kind == kind) & (revocations.c.value == value)
-            connection.execute(delete(revocations).where(same))
-            connection.execute(
-                insert(revocations), {"kind": kind, "value": value, "reason": reason, "created": ms(now)}
-            )
+        change.put(REVOCATIONS, {"kind": str(kind), "value": value, "reason": reason, "created": ms(now)})
 
-    def unrevoke(self, kind: str, value: str) -> bool:
+    def unrevoke(self, change: Change, kind: str, value: str) -> bool:
         """Take a revocation back; false where there was none."""
-        with self._db.change() as connection:
-            same = (revocations.c.kind == kind) & (revocations.c.value == value)
-            return connection.execute(delete(revocations).where(same)).rowcount == 1
+        return change.remove(REVOCATIONS, str(kind), value)
 
     def revoked(self, subjects: tuple[tuple[str, str], ...]) -> str | None:
         """The first of these (kind, value) pairs that is revoked, as text, or None."""
@@ -42,8 +35,7 @@ class RevocationStore:
 
     def all(self) -> tuple[Revocation, ...]:
         """Everything that is revoked, oldest first."""
-        with self._db.read() as connection:
-            rows = connection.execute(select(revocations).order_by(revocations.c.created, revocations.c.value)).all()
+        rows = sorted(self._configuration.rows(REVOCATIONS).values(), key=lambda row: (row.created, row.value))
         return tuple(
             Revocation(kind=RevocationKind(row.kind), value=row.value, reason=row.reason, created=moment(row.created))
             for row in rows

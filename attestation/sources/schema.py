@@ -5,10 +5,15 @@
 
 from datetime import UTC, datetime
 
-from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, String, Table, Text, text
 
-HEAD = "0003"  # newest migration
+HEAD = "0004"  # newest migration
 AUDIT_STREAM = "broker"
+# Entries that record a change of the configuration, as the condition of an index (configuration.py).
+CHANGES = (
+    "event IN ('key-stored', 'key-policy-set', 'key-deleted', 'policy-set', 'reference-set', 'user-added',"
+    " 'user-revoked', 'revoked', 'unrevoked', 'quota-set', 'configuration-sealed')"
+)
 
 metadata = MetaData()
 
@@ -51,7 +56,9 @@ keys = Table(
     Column("current", Integer, nullable=False),
     Column("releases", BigInteger, nullable=False),
     Column("created", BigInteger, nullable=False),
+    Column("sheet", Integer, nullable=False),  # sheets.py
     Index("keys_repository", "repository"),
+    Index("keys_sheet", "sheet"),
 )
 
 # Deleting a row here is the crypto-shred: the data key exists nowhere else.
@@ -133,6 +140,7 @@ audit = Table(
     Column("digest", String(64), nullable=False),
     Column("signature", LargeBinary, nullable=False),
     Index("audit_subject", "subject"),
+    Index("audit_changes", "stream", "seq", sqlite_where=text(CHANGES), postgresql_where=text(CHANGES)),
 )
 
 # The lock that orders appends across replicas, and the end of the chain.
@@ -142,6 +150,11 @@ audit_heads = Table(
     Column("stream", String(128), primary_key=True),
     Column("seq", BigInteger, nullable=False),
     Column("digest", String(64), nullable=False),
+)
+
+# Digests of portions of the configuration; the audit log has the digest over all of them (configuration.py).
+sheets = Table(
+    "sheets", metadata, Column("name", String(32), primary_key=True), Column("digest", String(64), nullable=False)
 )
 
 # A repository with limits of its own. Null is no limit.

@@ -1,13 +1,15 @@
 """Tenants: a repository with limits of its own. Counted in the transactions that use them up, on every replica."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from attestation.errors import Denied
+from attestation.sources.configuration import Change, Configuration
 from attestation.sources.db import Database
-from attestation.sources.schema import keys, ms, tenants, usage
+from attestation.sources.schema import keys, ms, usage
+from attestation.sources.sheets import TENANTS
 from attestation.sources.statement import Statement
 
 HOUR_S, MINUTE_S = 3600, 60
@@ -31,24 +33,13 @@ class Quota:
 class TenantStore:
     """Quotas, and what was used of them. Windows are fixed: they start on the hour and on the minute."""
 
-    def __init__(self, database: Database) -> None:
-        self._db = database
+    def __init__(self, database: Database, configuration: Configuration) -> None:
+        self._db, self._configuration = database, configuration
 
-    def put(self, name: str, quota: Quota, now: datetime) -> None:
+    def put(self, change: Change, name: str, quota: Quota, now: datetime) -> None:
         """Set a tenant's limits."""
-        row = {
-            "max_keys": quota.max_keys,
-            "releases_per_hour": quota.releases_per_hour,
-            "attestations_per_minute": quota.attestations_per_minute,
-        }
-        with self._db.change() as connection:
-            if connection.execute(update(tenants).where(tenants.c.name == name).values(**row)).rowcount == 0:
-                connection.execute(insert(tenants), {"name": name, "created": ms(now), **row})
-
-    def delete(self, name: str) -> bool:
-        """Lift a tenant's limits; false where there were none."""
-        with self._db.change() as connection:
-            return connection.execute(delete(tenants).where(tenants.c.name == name)).rowcount == 1
+        known = change.rows(TENANTS).get((name,))
+        change.put(TENANTS, {"name": name, **asdict(quota), "created": known.created if known else ms(now)})
 
     def all(self) -> dict[str, Quota]:
         """By name."""
@@ -59,15 +50,13 @@ class TenantStore:
         return self.all().get(name, _UNLIMITED)
 
     def _read(self) -> dict[str, Quota]:
-        with self._db.read() as connection:
-            rows = connection.execute(select(tenants).order_by(tenants.c.name)).all()
         return {
             row.name: Quota(
                 max_keys=row.max_keys,
                 releases_per_hour=row.releases_per_hour,
                 attestations_per_minute=row.attestations_per_minute,
             )
-            for row in rows
+            for row in sorted(self._configuration.rows(TENANTS).values())
         }
 
     def count_release(self, connection: Connection, name: str, now: datetime) -> None:

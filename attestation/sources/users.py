@@ -3,13 +3,13 @@
 import json
 from dataclasses import dataclass
 from datetime import datetime
-
-from sqlalchemy import insert, select, update
+from typing import Any
 
 from attestation.broker.roles import Role
 from attestation.errors import Misconfigured
-from attestation.sources.db import Database
-from attestation.sources.schema import ms, users
+from attestation.sources.configuration import Change, Configuration
+from attestation.sources.schema import ms
+from attestation.sources.sheets import USERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,45 +25,33 @@ class User:
 class UserStore:
     """Who may administer."""
 
-    def __init__(self, database: Database) -> None:
-        self._db = database
+    def __init__(self, configuration: Configuration) -> None:
+        self._configuration = configuration
 
-    def add(self, name: str, role: Role, repositories: tuple[str, ...], now: datetime) -> User:
+    def add(self, change: Change, name: str, role: Role, repositories: tuple[str, ...], now: datetime) -> None:
         """A new user; Misconfigured where the name is taken."""
-        if self.get(name) is not None:
+        if (name,) in change.rows(USERS):
             raise Misconfigured("user-exists", "there is a user of this name", where=name)
-        user = User(name=name, role=role, repositories=repositories, epoch=1)
-        with self._db.write(durable=True) as connection:
-            connection.execute(
-                insert(users),
-                {
-                    "name": name,
-                    "role": str(role),
-                    "repositories": json.dumps(repositories),
-                    "epoch": 1,
-                    "created": ms(now),
-                },
-            )
-        return user
+        row = {"name": name, "role": str(role), "repositories": json.dumps(repositories), "epoch": 1}
+        change.put(USERS, {**row, "created": ms(now)})
 
     def get(self, name: str) -> User | None:
         """One user."""
-        with self._db.read() as connection:
-            row = connection.execute(select(users).where(users.c.name == name)).one_or_none()
-        if row is None:
-            return None
-        return User(
-            name=row.name, role=Role(row.role), repositories=tuple(json.loads(row.repositories)), epoch=row.epoch
-        )
+        row = self._configuration.rows(USERS).get((name,))
+        return None if row is None else _user(row)
 
     def list(self) -> tuple[User, ...]:
         """All users."""
-        with self._db.read() as connection:
-            names = connection.execute(select(users.c.name).order_by(users.c.name)).scalars().all()
-        return tuple(user for name in names if (user := self.get(name)) is not None)
+        return tuple(_user(row) for row in sorted(self._configuration.rows(USERS).values()))
 
-    def bump(self, name: str) -> bool:
+    def bump(self, change: Change, name: str) -> bool:
         """Take back the user's tokens; false where there is no such user."""
-        with self._db.write(durable=True) as connection:
-            query = update(users).where(users.c.name == name).values(epoch=users.c.epoch + 1)
-            return connection.execute(query).rowcount == 1
+        row = change.rows(USERS).get((name,))
+        if row is None:
+            return False
+        change.put(USERS, row._replace(epoch=row.epoch + 1)._asdict())
+        return True
+
+
+def _user(row: Any) -> User:
+    return User(name=row.name, role=Role(row.role), repositories=tuple(json.loads(row.repositories)), epoch=row.epoch)

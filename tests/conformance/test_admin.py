@@ -10,7 +10,7 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from attestation.broker.admin import AdminIssuer
 from attestation.broker.roles import Role
-from attestation.ops.administer import add_user, issue_admin_token
+from attestation.ops.administer import add_user, issue_admin_token, revoke_user
 from tests.attestation.broker.broker import ADMIN
 from tests.conformance.rust_client import b64u, error_of
 from tests.conformance.target import ALLOW_ALL, DENY_SOME, Target, admin_token, local_target, std_b64
@@ -197,7 +197,7 @@ def test_own_users_are_confined_to_their_repositories(kbs: Target) -> None:
     assert kbs.admin("DELETE", "/kbs/v0/resource/default/test/secret", token=token).status == 403
     listed = kbs.admin("GET", "/api/v1/keys", token=token).json()["keys"]
     assert [key["path"] for key in listed] == ["alpha/a/b"]
-    world.users.bump("alice")
+    revoke_user(world, ADMIN, "alice", now=now)
     assert kbs.admin("GET", "/api/v1/keys", token=token).status == 401
 
 

@@ -20,7 +20,7 @@ from attestation.cli.verification import BUILTIN
 from attestation.crypto.jwe import Sealed, unseal
 from attestation.crypto.jwk import tee_key_of
 from attestation.formats.initdata import parse_init_data
-from attestation.ops.administer import put_key, set_reference_values
+from attestation.ops.administer import delete_key, put_key, set_reference_values
 from attestation.ops.attest import attest
 from attestation.ops.challenge import issue_challenge
 from attestation.ops.open_world import WorldOptions, close_world, open_world
@@ -74,6 +74,10 @@ class Broker:
 
     def put(self, path: ResourcePath = PATH, secret: bytes = b"k" * 32, **kwargs: Any) -> int:
         return put_key(self.world, ADMIN, path, Secret(secret), now=self.clock(), **kwargs)
+
+    def drop(self, path: ResourcePath = PATH) -> None:
+        if self.world.keys.get(path) is not None:
+            delete_key(self.world, ADMIN, path, now=self.clock())
 
     def references(self, values: Mapping[str, Any], *, lifetime: timedelta = timedelta(days=30)) -> None:
         set_reference_values(self.world, ADMIN, values, provenance="test", lifetime=lifetime, now=self.clock())

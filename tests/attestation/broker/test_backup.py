@@ -10,18 +10,21 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from attestation.broker.revocation import RevocationKind
 from attestation.cli.main import cli, run
 from attestation.crypto.backup import by_passphrase, by_recipient, open_backup, seal_backup, to_passphrase, to_recipient
 from attestation.crypto.jwk import tee_key_of
 from attestation.errors import AttestationError, Malformed, Misconfigured, Untrusted
 from attestation.ops.backup import create_backup, restore_backup, verify_backup
 from attestation.ops.open_world import WorldOptions, close_world, open_world
+from attestation.ops.revocations import revoke
 from attestation.sources.envelope import FileRootKey
 from attestation.values import ResourcePath, Secret
-from tests.attestation.broker.broker import NOW, PATH, Broker, ready_broker
+from tests.attestation.broker.broker import ADMIN, NOW, PATH, Broker, ready_broker
 from tests.attestation.broker.postgres import ABSENT, FOUND, postgres
 
 EC = ec.generate_private_key(ec.SECP256R1())
+CHIP = "aa" * 64
 PASSPHRASE = Secret(b"correct horse battery")
 TO_EC, BY_EC = to_recipient(tee_key_of(EC.public_key()), token_bytes), by_recipient(EC)
 
@@ -30,7 +33,7 @@ TO_EC, BY_EC = to_recipient(tee_key_of(EC.public_key()), token_bytes), by_recipi
 def kbs(tmp_path: Path) -> Iterator[Broker]:
     with ready_broker(tmp_path / "first") as made:
         made.handshake().get()
-        made.world.revocations.revoke("chip", "aa", "stolen", NOW)
+        revoke(made.world, ADMIN, RevocationKind.CHIP, CHIP, "stolen", now=NOW)
         yield made
 
 
@@ -48,7 +51,7 @@ def test_restore_on_another_machine(kbs: Broker, tmp_path: Path) -> None:
     assert made.world.keys.secret(PATH, 1) == Secret(b"k" * 32)
     assert made.world.authority.jwks() == kbs.world.authority.jwks()
     assert made.world.audit.verify() == report.audit_entries == kbs.world.audit.verify() - 1
-    assert made.world.revocations.revoked((("chip", "aa"),)) == "chip aa"
+    assert made.world.revocations.revoked((("chip", CHIP),)) == f"chip {CHIP}"
     close_world(made.world)
 
 

@@ -75,7 +75,7 @@ def test_secrets_are_not_in_the_files(kbs: Broker, where: str, request: pytest.F
     """Neither while stored, nor after deletion, in database and write-ahead log."""
     secret = b"find-me-if-you-can-0123456789"
     kbs.put(secret=secret)
-    kbs.world.keys.delete(PATH)
+    kbs.drop()
     folder = Path(where) if kbs.world.database.sqlite else request.getfixturevalue("server").folder
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert len(files) > 1

@@ -74,7 +74,7 @@ def demand(kbs: Served, guest: SimulatedGuest, digest: str, profile: str) -> Non
         switches=switches,
         digest=digest,
     )
-    kbs.broker.world.keys.delete(PATH)
+    kbs.broker.drop(PATH)
     kbs.broker.put(PATH, SECRET, policy=policy)
 
 

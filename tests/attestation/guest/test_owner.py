@@ -33,7 +33,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
 def kbs(broker: Target) -> Target:
     """The broker without our key."""
     assert broker.local
-    broker.local.broker.world.keys.delete(PATH)
+    broker.local.broker.drop(PATH)
     return broker
 
 

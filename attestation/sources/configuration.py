@@ -1,0 +1,269 @@
+"""The configuration that decides releases, bound to the audit log: read from the database, believed only as recorded.
+
+Every change writes, in its transaction, the digest of each sheet that it touched, and an audit entry that names the
+digest over all of them. The entry is signed with a key that only brokers can open. What is read must have the digest
+that the newest such entry names: a row that was edited, added, moved, deleted or set back to an older one is refused.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, delete, insert, select, text, update
+
+from attestation.errors import Unavailable, Untrusted
+from attestation.sources.audit import AuditLog, Entry, check_entry
+from attestation.sources.db import Database
+from attestation.sources.schema import CHANGES, audit, audit_heads, moment, sheets
+from attestation.sources.sheets import Key, Rows, Sheet, read_all, root
+from attestation.values import JsonValue
+
+MEMBER = "configuration"  # of the body of an audit entry: the digest over all sheets
+SEALED = "configuration-sealed"
+UNSEALED = "configuration-unsealed"
+_NAMED = 4  # sheets that a refusal names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What one audit entry says of all sheets. The first, of a new store, is empty and nobody's."""
+
+    seq: int = 0
+    entry: str = ""
+    root: str = field(default_factory=lambda: root(()))
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """Every row of one moment, read from the database anew; `problem` is why it would be refused."""
+
+    rows: Mapping[Sheet, Rows]
+    root: str
+    problem: Unavailable | None
+
+
+class Configuration:
+    """Reads and changes. What a process read is kept until its digest changes."""
+
+    def __init__(self, database: Database, log: AuditLog) -> None:
+        self._db, self._log = database, log
+        self._state = State()
+        self._kept: dict[Sheet, tuple[str, Rows]] = {}
+
+    def rows(self, sheet: Sheet) -> Rows:
+        """The rows of one sheet, as the audit log has them. Unavailable where the database says something else."""
+        return self._db.remember(sheet, lambda: self._load(sheet))
+
+    @contextmanager
+    def change(self) -> Iterator["Change"]:
+        """One durable transaction: rows, their digests, and the entries that record them."""
+        floor = self._state.seq
+        with self._db.change() as connection:
+            change = Change(connection, self._log, lambda: self.state(connection, floor))
+            yield change
+            change.finish()
+
+    def survey(self) -> Survey:
+        """Compare everything with the log."""
+        floor = self._state.seq
+        with self._db.snapshot() as connection:
+            return self._survey(connection, floor)
+
+    def seal(self, by: str, expected: str, now: datetime) -> int:
+        """Record the rows as they are: of a store of an older version, or where somebody has answered for them.
+
+        `expected` is the digest that was looked at; other rows than those are Untrusted. Returns how many.
+        """
+        with self._db.change() as connection:
+            _lock(connection, self._log.stream)
+            rows = read_all(connection)
+            digests = {sheet.name: digest for sheet, found in rows.items() if (digest := sheet.digest(found))}
+            if root(digests.items()) != expected:
+                raise Untrusted("configuration-changed", "somebody changes the configuration at this moment")
+            connection.execute(delete(sheets))
+            if digests:
+                connection.execute(insert(sheets), [{"name": n, "digest": d} for n, d in digests.items()])
+            count = sum(len(found) for found in rows.values())
+            body: dict[str, JsonValue] = {"by": by, "rows": count, MEMBER: expected}
+            self._log.append(connection, event=SEALED, subject=MEMBER, body=body, now=now)
+        return count
+
+    def state(self, connection: Connection, floor: int) -> State:
+        """What the newest change in the log says. `floor` is an entry that was there before this connection looked."""
+        newest, known = self._newest(connection), self._state
+        if newest is None and floor == 0:
+            return State()
+        if newest is None or newest.seq < floor:
+            got = 0 if newest is None else newest.seq
+            raise Unavailable("configuration-rollback", "the store was set back", expected=f"entry {floor}", got=got)
+        if newest.digest == known.entry:
+            return known
+        found = self._check(connection, newest)
+        if found.seq > self._state.seq:
+            self._state = found
+        return found
+
+    def _load(self, sheet: Sheet) -> Rows:
+        floor = self._state.seq
+        with self._db.snapshot() as connection:
+            digest = self.state(connection, floor).digests.get(sheet.name, "")
+            kept = self._kept.get(sheet)
+            if kept is not None and kept[0] == digest:
+                return kept[1]
+            rows = verified(connection, sheet, digest)
+        self._kept[sheet] = (digest, rows)
+        return rows
+
+    def _newest(self, connection: Connection) -> Entry | None:
+        query = (
+            select(audit).where(audit.c.stream == self._log.stream, text(CHANGES)).order_by(audit.c.seq.desc()).limit(1)
+        )
+        row = connection.execute(query).one_or_none()
+        return None if row is None else _entry(row)
+
+    def _check(self, connection: Connection, newest: Entry) -> State:
+        """The state that this entry names, from the digests that are stored."""
+        where = f"audit entry {newest.seq}"
+        try:
+            check_entry(newest, self._log.public_key, self._log.stream)
+        except Untrusted as exc:
+            raise Unavailable(
+                "configuration-changed", "the newest change was not recorded by a broker", where=where
+            ) from exc
+        recorded = newest.body.get(MEMBER)
+        if not isinstance(recorded, str):
+            raise Unavailable(
+                UNSEALED,
+                "the configuration was last changed by a broker that does not bind it to the log",
+                where=where,
+                expected="kata-gpu-kbs store seal",
+            )
+        digests = {row.name: row.digest for row in connection.execute(select(sheets))}
+        if root(digests.items()) != recorded:
+            raise _changed("sheets")
+        return State(seq=newest.seq, entry=newest.digest, root=recorded, digests=digests)
+
+    def _survey(self, connection: Connection, floor: int) -> Survey:
+        rows = read_all(connection)
+        found = {sheet.name: digest for sheet, held in rows.items() if (digest := sheet.digest(held))}
+        problem = None
+        try:
+            newest = self._newest(connection)
+            self.state(connection, floor)
+            state = State() if newest is None else self._check(connection, newest)
+            names = found.keys() | state.digests.keys()
+            differ = sorted(name for name in names if found.get(name) != state.digests.get(name))
+            if differ:
+                raise _changed(", ".join(differ[:_NAMED]))
+        except Unavailable as exc:
+            problem = exc
+        return Survey(rows=rows, root=root(found.items()), problem=problem)
+
+
+class Change:
+    """Rows as they will be. Digests are made of what was verified and put here, never of what is read again."""
+
+    def __init__(self, connection: Connection, log: AuditLog, state: Any) -> None:
+        self.connection, self._log, self._begin = connection, log, state
+        self._state: State | None = None
+        self._rows: dict[Sheet, dict[Key, Any]] = {}
+        self._entries: list[dict[str, Any]] = []
+
+    def rows(self, sheet: Sheet) -> Rows:
+        """Verified when first asked for; then with what was changed."""
+        return self._working(sheet)
+
+    def put(self, sheet: Sheet, values: Mapping[str, Any]) -> None:
+        """Add a row, or replace the one with its primary key. Columns that are on no sheet go to the database alone."""
+        rows, row = self._working(sheet), sheet.row(values)
+        key = sheet.key(row)
+        if key in rows:
+            self.connection.execute(update(sheet.table).where(sheet.where(key)).values(**row._asdict()))
+        else:
+            self.connection.execute(insert(sheet.table), dict(values))
+        rows[key] = row
+
+    def remove(self, sheet: Sheet, *key: Any) -> bool:
+        """Delete a row; false where there was none."""
+        if self._working(sheet).pop(key, None) is None:
+            return False
+        self.connection.execute(delete(sheet.table).where(sheet.where(key)))
+        return True
+
+    def record(self, event: str, subject: str, body: Mapping[str, JsonValue], now: datetime) -> None:
+        """An audit entry of this change, part of its transaction."""
+        self._entries.append({"event": event, "subject": subject, "body": body, "now": now})
+
+    def finish(self) -> None:
+        """Store the digests, and write the entries with the digest over all of them."""
+        if self._state is None:
+            return
+        digests = dict(self._state.digests)
+        for sheet, rows in self._rows.items():
+            before, after = digests.pop(sheet.name, ""), sheet.digest(rows)
+            if after:
+                digests[sheet.name] = after
+            if before != after:
+                self._store(sheet.name, before, after)
+        recorded = root(digests.items())
+        for entry in self._entries:
+            body = {**entry.pop("body"), MEMBER: recorded}
+            self._log.append(self.connection, body=body, **entry)
+
+    def _working(self, sheet: Sheet) -> dict[Key, Any]:
+        if self._state is None:
+            # Releases take this lock and then rows of keys: in the same order here, nobody waits for each other.
+            _lock(self.connection, self._log.stream)
+            self._state = self._begin()
+        if sheet not in self._rows:
+            digest = self._state.digests.get(sheet.name, "")
+            self._rows[sheet] = dict(verified(self.connection, sheet, digest))
+        return self._rows[sheet]
+
+    def _store(self, name: str, before: str, after: str) -> None:
+        mine = sheets.c.name == name
+        if not after:
+            self.connection.execute(delete(sheets).where(mine))
+        elif before:
+            self.connection.execute(update(sheets).where(mine).values(digest=after))
+        else:
+            self.connection.execute(insert(sheets), {"name": name, "digest": after})
+
+
+def verified(connection: Connection, sheet: Sheet, digest: str) -> Rows:
+    """The rows, where they have this digest."""
+    rows = sheet.read(connection)
+    if sheet.digest(rows) != digest:
+        raise _changed(sheet.name)
+    return rows
+
+
+def _changed(where: str) -> Unavailable:
+    return Unavailable("configuration-changed", "the rows are not those that the audit log names", where=where)
+
+
+def _lock(connection: Connection, stream: str) -> None:
+    connection.execute(select(audit_heads.c.seq).where(audit_heads.c.stream == stream).with_for_update())
+
+
+def _entry(row: Any) -> Entry:
+    try:
+        at, body = moment(row.at), json.loads(row.body)
+    except (ValueError, OverflowError, OSError, RecursionError) as exc:
+        raise Unavailable(
+            "configuration-changed", "no broker wrote this entry", where=f"audit entry {row.seq}"
+        ) from exc
+    return Entry(
+        seq=row.seq,
+        at=at,
+        event=row.event,
+        subject=row.subject,
+        body=body,
+        previous=row.previous,
+        digest=row.digest,
+        signature=bytes(row.signature),
+    )
