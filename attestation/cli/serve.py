@@ -130,6 +130,7 @@ def serve(**options: Any) -> None:
 
 
 def log_to_stderr(form: str) -> None:
+    """Every event of this process as one line on stderr, in `form`: "logfmt" or "json"."""
     import structlog
 
     render: Any = structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"])

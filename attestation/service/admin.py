@@ -189,6 +189,7 @@ def attestations(api: AdminApi, _request: Request, who: Principal, _body: bytes)
 
 
 def resource_path(request: Request) -> ResourcePath:
+    """The key that the URL names. Raises Malformed."""
     kbs_path(request)
     return ResourcePath.parse(request.path_params["resource"])
 

@@ -1,0 +1,1 @@
+"""One step of the schema each, oldest first; a released step is never changed."""
