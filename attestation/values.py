@@ -85,7 +85,7 @@ class Nonce:
 
     @classmethod
     def from_hex(cls, text: str) -> "Nonce":
-        """64 hex digits, with or without 0x."""
+        """64 hex digits, with or without 0x. Raises Malformed."""
         try:
             return cls(bytes.fromhex(text.removeprefix("0x")))
         except ValueError as exc:
@@ -124,7 +124,7 @@ class Digest:
 
     @classmethod
     def parse(cls, text: str) -> "Digest":
-        """`sha256:<hex>` and its siblings."""
+        """`sha256:<hex>` and its siblings. Raises Malformed."""
         alg, sep, hexed = text.partition(":")
         try:
             raw = bytes.fromhex(hexed) if sep else b""
@@ -183,7 +183,7 @@ class ResourcePath:
 
     @classmethod
     def parse(cls, text: str) -> "ResourcePath":
-        """Exactly three parts, with or without the `kbs:///` prefix."""
+        """Exactly three parts, with or without the `kbs:///` prefix. Raises Malformed."""
         parts = text.removeprefix("kbs:///").split("/")
         if len(parts) != 3:
             raise Malformed(

@@ -138,12 +138,15 @@ class Fields:
         return value.astimezone(UTC)
 
     def finish(self) -> None:
-        """Every field was known."""
+        """Every field was known. Raises Misconfigured."""
         if self._left:
             raise Misconfigured("policy-field-unknown", "unknown field", where=self.path(min(self._left)))
 
     def built(self, make: Callable[[], T]) -> T:
-        """`make()`, its complaint about a combination of fields placed in this table; then `finish`."""
+        """`make()`, its complaint about a combination of fields placed in this table; then `finish`.
+
+        Raises Misconfigured.
+        """
         self.finish()
         try:
             return make()
@@ -153,7 +156,7 @@ class Fields:
             ) from exc
 
     def checked(self, name: str, make: Callable[[], T]) -> T:
-        """`make()`, its complaint placed at this field."""
+        """`make()`, its complaint placed at this field. Raises Misconfigured."""
         try:
             return make()
         except AttestationError as exc:

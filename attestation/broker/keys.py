@@ -61,7 +61,7 @@ def render_bundle(members: Mapping[str, Secret]) -> Secret:
 
 
 def parse_bundle(secret: Secret) -> tuple[ResourcePath, ...]:
-    """Member paths of a bundle: a JSON array of resource paths."""
+    """Member paths of a bundle: a JSON array of resource paths. Raises Malformed."""
     try:
         paths = json.loads(secret.expose())
     except (ValueError, RecursionError) as exc:

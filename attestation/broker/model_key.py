@@ -21,7 +21,7 @@ _LABEL = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")  # as a part of a res
 def derive_shard_key(model_key: Secret, path: ResourcePath, label: str) -> Secret:
     """32 bytes for this shard of this key. The model key is uniform, so that expansion alone is sound (RFC 5869, 3.3).
 
-    The parts of `info` cannot run into each other: neither a path nor a label holds a zero byte.
+    The parts of `info` cannot run into each other: neither a path nor a label holds a zero byte. Raises Malformed.
     """
     if len(model_key) != MODEL_KEY_BYTES or not _LABEL.fullmatch(label):
         raise Malformed("shard-label", "not a shard of a model key", where=str(path), expected=_LABEL.pattern)
@@ -30,7 +30,7 @@ def derive_shard_key(model_key: Secret, path: ResourcePath, label: str) -> Secre
 
 
 def parse_labels(text: str) -> tuple[str, ...]:
-    """`shard-1,shard-2`: distinct labels."""
+    """`shard-1,shard-2`: distinct labels. Raises Malformed."""
     labels = tuple(text.split(","))
     if not 0 < len(labels) <= MAX_BUNDLE or len(set(labels)) != len(labels) or not all(map(_LABEL.fullmatch, labels)):
         raise Malformed("shard-label", "not a list of shards", where=DERIVE_PARAMETER, expected=_LABEL.pattern)

@@ -29,7 +29,7 @@ def b64(raw: bytes) -> str:
 
 
 def parse_b64(text: object, *, where: str) -> bytes:
-    """Inverse of `b64`, canonical only."""
+    """Inverse of `b64`, canonical only. Raises Malformed."""
     if isinstance(text, str):
         try:
             raw = base64.b64decode(text.encode("ascii"), validate=True)

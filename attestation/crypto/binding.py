@@ -125,7 +125,10 @@ def trustee_binding(
 
 
 def nonce_bytes(nonce_text: str) -> Nonce:
-    """The 32 bytes behind the base64 text of a challenge; the native profile hashes bytes, not text."""
+    """The 32 bytes behind the base64 text of a challenge; the native profile hashes bytes, not text.
+
+    Raises Malformed.
+    """
     try:
         return Nonce(b64decode(nonce_text, validate=True))
     except ValueError as exc:

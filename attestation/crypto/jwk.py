@@ -59,7 +59,7 @@ def ec_coordinates(public: ec.EllipticCurvePublicKey) -> dict[str, str]:
 
 
 def tee_key_of(public: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> TeePublicKey:
-    """The JWK view of a key that this process holds; the same limits as for a received one."""
+    """The JWK view of a key that this process holds; the same limits as for a received one. Raises Malformed."""
     if isinstance(public, rsa.RSAPublicKey):
         return parse_tee_key(RsaTeeKey(public=public).jwk)
     if public.curve.name not in _CURVE_NAMES:

@@ -47,7 +47,10 @@ def seal_resource(resource: ResourcePath, key: ec.EllipticCurvePrivateKey, kid: 
 
 
 def open_sealed(text: str, key: ec.EllipticCurvePublicKey) -> ResourcePath:
-    """What a sealed secret points to, after its signature: what the guest would ask the broker for."""
+    """What a sealed secret points to, after its signature: what the guest would ask the broker for.
+
+    Raises Malformed or Untrusted.
+    """
     parts = text.split(".") if len(text) <= MAX_BYTES else []
     if len(parts) != 4 or parts[0] != _PREFIX:
         raise Malformed("sealed-secret", "not a sealed secret", expected="sealed.header.payload.signature")
@@ -69,7 +72,7 @@ def open_sealed(text: str, key: ec.EllipticCurvePublicKey) -> ResourcePath:
 def wrap_layer_key(options: bytes, *, kek: Secret, path: ResourcePath, iv: bytes) -> str:
     """Value of the layer annotation: ocicrypt's options (which hold the layer key) under the broker's key `path`.
 
-    Annotation packet version 0.1.0; `iv` is random and never used twice with one key.
+    Annotation packet version 0.1.0; `iv` is random and never used twice with one key. Raises Malformed.
     """
     _require_kek(kek)
     if len(iv) != IV_BYTES or not 0 < len(options) <= MAX_BYTES:
@@ -88,7 +91,7 @@ def wrap_layer_key(options: bytes, *, kek: Secret, path: ResourcePath, iv: bytes
 
 
 def unwrap_layer_key(annotation: str, *, kek: Secret) -> bytes:
-    """Inverse of `wrap_layer_key`, as the guest does it."""
+    """Inverse of `wrap_layer_key`, as the guest does it. Raises Malformed or Untrusted."""
     _require_kek(kek)
     packet = require_object(_json(parse_b64(annotation, where="annotation")), "annotation")
     if packet.get("wrap_type") != "A256GCM":

@@ -98,7 +98,10 @@ class Header:
 
     @classmethod
     def parse(cls, data: bytes) -> "Header":
-        """Exactly 64 bytes; reserved bytes must be zero. Not yet authenticated: see `FileCipher.verify_header`."""
+        """Exactly 64 bytes; reserved bytes must be zero. Not yet authenticated: see `FileCipher.verify_header`.
+
+        Raises Malformed.
+        """
         reader = Reader(data, "header")
         if (magic := reader.take(len(MAGIC), "magic")) != MAGIC:
             raise Malformed("magic", "not an encrypted model file", where="header", expected=MAGIC, got=magic)
@@ -135,7 +138,10 @@ class FileCipher:
         return self._fields + self._tag
 
     def digest(self, tags: Buffer) -> bytes:
-        """SHA-256 over the 96 header bytes and the tags of all chunks in order: names this very encryption."""
+        """SHA-256 over the 96 header bytes and the tags of all chunks in order: names this very encryption.
+
+        Raises Malformed.
+        """
         if len(tags) != self.header.chunks * TAG_BYTES:
             raise Malformed("tags", "a tag is missing", expected=f"{self.header.chunks} tags", got=len(tags))
         return hashlib.sha256(self.render_header() + tags).digest()
@@ -183,7 +189,10 @@ def derive(model_key: Secret, salt: bytes, info: bytes, length: int) -> bytes:
 
 
 def parse_header(data: bytes, model_key: Secret, *, kind: Kind) -> FileCipher:
-    """The first 96 bytes of a stored file to a cipher whose header is authentic and of the kind expected."""
+    """The first 96 bytes of a stored file to a cipher whose header is authentic and of the kind expected.
+
+    Raises Malformed or Untrusted.
+    """
     reader = Reader(data, "header")
     fields, tag = reader.take(FIELD_BYTES, "fields"), reader.take(HEADER_BYTES - FIELD_BYTES, "tag")
     reader.finish()
@@ -196,7 +205,7 @@ def parse_header(data: bytes, model_key: Secret, *, kind: Kind) -> FileCipher:
 
 
 def seal_whole(model_key: Secret, header: Header, plain: bytes) -> bytes:
-    """A complete stored file in memory; for manifests."""
+    """A complete stored file in memory; for manifests. Raises Malformed."""
     cipher = FileCipher(model_key, header)
     out = bytearray(header.stored_size)
     view, source = memoryview(out), memoryview(plain)
@@ -211,7 +220,10 @@ def seal_whole(model_key: Secret, header: Header, plain: bytes) -> bytes:
 
 
 def open_whole(model_key: Secret, stored: bytes, *, kind: Kind) -> tuple[Header, bytes]:
-    """The authenticated plaintext of a complete stored file in memory; for manifests. The caller bounds its size."""
+    """The authenticated plaintext of a complete stored file in memory; for manifests. The caller bounds its size.
+
+    Raises Malformed or Untrusted.
+    """
     cipher = parse_header(stored[:HEADER_BYTES], model_key, kind=kind)
     header = cipher.header
     if len(stored) != header.stored_size:

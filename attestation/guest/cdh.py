@@ -15,7 +15,10 @@ class CdhClient:
         self._http = http
 
     def fetch(self, path: ResourcePath) -> Secret:
-        """The plain resource. The hub hides the broker's reason: today's answers 500 to whatever fails."""
+        """The plain resource. The hub hides the broker's reason: today's answers 500 to whatever fails.
+
+        Raises Denied, Misconfigured or Unavailable.
+        """
         reply = self._http.call("GET", f"/cdh/resource/{path}")
         if reply.status == 200:
             return Secret(reply.body)

@@ -51,7 +51,10 @@ class StoredFile:
     tags: bytearray  # of the chunks opened so far
 
     def open_chunk(self, index: int, sealed: memoryview, plain: memoryview) -> memoryview:
-        """Read, verify and decrypt one chunk; returns the filled part of `plain`. Nothing is released on error."""
+        """Read, verify and decrypt one chunk; returns the filled part of `plain`. Nothing is released on error.
+
+        Raises Unavailable or Untrusted.
+        """
         length = self.cipher.header.plain_length(index)
         stored, out = sealed[: length + TAG_BYTES], plain[:length]
         read_exact(self.fd, stored, self.cipher.header.offset(index), self.entry.name)
@@ -63,7 +66,10 @@ class StoredFile:
         return out
 
     def verify_digest(self) -> None:
-        """After every chunk was opened: the stored file is, as a whole, the one that the manifest names."""
+        """After every chunk was opened: the stored file is, as a whole, the one that the manifest names.
+
+        Raises Untrusted.
+        """
         if self.cipher.digest(self.tags) != self.entry.digest.raw:
             raise Untrusted("file-digest", "not the encryption that the manifest names", where=self.entry.name)
 
@@ -77,7 +83,10 @@ class StoredFile:
             yield self.open_chunk(index, *buffers)
 
     def read(self, offset: int, length: int) -> Iterator[memoryview]:
-        """Plaintext bytes offset..offset+length, chunk by chunk, opening only the chunks that hold them."""
+        """Plaintext bytes offset..offset+length, chunk by chunk, opening only the chunks that hold them.
+
+        Raises Misconfigured where the file has no such bytes, Unavailable or Untrusted.
+        """
         if offset < 0 or length < 0 or offset + length > self.entry.size:
             raise Misconfigured(
                 "range", "outside the file", where=self.entry.name, expected=f"0 to {self.entry.size}", got=offset
@@ -119,7 +128,10 @@ def open_model(folder: Path, key: Secret, *, expect: Digest | None = None) -> En
 
 @contextmanager
 def open_file(model: EncryptedModel, index: int) -> Iterator[StoredFile]:
-    """Open the n-th file: its header must be the very one that the manifest names, and its length exact."""
+    """Open the n-th file: its header must be the very one that the manifest names, and its length exact.
+
+    Raises Unavailable or Untrusted.
+    """
     entry, name = model.manifest.files[index], stored_name(index)
     try:
         fd = os.open(f"{model.folder}/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -144,7 +156,10 @@ def open_file(model: EncryptedModel, index: int) -> Iterator[StoredFile]:
 
 
 def verify_file(model: EncryptedModel, index: int) -> int:
-    """Open every chunk, compare digests with the manifest's; returns the plaintext size."""
+    """Open every chunk, compare digests with the manifest's; returns the plaintext size.
+
+    Raises Unavailable or Untrusted.
+    """
     entry = model.manifest.files[index]
     digest = hashlib.sha256()
     with open_file(model, index) as stored:
@@ -164,7 +179,10 @@ def verify_file(model: EncryptedModel, index: int) -> int:
 
 
 def read_exact(fd: int, view: memoryview, offset: int, where: str) -> None:
-    """Fill the view from this offset; an early end is Untrusted, since the length was checked on opening."""
+    """Fill the view from this offset; an early end is Untrusted, since the length was checked on opening.
+
+    Raises Unavailable where the disk fails.
+    """
     done = 0
     while done < len(view):
         try:

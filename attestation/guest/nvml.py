@@ -56,7 +56,10 @@ class NvmlGpus:
     """All GPUs that NVML lists, opened for as long as the context lasts."""
 
     def state(self) -> ConfidentialState:
-        """Confidential computing state of the system. A driver that does not know the question has it off."""
+        """Confidential computing state of the system. A driver that does not know the question has it off.
+
+        Raises Unavailable.
+        """
         settings = pynvml.c_nvmlSystemConfComputeSettings_v1_t()
         try:
             status = pynvml.nvmlSystemGetConfComputeSettings(pynvml.byref(settings))

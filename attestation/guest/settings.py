@@ -44,7 +44,7 @@ def read_settings(init_data: Path | None, url: str | None, certificate: Path | N
 
 
 def settings_of(document: InitData) -> GuestSettings:
-    """`[token_configs.kbs]` of `aa.toml` (`url`, `cert`), and our own entry where there is one."""
+    """`[token_configs.kbs]` of `aa.toml` (`url`, `cert`), and our own entry where there is one. Raises Malformed."""
     kbs = _table(_table(_toml(document, "aa.toml"), "token_configs", "aa.toml"), "kbs", "aa.toml")
     url, certificate = kbs.get("url"), kbs.get("cert")
     if not isinstance(url, str) or not (certificate is None or isinstance(certificate, str)):
@@ -90,7 +90,7 @@ def _table(parent: dict[str, Any], name: str, where: str) -> dict[str, Any]:
 
 
 def read_text(path: Path, limit: int = MAX_INIT_DATA_BYTES) -> str:
-    """A small UTF-8 file."""
+    """A small UTF-8 file. Raises Malformed or Misconfigured."""
     try:
         with path.open("rb") as file:
             data = file.read(limit + 1)

@@ -17,7 +17,7 @@ def read_tensors(stored: StoredFile) -> dict[str, Tensor]:
 
 
 def read_tensor(stored: StoredFile, name: str) -> Iterator[memoryview]:
-    """The raw little-endian bytes of one tensor, chunk by chunk."""
+    """The raw little-endian bytes of one tensor, chunk by chunk. Misconfigured where it has no such tensor."""
     tensor = read_tensors(stored).get(name)
     if tensor is None:
         raise Misconfigured(

@@ -92,7 +92,7 @@ def load_journal(path: Path, partial: Path, cipher: FileCipher, key: Secret, cha
 
 
 def append_durably(fd: int, record: bytes) -> None:
-    """One record, on the disk when this returns. `fd` appends."""
+    """One record, on the disk when this returns. `fd` appends. Raises Unavailable."""
     if os.write(fd, record) != len(record):
         raise Unavailable("journal-write", "could not write the journal", where="journal")
     os.fdatasync(fd)

@@ -24,7 +24,10 @@ def wrap_key(world: World, who: Principal, path: ResourcePath, data: bytes, *, n
 
 
 def unwrap_key(world: World, who: Principal, path: ResourcePath, packet: str, *, now: datetime) -> tuple[int, Secret]:
-    """Inverse of `wrap_key`, under whichever version wrapped it. Recorded before anything is returned."""
+    """Inverse of `wrap_key`, under whichever version wrapped it. Recorded before anything is returned.
+
+    Raises Malformed where none did.
+    """
     _model_key(world, who, path)
     for version in reversed(world.keys.versions(path)):
         try:

@@ -51,7 +51,10 @@ class NrasIdentity:
 
 
 def parse_request(body: bytes, kind: DeviceKind, default: ClaimsVersion) -> NrasRequest:
-    """`{"nonce", "arch", "evidence_list", "claims_version"}`; a nonce inside an evidence entry is ignored."""
+    """`{"nonce", "arch", "evidence_list", "claims_version"}`; a nonce inside an evidence entry is ignored.
+
+    Raises Malformed.
+    """
     value = require_object(parse_json(body, max_bytes=MAX_JSON_BYTES, what="request"), "request")
     for name in ("nonce", "arch", "evidence_list"):
         if name not in value:

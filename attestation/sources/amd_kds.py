@@ -22,7 +22,7 @@ _ENDORSEMENTS = MAX_DOCUMENT_BYTES[Kind.VCEK]
 
 
 def hwid(chip_id: bytes, product: Product) -> str:
-    """HWID as KDS and offline copies spell it: lower-case hex of the significant bytes."""
+    """HWID as KDS and offline copies spell it: lower-case hex of the significant bytes. Raises Malformed."""
     if len(chip_id) not in {product.chip_id_bytes, 64} or any(chip_id[product.chip_id_bytes :]):
         raise Malformed("amd-chip-id", "not a chip id of this product", where=str(product), got=chip_id.hex()[:140])
     return chip_id[: product.chip_id_bytes].hex()

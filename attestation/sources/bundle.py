@@ -39,7 +39,7 @@ def write_key_pair(private: Path, public: Path) -> None:
 
 
 def read_signer(path: Path) -> BundleSigner:
-    """The private key that signs bundles: Ed25519 or P-384, PEM without a passphrase."""
+    """The private key that signs bundles: Ed25519 or P-384, PEM without a passphrase. Raises Misconfigured."""
     try:
         key = load_pem_private_key(read_bounded(path, MAX_KEY_BYTES), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as exc:

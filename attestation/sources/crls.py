@@ -15,7 +15,7 @@ MAX_POINTS = 4  # genuine certificates name one
 
 
 def distribution_points(certificate: x509.Certificate) -> tuple[str, ...]:
-    """URLs of a certificate's CRLs, http and https, in its order."""
+    """URLs of a certificate's CRLs, http and https, in its order. Raises Malformed."""
     try:
         points = certificate.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
     except x509.ExtensionNotFound:

@@ -35,7 +35,10 @@ def dump(database: Database) -> Iterator[str]:
 
 
 def load(database: Database, lines: Iterator[str]) -> dict[str, int]:
-    """Fill an empty store in one transaction; returns rows per table. Misconfigured where the store is not empty."""
+    """Fill an empty store in one transaction; returns rows per table. Misconfigured where the store is not empty.
+
+    Raises Malformed.
+    """
     first = parse_json(next(lines, ""), max_bytes=MAX_ROW_BYTES, what="backup")
     wanted = first.get("revision") if isinstance(first, dict) else None
     if not isinstance(wanted, str):

@@ -55,7 +55,10 @@ def require_fmspc(text: str) -> str:
 
 
 def split_signed(body: bytes, member: str) -> tuple[str, str]:
-    """Inner object, byte for byte, and signature of a PCS answer `{"<member>":{...},"signature":"<hex>"}`."""
+    """Inner object, byte for byte, and signature of a PCS answer `{"<member>":{...},"signature":"<hex>"}`.
+
+    Raises Malformed.
+    """
     where = f"PCS {member}"
     require_object(parse_json(body, max_bytes=_MAX, what=where), where)
     text = body.decode()
@@ -97,7 +100,7 @@ def _document(members: dict[str, str], *, now: datetime, source: str) -> Documen
 
 
 def read_dcap_json(body: bytes, *, now: datetime, source: str) -> Document:
-    """dcap-qvl's own JSON."""
+    """dcap-qvl's own JSON. Raises Malformed."""
     value = require_object(parse_json(body, max_bytes=_MAX, what=source), source)
     if set(value) != _MEMBERS:
         raise Malformed("tdx-members", "unexpected members", where=source, expected=sorted(_MEMBERS), got=sorted(value))
@@ -115,7 +118,10 @@ def _object_text(value: object, where: str) -> tuple[dict[str, Any], str]:
 
 
 def read_platform_collaterals(body: bytes, *, now: datetime, source: str) -> Iterator[Document]:
-    """PcsClientTool's `platform_collaterals.json`: one document for each FMSPC with TDX and each PCK CA."""
+    """PcsClientTool's `platform_collaterals.json`: one document for each FMSPC with TDX and each PCK CA.
+
+    Raises Malformed.
+    """
     top = require_object(parse_json(body, max_bytes=MAX_FILE_BYTES, what=source), source)
     found = require_object(top.get("collaterals"), "collaterals")
     certificates = require_object(found.get("certificates"), "certificates")
@@ -155,7 +161,7 @@ def read_platform_collaterals(body: bytes, *, now: datetime, source: str) -> Ite
 
 
 def fetch_tdx(fetcher: Fetcher, fmspc: str, ca: str, *, now: datetime) -> Document:
-    """Everything a TD quote of this family and PCK CA needs, from Intel's PCS."""
+    """Everything a TD quote of this family and PCK CA needs, from Intel's PCS. Raises Malformed."""
     tcb = fetcher.get(tcb_url(fmspc), max_bytes=_MAX)
     identity = fetcher.get(qe_identity_url(), max_bytes=_MAX)
     crl = fetcher.get(pck_crl_url(ca), max_bytes=_MAX)

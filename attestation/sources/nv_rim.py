@@ -53,7 +53,10 @@ def parse_rim_answer(body: bytes, rim_id: str) -> bytes:
 
 
 def parse_ids(body: bytes) -> tuple[str, ...]:
-    """The ids of a list answer that may name a document, sorted; NIC documents have ids, too, and are kept."""
+    """The ids of a list answer that may name a document, sorted; NIC documents have ids, too, and are kept.
+
+    Raises Malformed or Untrusted.
+    """
     where = "RIM service list"
     answer = require_object(parse_json(body, max_bytes=MAX_IDS_BYTES, what=where), where)
     ids = answer.get("ids")

@@ -32,7 +32,7 @@ class ReferenceStore:
     def put(
         self, change: Change, name: str, value: JsonValue, *, expires: datetime, provenance: str, now: datetime
     ) -> int:
-        """Add a version; returns its number."""
+        """Add a version; returns its number. Raises Malformed."""
         text = text_of(value)
         if not 0 < len(name) <= MAX_NAME or len(text) > MAX_VALUE_BYTES:
             raise Malformed("reference-value", "name or value is too long", where=name[:80], expected=MAX_VALUE_BYTES)

@@ -37,7 +37,7 @@ class SigningKeys:
         return found
 
     def audit_key(self, now: datetime) -> Ed25519PrivateKey:
-        """The key of the audit log."""
+        """The key of the audit log. Raises Misconfigured."""
         key = load_pem_private_key(self.load(AUDIT, now)[0], None)
         if not isinstance(key, Ed25519PrivateKey):
             raise Misconfigured("audit-key", "the audit key has another type", expected="Ed25519")

@@ -45,7 +45,7 @@ class VerifiedBundle:
 
 
 def load_bundle_key(pem: bytes) -> BundleKey:
-    """The operator's pinned public key: Ed25519 or P-384, PEM."""
+    """The operator's pinned public key: Ed25519 or P-384, PEM. Raises Misconfigured."""
     try:
         key = load_pem_public_key(pem)
     except (ValueError, UnsupportedAlgorithm) as exc:

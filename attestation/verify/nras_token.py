@@ -64,7 +64,10 @@ Keys = Mapping[str, ec.EllipticCurvePublicKey]
 
 
 def parse_jwks(raw: bytes) -> Keys:
-    """Keys by id: P-384 members, and where there is an `x5c`, its first certificate must hold the same key."""
+    """Keys by id: P-384 members, and where there is an `x5c`, its first certificate must hold the same key.
+
+    Raises Malformed.
+    """
     keys: dict[str, ec.EllipticCurvePublicKey] = {}
     entries = require_object(parse_json(raw, max_bytes=MAX_JWKS_BYTES, what="JWKS"), "JWKS").get("keys")
     if not isinstance(entries, list) or not 0 < len(entries) <= MAX_KEYS:

@@ -101,7 +101,10 @@ def judge_content(
 
 
 def require_fwid(certificate: DeviceCertificate, facts: GpuFacts | SwitchFacts, policy: NvPolicy) -> FwidMatch:
-    """A wrong firmware id is false evidence; a missing one is a downgrade where the driver always reports it."""
+    """A wrong firmware id is false evidence; a missing one is a downgrade where the driver always reports it.
+
+    Raises Untrusted.
+    """
     fwid = match_fwid(certificate.fwid, facts.fwid if isinstance(facts, GpuFacts) else None)
     if fwid is FwidMatch.MISMATCH and isinstance(facts, GpuFacts) and facts.fwid is not None:
         raise Untrusted(

@@ -142,7 +142,7 @@ class NvPolicy:
 
 
 def version_key(text: str, base: int = 10) -> tuple[int, ...]:
-    """Ordered form of a dotted version."""
+    """Ordered form of a dotted version. Raises Misconfigured."""
     try:
         return tuple(int(part, base) for part in text.split("."))
     except ValueError as exc:

@@ -67,7 +67,7 @@ class AmdCache:
 
 
 def split_pem(data: bytes) -> list[bytes]:
-    """DER of every CERTIFICATE block of a PEM text, in order; DER input is one certificate."""
+    """DER of every CERTIFICATE block of a PEM text, in order; DER input is one certificate. Raises Malformed."""
     if not data.startswith(b"-----BEGIN"):
         return [data]
     blocks = []
@@ -83,7 +83,7 @@ def split_pem(data: bytes) -> list[bytes]:
 
 
 def issuer_of(leaf: Certificate) -> tuple[Product, LeafKind]:
-    """Product and kind by the issuer's name; the name only selects, the pinned root proves."""
+    """Product and kind by the issuer's name; the name only selects, the pinned root proves. Raises Untrusted."""
     match = _ISSUER.fullmatch(leaf.issuer_cn)
     if match is None:
         raise Untrusted(

@@ -165,7 +165,10 @@ def verify_signatures(quote: TdxQuote, collateral: TdxCollateral, trust: IntelTr
 
 
 def verify_quote_signatures(quote: TdxQuote, trust: IntelTrust, cache: X509Cache) -> None:
-    """Root, PCK CA, PCK, QE report, attestation key, quote: everything that the quote carries with it."""
+    """Root, PCK CA, PCK, QE report, attestation key, quote: everything that the quote carries with it.
+
+    Raises Untrusted.
+    """
     chain = pck_chain(quote, trust, cache)
     names = (_common_name(chain.leaf), _common_name(chain.pck_ca))
     if names[0] != PCK_LEAF or names[1] not in PCK_CAS:

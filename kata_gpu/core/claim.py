@@ -212,7 +212,10 @@ def _consumer(row: Mapping[str, Any], where: str) -> Consumer:
 
 
 def parse_allocation(allocation: Any, *, driver: str, pool: str, where: str) -> tuple[Allocated, ...]:
-    """Results of ours in `status.allocation`, in order. Results of other drivers and pools are left out."""
+    """Results of ours in `status.allocation`, in order. Results of other drivers and pools are left out.
+
+    Raises Malformed.
+    """
     devices = _get(allocation, "devices", Mapping, where, {})
     results = _rows(devices, "results", where)
     if len(results) > MAX_RESULTS:

@@ -50,7 +50,7 @@ def device_id(uid: str, device: str) -> str:
 
 
 def render_claim(uid: str, devices: Mapping[str, tuple[str, ...]]) -> bytes:
-    """The file for `devices`: name of the DRA device -> its device nodes, at least one each."""
+    """The file for `devices`: name of the DRA device -> its device nodes, at least one each. Raises Malformed."""
     if not devices or not all(devices.values()):
         raise Malformed("cdi-empty", "a CDI file needs devices, and each device a node", where=uid)
     for node in (n for nodes in devices.values() for n in nodes):

@@ -94,7 +94,10 @@ def _require_device(
 
 
 def require_mode(demand: Allocated, member: GpuDevice, *, where: str) -> None:
-    """The mode of now is the mode that class or claim demands; nothing is demanded of a device without modes."""
+    """The mode of now is the mode that class or claim demands; nothing is demanded of a device without modes.
+
+    Raises Misconfigured.
+    """
     wanted = demand.config.require_mode
     if wanted is None or (wanted is Mode.OFF and not member.modes):
         return

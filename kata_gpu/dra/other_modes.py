@@ -185,7 +185,7 @@ class NvidiaMode:
         return self._served.registered.ok
 
     def step(self, now: datetime) -> Picture:
-        """Compare and write what differs."""
+        """Compare and write what differs. Raises Misconfigured."""
         self._served.heal()
         if self._host.kind(self._socket) is not FileKind.SOCKET:
             self._owner.clear()

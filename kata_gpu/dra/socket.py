@@ -46,7 +46,7 @@ class UnixServer:
         self._inode: tuple[int, int] | None = None
 
     def start(self) -> None:
-        """Serve, then make the socket public; a stale file or socket at the path is replaced."""
+        """Serve, then make the socket public; a stale file or socket at the path is replaced. Raises Unavailable."""
         server = grpc.server(ThreadPoolExecutor(self._workers), options=(("grpc.so_reuseport", 0),))
         self._register(server)
         hidden = self.path.with_name(f".{secrets.token_hex(3)}")

@@ -32,7 +32,7 @@ class ClaimCdiDir:
             return file.read(MAX_BYTES + 1)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write under a name that no CDI reader loads, sync, rename, sync."""
+        """Write under a name that no CDI reader loads, sync, rename, sync. Raises Unavailable."""
         path = self._path(name)
         temporary = self._dir / f".{name}.tmp"
         try:
@@ -46,7 +46,7 @@ class ClaimCdiDir:
             raise Unavailable("cdi-write", "cannot write the CDI file", where=str(path), got=exc.strerror) from exc
 
     def remove(self, name: str) -> None:
-        """Unlink; a file that is not there is success, any other failure is not swallowed."""
+        """Unlink; a file that is not there is success, any other failure is not swallowed. Raises Unavailable."""
         path = self._path(name)
         try:
             path.unlink()

@@ -51,7 +51,7 @@ class DurableDir:
         self.path = path
 
     def names(self) -> list[str]:
-        """File names, sorted; without temporary ones."""
+        """File names, sorted; without temporary ones. Raises Unavailable."""
         try:
             return sorted(p.name for p in self.path.iterdir() if not p.name.endswith(".tmp"))
         except FileNotFoundError:

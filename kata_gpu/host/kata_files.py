@@ -42,7 +42,7 @@ class KataFiles:
         return _read(path).decode("utf-8", "replace") if path.exists() else None
 
     def write_dropin(self, base: Path, text: str) -> Path:
-        """Atomic: temporary file, fsync, rename. Returns the path."""
+        """Atomic: temporary file, fsync, rename. Returns the path. Raises Unavailable."""
         folder = base.parent / "config.d"
         path = folder / FILE_NAME
         temporary = folder / f".{FILE_NAME}.new"

@@ -27,7 +27,7 @@ class RealHost:
         self._nodes: dict[str, FileKind] | None = None
 
     def read(self, path: str, *, max_bytes: int = READ_LIMIT, deadline_s: float | None = None) -> bytes:
-        """Contents, cut at `max_bytes`."""
+        """Contents, cut at `max_bytes`. Raises OSError."""
         real = self._path(path)
         if deadline_s is not None and self._live:
             return isolate.read(real, max_bytes=max_bytes, deadline_s=deadline_s)

@@ -118,7 +118,10 @@ class VfioSession:
             self.devices[function] = VfioDevice(self._host, fd, str(function))
 
     def hold(self, functions: Iterable[PciFunction]) -> None:
-        """Keep everybody else out without touching the devices: an open group excludes VMs on either API."""
+        """Keep everybody else out without touching the devices: an open group excludes VMs on either API.
+
+        Raises Unavailable.
+        """
         for group in dict.fromkeys(f.iommu_group for f in functions):
             if group is None:
                 raise Unavailable("no-group", "the device has no IOMMU group")

@@ -83,7 +83,7 @@ class HostDevices:
         return replace(inventory, devices=tuple(devices))
 
     def bind(self, address: str, *, deadline_s: float) -> None:
-        """To VFIO with its companions, through the node's journal; see the port."""
+        """To VFIO with its companions, through the node's journal; see the port. Raises TimedOut."""
         with self._lock:
             future = self._running.get(address)
             if future is None:

@@ -76,7 +76,7 @@ class HsmRootKey:
         return iv + self._run("encrypt", key.expose(), iv, context)
 
     def unwrap(self, wrapped: bytes, context: bytes) -> Secret:
-        """C_Decrypt with CKM_AES_GCM."""
+        """C_Decrypt with CKM_AES_GCM. Raises Malformed."""
         if len(wrapped) <= IV_BYTES + TAG_BYTES:
             raise Malformed("envelope", "a wrapped key is too short", where=self.name, got=len(wrapped))
         return Secret(self._run("decrypt", wrapped[IV_BYTES:], wrapped[:IV_BYTES], context))

@@ -51,7 +51,7 @@ class TransitRootKey:
         self.name = f"transit:{parts.netloc}/{namespace + '/' if namespace else ''}{mount}/{key}"[:128]
 
     def wrap(self, key: Secret, context: bytes) -> bytes:
-        """`POST /v1/<mount>/encrypt/<key>`."""
+        """`POST /v1/<mount>/encrypt/<key>`. Raises Unavailable."""
         answer = self._call(
             self._client.secrets.transit.encrypt_data,
             plaintext=b64encode(key.expose()).decode(),
@@ -63,7 +63,7 @@ class TransitRootKey:
         return text.encode()
 
     def unwrap(self, wrapped: bytes, context: bytes) -> Secret:
-        """`POST /v1/<mount>/decrypt/<key>`."""
+        """`POST /v1/<mount>/decrypt/<key>`. Raises Unavailable."""
         answer = self._call(
             self._client.secrets.transit.decrypt_data,
             ciphertext=wrapped.decode("ascii", "replace"),

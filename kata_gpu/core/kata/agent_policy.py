@@ -24,7 +24,7 @@ _DEVICE = {"container_path": VFIO_PATH, "id": "", "options": [], "type_": "vfio-
 
 
 def parse_policy_data(policy: str) -> dict[str, Any] | None:
-    """The JSON behind `policy_data :=`, or None where the policy has none (it is not genpolicy's)."""
+    """The JSON behind `policy_data :=`, or None where the policy has none (it is not genpolicy's). Raises Malformed."""
     if len(policy) > MAX_POLICY_BYTES:
         raise Malformed("policy-size", "agent policy is too large", expected=f"at most {MAX_POLICY_BYTES} bytes",
                         got=len(policy))  # fmt: skip

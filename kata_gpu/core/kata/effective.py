@@ -68,7 +68,7 @@ def parse_layer(data: bytes, path: str) -> Layer:
 
 
 def merge(layers: Sequence[Layer]) -> Effective:
-    """Merge base first, drop-ins after it in the given order. At least one layer."""
+    """Merge base first, drop-ins after it in the given order. At least one layer. Raises Malformed."""
     if not layers or len(layers) > MAX_LAYERS:
         raise Malformed("kata-config-layers", "no configuration, or too many drop-ins",
                         expected=f"1 to {MAX_LAYERS} files", got=len(layers))  # fmt: skip

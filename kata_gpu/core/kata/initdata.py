@@ -125,7 +125,7 @@ def parse_initdata(raw: bytes, *, where: str) -> InitData:
 
 
 def parse_any(content: bytes, *, where: str) -> InitData:
-    """The TOML text itself, or the annotation's base64 of gzip of it. Inflation is bounded."""
+    """The TOML text itself, or the annotation's base64 of gzip of it. Inflation is bounded. Raises Malformed."""
     stripped = content.strip()
     if not stripped.startswith(b"H4sI"):  # base64 of the gzip magic 1f 8b 08
         return parse_initdata(content, where=where)
@@ -154,6 +154,7 @@ def build_initdata(contents: Contents, algorithm: Algorithm) -> InitData:
     """One document that names the broker in both files that guests read: `aa.toml` and `cdh.toml`.
 
     attestation-agent calls the certificate `cert`, confidential-data-hub calls it `kbs_cert`: the classic mistake.
+    Raises Misconfigured.
     """
     if not _URL.fullmatch(contents.kbs_url):
         raise Misconfigured(

@@ -69,7 +69,7 @@ class Ovmf:
 
     @property
     def sev_es_reset_eip(self) -> int:
-        """Where application processors start."""
+        """Where application processors start. Raises Malformed."""
         data = self.entries.get(SEV_ES_RESET_BLOCK)
         if data is None or len(data) < 4:
             raise Malformed("ovmf-no-reset-block", "the firmware has no SEV-ES reset block", where="firmware")
@@ -77,7 +77,7 @@ class Ovmf:
 
     @property
     def sev_hash_table_gpa(self) -> int:
-        """Where QEMU puts the hashes of kernel, initrd and command line."""
+        """Where QEMU puts the hashes of kernel, initrd and command line. Raises Malformed."""
         data = self.entries.get(SEV_HASH_TABLE)
         if data is None or len(data) < 4:
             raise Malformed("ovmf-no-hash-table", "the firmware has no table for kernel hashes", where="firmware",
@@ -86,7 +86,7 @@ class Ovmf:
 
     @property
     def sev_sections(self) -> tuple[Section, ...]:
-        """SEV metadata, in measurement order."""
+        """SEV metadata, in measurement order. Raises Malformed."""
         at = self._offset_from_end(SEV_METADATA, "SEV-SNP metadata")
         signature, _size, version, count = _unpack("<4sIII", self.image, at)
         if signature != b"ASEV" or version != 1 or not 0 < count <= _MAX_SECTIONS:

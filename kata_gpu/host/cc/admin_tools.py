@@ -31,7 +31,10 @@ _PPCIE = re.compile(r"\bPPCIe mode is (on|off)\b")
 
 
 def read_tool(path: Path) -> dict[PurePosixPath, bytes]:
-    """The tool's files: the one at `path`, or the .py files of a directory that holds `nvidia_gpu_tools.py`."""
+    """The tool's files: the one at `path`, or the .py files of a directory that holds `nvidia_gpu_tools.py`.
+
+    Raises Misconfigured.
+    """
     try:
         if path.is_file():
             return {PurePosixPath(ENTRY): path.read_bytes()[: MAX_TREE_BYTES + 1]}

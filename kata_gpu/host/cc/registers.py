@@ -222,7 +222,7 @@ class VfioBackend:
 
     @contextmanager
     def session(self, devices: Sequence[GpuDevice]) -> Iterator[_RegisterSession]:
-        """Take all devices for the length of the block."""
+        """Take all devices for the length of the block. Raises Unavailable."""
         with VfioSession(self._host, iommufd=self._iommufd) as session:
             session.open(d.function for d in devices)
             opened = {}
