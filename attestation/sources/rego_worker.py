@@ -16,6 +16,7 @@ from pathlib import Path
 from queue import Empty, LifoQueue
 from typing import Any
 
+from attestation.appraise.rego_text import require_faithful
 from attestation.errors import Malformed, Unavailable
 from attestation.values import JsonValue
 
@@ -41,9 +42,10 @@ class RegoWorker:
             self._free.put(child)
 
     def check(self, policy: str) -> None:
-        """Malformed unless the policy compiles and is of `package policy`."""
+        """Malformed unless the policy compiles, is of `package policy`, and means here what it says."""
         if "package policy" not in policy:
             raise Malformed("rego-syntax", "not a policy", where="policy", expected="package policy")
+        require_faithful(policy)
         answer = self._ask({"query": "check", "policy": policy, "data": {}, "input": {}})
         if "error" in answer:
             raise Malformed("rego-syntax", "the policy does not compile", where="policy", got=answer["error"][:200])
