@@ -42,6 +42,7 @@ _BY_CODE = {
     "policy-version": Row(409, "HTTPFailed"),
     "policy-rollback": Row(409, "HTTPFailed"),
     "rego-syntax": Row(400, "ParsePolicyError"),
+    "rego-engine": Row(400, "ParsePolicyError"),
     "reference-value": Row(400, "RvpsError"),
     "secret-size": Row(413, "HTTPFailed"),
 }
