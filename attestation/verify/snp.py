@@ -228,7 +228,7 @@ def _agree(report: SnpReport, vek: VerifiedVek, known: Product | None) -> SnpFac
         report=report,
         product=vek.product,
         kind=vek.kind,
-        chip_id=report.chip_id if any(report.chip_id) else vek.chip_id or report.chip_id,
+        chip_id=vek.chip_id or report.chip_id,
         csp_id=vek.csp_id,
         reported=reported,
         current=current,

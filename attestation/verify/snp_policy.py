@@ -265,7 +265,7 @@ def _tcb(facts: SnpFacts, policy: SnpPolicy) -> Iterator[Finding]:
             yield Finding(check=f"snp-{name}-tcb", result=Result.SKIPPED, code="snp-no-floor", got=str(got))
             continue
         low = got.below(floor)
-        hint = f"too low: {', '.join(low)}" if low else ""
+        hint = f"too low: {', '.join(low)}"
         yield _judge(f"snp-{name}-tcb", f"snp-{name}-tcb-low", not low, expected=floor, got=got, hint=hint)
     settled = facts.current == facts.committed and report.current == report.committed
     yield _judge(

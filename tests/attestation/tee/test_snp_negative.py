@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from attestation.errors import AttestationError, Malformed, Misconfigured, Unavailable, Untrusted
 from attestation.formats import der as der_reader
@@ -24,8 +25,23 @@ from attestation.formats.snp_evidence import (
 from attestation.formats.snp_report import REPORT_BYTES, Firmware, parse_snp_report
 from attestation.formats.snp_tcb import Product, Tcb, parse_tcb, render_tcb
 from attestation.simulate import der
-from attestation.simulate.amd import SimulatedChip, mint_report, simulated_amd_collateral, simulated_amd_trust
-from attestation.simulate.amd_pki import CertificateForm, ca_form, ca_keys, mint_crl, spki
+from attestation.simulate.amd import (
+    LEAF_START,
+    SimulatedChip,
+    mint_report,
+    simulated_amd_collateral,
+    simulated_amd_trust,
+)
+from attestation.simulate.amd_pki import (
+    ORGANIZATION,
+    PSS_SHA384,
+    CertificateForm,
+    authorities,
+    ca_form,
+    ca_keys,
+    mint_crl,
+    spki,
+)
 from attestation.verify.expected import CpuExpected
 from attestation.verify.snp import verify_snp
 from attestation.verify.snp_certs import AmdCache
@@ -77,10 +93,12 @@ _SIGNATURE: list[tuple[str, SnpEvidence, list[str]]] = [
     ("tee-001-last", with_report(GOOD, flipped(GOOD.report, 0x29F)), ["snp-signature-invalid"]),
     ("tee-002-r-high-byte", with_report(GOOD, flipped(GOOD.report, R_OFFSET + 48)), ["snp-signature-encoding"]),
     ("tee-002-s-high-byte", with_report(GOOD, flipped(GOOD.report, S_OFFSET + 71)), ["snp-signature-encoding"]),
+    ("tee-002-r-is-2-384", scalar(R_OFFSET, 1 << 384), ["snp-signature-encoding"]),
     ("tee-003-r-zero", scalar(R_OFFSET, 0), ["snp-signature-encoding"]),
     ("tee-003-s-zero", scalar(S_OFFSET, 0), ["snp-signature-encoding"]),
     ("tee-004-r-is-n", scalar(R_OFFSET, P384_ORDER), ["snp-signature-invalid"]),
     ("tee-004-s-is-n", scalar(S_OFFSET, P384_ORDER), ["snp-signature-invalid"]),
+    ("tee-004-r-is-1", scalar(R_OFFSET, 1), ["snp-signature-invalid"]),
     ("tee-004-r-above-n", scalar(R_OFFSET, P384_ORDER + 1), ["snp-signature-invalid"]),
     ("tee-009-unsigned", forged(key_info=7 << 2), ["snp-signing-key"]),
     ("tee-009-reserved-key", forged(key_info=2 << 2), ["snp-signing-key"]),
@@ -112,12 +130,15 @@ def _floor(name: str, step: int = 1) -> SnpPolicy:
     return SnpPolicy(floors={Product.GENOA: TcbFloors(reported=raised)})
 
 
+_KEYS = frozenset({"ab" * 48})
 _POLICY: list[tuple[str, SnpEvidence, SnpPolicy, list[str]]] = [
     ("tee-005-debug", forged(policy=0xB0000), SnpPolicy(), ["snp-debug"]),
     ("tee-006-migrate", forged(policy=0x70000), SnpPolicy(), ["snp-migration"]),
     ("tee-006-migration-agent", forged(report_id_ma=bytes(32)), SnpPolicy(), ["snp-migration"]),
     ("tee-007-bit-17", forged(policy=0x10000), SnpPolicy(), ["snp-policy-bit-17"]),
     ("tee-008-vmpl-1", forged(vmpl=1), SnpPolicy(), ["snp-vmpl"]),
+    ("tee-008-vmpl-3", forged(vmpl=3), SnpPolicy(vmpls=frozenset({3})), []),
+    ("tee-008-vmpl-4", forged(vmpl=4), SnpPolicy(vmpls=frozenset({4})), ["snp-vmpl-range"]),
     ("tee-008-host-requested", forged(vmpl=0xFFFFFFFF), SnpPolicy(), ["snp-vmpl-range"]),
     ("tee-023-masked", forged(chip_id=bytes(64)), SnpPolicy(), ["snp-chip-id-masked"]),
     ("tee-023-masked-allowed", forged(chip_id=bytes(64)), SnpPolicy(masked_chip=True), []),
@@ -148,6 +169,13 @@ _POLICY: list[tuple[str, SnpEvidence, SnpPolicy, list[str]]] = [
         ["snp-launch-tcb-low"],
     ),
     ("tee-026-firmware", GOOD, SnpPolicy(min_firmware=Firmware(1, 56, 0)), ["snp-firmware-low"]),
+    ("tee-026-firmware-at-floor", GOOD, SnpPolicy(min_firmware=Firmware(1, 55, 40)), []),
+    (
+        "tee-026-firmware-committed",
+        forged(current=(1, 56, 0)),
+        SnpPolicy(min_firmware=Firmware(1, 56, 0), provisional_firmware=True),
+        ["snp-firmware-low"],
+    ),
     ("tee-027-alias-check", forged(platform_info=0x05), SnpPolicy(), ["snp-alias-check"]),
     ("tee-028-mitigations", TURIN.evidence(), SnpPolicy(mitigations=0x3F), []),
     ("tee-028-launch", forged(TURIN, launch_mit_vector=0x1F), SnpPolicy(mitigations=0x3F), ["snp-mitigation"]),
@@ -158,9 +186,20 @@ _POLICY: list[tuple[str, SnpEvidence, SnpPolicy, list[str]]] = [
     ("single-socket", forged(), SnpPolicy(single_socket=Rule.REQUIRE), ["snp-single-socket"]),
     ("hiding", forged(), SnpPolicy(ciphertext_hiding=Rule.REQUIRE), ["snp-ciphertext-hiding"] * 2),
     ("abi", forged(), SnpPolicy(min_abi=(1, 51)), ["snp-abi-low"]),
+    ("abi-at-floor", forged(policy=0x30133), SnpPolicy(min_abi=(1, 51)), []),
+    ("abi-largest", forged(policy=0x3FFFF), SnpPolicy(min_abi=(255, 255)), []),
+    ("abi-minor-is-no-major", forged(policy=0x300FF), SnpPolicy(min_abi=(1, 0)), ["snp-abi-low"]),
     ("guest-svn", forged(), SnpPolicy(min_guest_svn=1), ["snp-guest-svn-low"]),
-    ("id-key", forged(), SnpPolicy(id_keys=frozenset({"ab" * 48})), ["snp-id-key"]),
-    ("author-key", forged(), SnpPolicy(author_keys=frozenset({"ab" * 48})), ["snp-author-key"]),
+    ("guest-svn-at-floor", forged(guest_svn=1), SnpPolicy(min_guest_svn=1), []),
+    ("id-key", forged(), SnpPolicy(id_keys=_KEYS), ["snp-id-key"]),
+    ("id-key-listed", forged(id_key_digest=b"\xab" * 48), SnpPolicy(id_keys=_KEYS), []),
+    ("author-key", forged(), SnpPolicy(author_keys=_KEYS), ["snp-author-key"]),
+    ("author-key-unused", forged(author_key_digest=b"\xab" * 48), SnpPolicy(author_keys=_KEYS), ["snp-author-key"]),
+    ("author-key-listed", forged(author_key_digest=b"\xab" * 48, key_info=1), SnpPolicy(author_keys=_KEYS), []),
+    ("family-id", forged(), SnpPolicy(family_ids=frozenset({"ab" * 16})), ["snp-family-id"]),
+    ("family-id-listed", forged(family_id=b"\xab" * 16), SnpPolicy(family_ids=frozenset({"ab" * 16})), []),
+    ("image-id", forged(), SnpPolicy(image_ids=frozenset({"ab" * 16})), ["snp-image-id"]),
+    ("image-id-listed", forged(image_id=b"\xab" * 16), SnpPolicy(image_ids=frozenset({"ab" * 16})), []),
     ("chip-denied", GOOD, SnpPolicy(chip_deny=frozenset({CHIP.chip_id.hex()})), ["snp-chip-denied"]),
     ("chip-not-allowed", GOOD, SnpPolicy(chip_allow=frozenset({"ab" * 64})), ["snp-chip-not-allowed"]),
     (
@@ -177,12 +216,104 @@ def test_policy(evidence: SnpEvidence, policy: SnpPolicy, codes: list[str]) -> N
     assert refusal(evidence, policy) == codes
 
 
+# Policy field, code, bits of PLATFORM_INFO and of the guest policy (AMD 56860 tables 23 and 10).
+_BITS: list[tuple[str, str, tuple[int, ...], tuple[int, ...]]] = [
+    ("smt", "snp-smt", (0,), (16,)),
+    ("tsme", "snp-tsme", (1,), ()),
+    ("ecc", "snp-ecc", (2,), ()),
+    ("rapl_disabled", "snp-rapl", (3,), (23,)),
+    ("ciphertext_hiding", "snp-ciphertext-hiding", (4,), (24,)),
+    ("single_socket", "snp-single-socket", (), (20,)),
+    ("cxl", "snp-cxl", (), (21,)),
+    ("aes_xts", "snp-aes-xts", (), (22,)),
+    ("page_swap_disabled", "snp-page-swap", (), (25,)),
+]
+_ALIAS_CHECKED, _MUST_BE_ONE = 1 << 5, 1 << 17
+_EVERY_PLATFORM_BIT, _EVERY_GUEST_BIT = 0xFF, 0x3F30000  # of the guest's but debug and migration
+
+
+@pytest.mark.parametrize(("field", "code", "platform", "guest"), [pytest.param(*row, id=row[0]) for row in _BITS])
+def test_each_bit_has_one_rule(field: str, code: str, platform: tuple[int, ...], guest: tuple[int, ...]) -> None:
+    mine, theirs = sum(1 << b for b in platform), sum(1 << b for b in guest)
+    only = forged(platform_info=_ALIAS_CHECKED | mine, policy=_MUST_BE_ONE | theirs)
+    others = forged(platform_info=_EVERY_PLATFORM_BIT & ~mine, policy=_EVERY_GUEST_BIT & ~theirs)
+    require, forbid = (SnpPolicy(**{field: rule}) for rule in (Rule.REQUIRE, Rule.FORBID))  # type: ignore[arg-type]
+    codes = [code] * (len(platform) + len(guest))
+    assert (refusal(only, require), refusal(only, forbid)) == ([], codes)
+    assert (refusal(others, require), refusal(others, forbid)) == (codes, [])
+
+
+def _unasked(policy: SnpPolicy) -> list[str]:
+    return [finding.got for finding in verify_forged(GOOD, policy).findings if finding.code == "snp-bits-unasked"]
+
+
+def test_bits_that_no_rule_asks_about_are_named() -> None:
+    fields = [field for field, *_ in _BITS]
+    every = dict.fromkeys(fields, Rule.FORBID)
+    assert _unasked(SnpPolicy(**every)) == []  # type: ignore[arg-type]
+    assert _unasked(SnpPolicy(**(every | {"cxl": Rule.ANY, "ecc": Rule.ANY}))) == ["platform-ecc, policy-cxl"]  # type: ignore[arg-type]
+
+
+_CLAIMED_BITS = {
+    "platform_info": {
+        0: "platform_smt_enabled", 1: "platform_tsme_enabled", 2: "platform_ecc", 3: "platform_rapl_disabled",
+        4: "platform_ciphertext_hiding", 5: "platform_alias_check_complete", 7: "platform_tio",
+    },
+    "policy": {
+        16: "policy_smt_allowed", 18: "policy_migrate_ma", 19: "policy_debug_allowed", 20: "policy_single_socket",
+        21: "policy_cxl", 25: "policy_page_swap_disabled",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("word", "bit", "claim"),
+    [pytest.param(w, b, c, id=c) for w, bits in _CLAIMED_BITS.items() for b, c in bits.items()],
+)
+def test_each_bit_has_one_claim(word: str, bit: int, claim: str) -> None:
+    claims = verify_forged(forged(**{word: 1 << bit})).claims
+    names = _CLAIMED_BITS[word].values()
+    assert {name for name in names if claims[name] is True} == {claim}
+
+
+def test_the_abi_is_claimed_in_its_two_bytes() -> None:
+    claims = verify_forged(forged(policy=0x3A5C3)).claims
+    assert (claims["policy_abi_major"], claims["policy_abi_minor"]) == (0xA5, 0xC3)
+
+
 @pytest.mark.parametrize("chip", [pytest.param(c, id=f"tee-023-{c.product}") for c in (CHIP, TURIN)])
 def test_a_masked_chip_has_the_name_that_its_leaf_gives_it(chip: SimulatedChip) -> None:
     """So revocations, hosts of GPUs and the rate by chip meet it; the claim stays what the report says."""
     cpu = verify_forged(forged(chip, chip_id=bytes(64)), SnpPolicy(masked_chip=True))
     assert cpu.chip_id == verify_forged(chip.evidence()).chip_id != ""
     assert cpu.claims["chip_id"] == "00" * 64
+
+
+def test_a_providers_key_vouches_for_any_chip() -> None:
+    """A VLEK names no chip, so the report's CHIP_ID meets nothing that it could contradict."""
+    evidence = forged(SimulatedChip(kind=LeafKind.VLEK), chip_id=CHIP.chip_id)
+    assert refusal(evidence, open_policy(CHIP.chip_id.hex())) == []
+    assert verify_forged(evidence, open_policy()).chip_id == CHIP.chip_id.hex()
+
+
+@pytest.mark.parametrize(
+    ("chip_id", "codes"),
+    [
+        pytest.param(bytes(64), [], id="tee-023-vlek-masked"),
+        pytest.param(CHIP.chip_id, [], id="tee-023-vlek-listed"),
+        pytest.param(bytes(range(64)), ["snp-chip-not-allowed"], id="tee-023-vlek-unlisted"),
+    ],
+)
+def test_a_list_of_chips_asks_whoever_names_one(chip_id: bytes, codes: list[str]) -> None:
+    evidence = forged(SimulatedChip(kind=LeafKind.VLEK), chip_id=chip_id)
+    assert refusal(evidence, open_policy(CHIP.chip_id.hex())) == codes
+
+
+def test_a_low_tcb_is_explained_and_no_floor_is_said() -> None:
+    low = [f for f in verify_forged(GOOD, _floor("microcode")).findings if f.code == "snp-reported-tcb-low"]
+    assert [f.hint for f in low] == ["too low: microcode"]
+    unasked = [f.check for f in verify_forged(GOOD).findings if f.code == "snp-no-floor"]
+    assert unasked == ["snp-reported-tcb", "snp-committed-tcb", "snp-launch-tcb"]
 
 
 def test_a_masked_chip_under_a_providers_key_has_no_name() -> None:
@@ -232,6 +363,7 @@ _AGREEMENT: list[tuple[str, SnpEvidence, list[str]]] = [
     ("tee-015-hwid-as-octet-string", with_leaf(CHIP, with_extension(_FORM, "4", der.octets(CHIP.chip_id))), []),
     ("tee-015-short-hwid", with_leaf(CHIP, with_extension(_FORM, "4", CHIP.chip_id[:63])), ["snp-hwid"]),
     ("tee-015-no-hwid", with_leaf(CHIP, with_extension(_FORM, "4", None)), ["snp-leaf-extension"]),
+    ("tee-016-subject-of-the-other-kind", with_leaf(CHIP, replace(_FORM, subject="SEV-VLEK")), ["snp-leaf-kind"]),
     (
         "tee-016-vlek-for-vcek-report",
         SnpEvidence(report=GOOD.report, certificates={CertKind.VCEK: _VLEK.leaf_form().sign()}),
@@ -255,6 +387,8 @@ _AGREEMENT: list[tuple[str, SnpEvidence, list[str]]] = [
         with_leaf(TURIN, with_extension(TURIN.leaf_form(), "3.9", None)),
         ["snp-leaf-extension"],
     ),
+    ("tee-019-spl-255", SimulatedChip(tcb=replace(CHIP.reported_tcb, microcode=255)).evidence(), []),
+    ("tee-019-two-spls", with_leaf(CHIP, with_extension(_FORM, "3.3", der.integer(23) * 2)), ["der"]),
     ("tee-019-spl-256", with_leaf(CHIP, with_extension(_FORM, "3.3", der.integer(256))), ["snp-spl"]),
     *(
         (f"tee-020-{field}", forged(**{field: flipped(_reported(), 3)}), ["snp-tcb-reserved"])
@@ -291,6 +425,8 @@ def test_version_2_and_4_when_opted_in() -> None:
     cpu = verify_forged(forged(version=2), policy)
     assert (cpu.product, cpu.claims["version"]) == ("Genoa", 2)
     assert "snp-alias-check-unknown" in {finding.code for finding in cpu.findings}
+    cpu = verify_forged(forged(version=2), replace(policy, alias_check=Rule.ANY))
+    assert "snp-alias-check-unknown" not in {finding.code for finding in cpu.findings}
 
 
 def _ca(role: str, **changes: Any) -> bytes:
@@ -308,6 +444,9 @@ _NO_CERT_SIGN = (
     ("2.5.29.15", der.bits(b"\x80", 7), True),
     ("2.5.29.19", der.sequence(der.boolean_true(), der.integer(0)), True),
 )
+_OTHER_USAGE = (("2.5.29.15", der.bits(b"\x01", 0), True), ca_form(Product.GENOA, "ask").extensions[1])
+_EMPTY_USAGE = (("2.5.29.15", der.bits(b""), True), ca_form(Product.GENOA, "ask").extensions[1])
+_NO_USAGE = ca_form(Product.GENOA, "ask").extensions[1:]
 _CRITICAL = (*ca_form(Product.GENOA, "ask").extensions, ("1.2.3.4", b"\x05\x00", True))
 _SHA256_PSS = bytes.fromhex(
     "304106092a864886f70d01010a3034a00f300d06096086480165030402010500"
@@ -318,6 +457,12 @@ _SALT_32 = bytes.fromhex(
     "a11c301a06092a864886f70d010108300d06096086480165030402020500a203020120"
 )
 _P256 = ec.derive_private_key(7, ec.SECP256R1())
+_ED25519 = (
+    ed25519.Ed25519PrivateKey.from_private_bytes(bytes(32))
+    .public_key()
+    .public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+)
+_UNKNOWN_KEY = der.sequence(der.sequence(der.oid("1.2.3.4")), der.bits(b"\1"))
 _CHAINS: list[tuple[str, dict[int, bytes], list[str]]] = [
     (
         "tee-017-self-made-root",
@@ -325,12 +470,25 @@ _CHAINS: list[tuple[str, dict[int, bytes], list[str]]] = [
         ["snp-anchor-mismatch"],
     ),
     ("tee-017-root-not-self-signed", {0: _ca("ark", signer=ca_keys()["ask"])}, ["snp-chain-signature"]),
+    (
+        "tee-017-root-of-another-name",
+        {0: _ca("ark", subject="ARK-Turin", issuer="ARK-Turin")},
+        ["snp-authority-missing"],
+    ),
+    ("tee-017-root-not-self-issued", {0: _ca("ark", issuer="ARK-Turin")}, ["snp-authority-missing"]),
+    ("tee-017-ask-of-another-root", {1: _ca("ask", issuer="ARK-Turin")}, ["snp-authority-missing"]),
+    ("tee-018-root-not-a-ca", {0: _ca("ark", extensions=_NOT_A_CA)}, ["snp-ca-constraints"]),
+    ("tee-018-other-usage", {1: _ca("ask", extensions=_OTHER_USAGE)}, ["snp-ca-usage"]),
+    ("tee-018-empty-usage", {1: _ca("ask", extensions=_EMPTY_USAGE)}, ["snp-ca-usage"]),
+    ("tee-018-no-usage", {1: _ca("ask", extensions=_NO_USAGE)}, ["snp-ca-usage"]),
     ("tee-018-not-a-ca", {1: _ca("ask", extensions=_NOT_A_CA)}, ["snp-ca-constraints"]),
     ("tee-018-ca-false", {1: _ca("ask", extensions=_FALSE_CA)}, ["snp-ca-constraints"]),
     ("tee-018-path-length", {1: _ca("ask", extensions=_DEPTH_1)}, ["snp-ca-constraints"]),
     ("tee-018-no-cert-sign", {1: _ca("ask", extensions=_NO_CERT_SIGN)}, ["snp-ca-usage"]),
     ("tee-018-critical", {1: _ca("ask", extensions=_CRITICAL)}, ["snp-critical"]),
     ("tee-018-small-key", {1: _ca("ask", spki=spki(_own_key()))}, ["snp-ca-key"]),
+    ("tee-018-other-key", {1: _ca("ask", spki=_ED25519)}, ["snp-ca-key"]),
+    ("tee-018-expired-ark", {0: _ca("ark", not_after=TODAY - timedelta(seconds=1))}, ["snp-cert-expired"]),
     ("tee-018-expired-ask", {1: _ca("ask", not_after=TODAY - timedelta(seconds=1))}, ["snp-cert-expired"]),
     ("tee-018-early-ark", {0: _ca("ark", not_before=TODAY + timedelta(seconds=1))}, ["snp-cert-not-yet-valid"]),
 ]
@@ -350,6 +508,8 @@ _ALGORITHMS: list[tuple[str, CertificateForm, list[str]]] = [
     ("tee-031-salt-32", replace(_FORM, algorithm=_SALT_32, inner_algorithm=_SALT_32, salt=32), ["snp-chain-algorithm"]),
     ("tee-031-lying-salt", replace(_FORM, salt=32), ["snp-chain-signature"]),
     ("tee-031-inner-differs", replace(_FORM, inner_algorithm=_SALT_32), ["der"]),
+    ("tee-031-rsa", replace(_FORM, spki=spki(_own_key())), ["snp-leaf-key"]),
+    ("tee-031-unknown-key", replace(_FORM, spki=_UNKNOWN_KEY), ["snp-key"]),
     ("tee-031-p256", replace(_FORM, spki=spki(_P256)), ["snp-leaf-key"]),
     ("tee-031-duplicate-extension", replace(_FORM, extensions=(*_FORM.extensions, _FORM.extensions[0])), ["der"]),
     (
@@ -395,11 +555,23 @@ def _crl(**changes: Any) -> StaticAmdCollateral:
     return replace(pool(Product.GENOA, {}), crls={(Product.GENOA, LeafKind.VCEK): crl})
 
 
+def _endless_crl() -> StaticAmdCollateral:
+    """A list that does not say when the next one comes."""
+    name = ca_form(Product.GENOA, "ark").issuer
+    tbs = der.sequence(der.integer(1), PSS_SHA384, der.name(name, ORGANIZATION), der.time(TODAY - timedelta(days=1)))
+    signature = ca_keys()["ark"].sign(tbs, padding.PSS(padding.MGF1(hashes.SHA384()), 48), hashes.SHA384())
+    crl = der.sequence(tbs, PSS_SHA384, der.bits(signature))
+    return replace(pool(Product.GENOA, {}), crls={(Product.GENOA, LeafKind.VCEK): crl})
+
+
 _REQUIRE_CRL = SnpPolicy(chain=ChainRules(crl=CrlMode.REQUIRE))
 _CRLS: list[tuple[str, StaticAmdCollateral, SnpPolicy, list[str]]] = [
     ("good", _crl(), _REQUIRE_CRL, []),
     ("tee-032-ask-revoked", _crl(revoked=(0x20001,)), SnpPolicy(), ["snp-authority-revoked"]),
     ("tee-032-other-revoked", _crl(revoked=(0x20101,)), SnpPolicy(), []),
+    ("tee-032-first-second", _crl(this_update=TODAY), SnpPolicy(), []),
+    ("tee-032-last-second", _crl(next_update=TODAY), SnpPolicy(), []),
+    ("tee-032-no-next-update", _endless_crl(), SnpPolicy(), ["snp-crl-window"]),
     ("tee-032-expired", _crl(next_update=TODAY - timedelta(seconds=1)), SnpPolicy(), ["snp-crl-window"]),
     ("tee-032-future", _crl(this_update=TODAY + timedelta(seconds=1)), SnpPolicy(), ["snp-crl-window"]),
     ("tee-032-signed-by-ask", _crl(signer="ask"), SnpPolicy(), ["snp-crl-signature"]),
@@ -421,11 +593,46 @@ def test_revocation_lists(collateral: StaticAmdCollateral, policy: SnpPolicy, co
 
 
 @pytest.mark.parametrize(
+    ("size", "what"),
+    [
+        pytest.param(64 * 1024, "not a revocation list", id="tee-032-largest"),
+        pytest.param(64 * 1024 + 1, "list is too large", id="tee-032-too-large"),
+    ],
+)
+def test_revocation_lists_have_a_size(size: int, what: str) -> None:
+    lists = {(Product.GENOA, LeafKind.VCEK): bytes(size)}
+    with pytest.raises(Malformed) as caught:
+        verify_forged(GOOD, collateral=replace(pool(Product.GENOA, {}), crls=lists))
+    assert (caught.value.code, caught.value.what) == ("snp-crl", what)
+
+
+def _words(evidence: SnpEvidence, **options: Any) -> set[tuple[str, str, str]]:
+    return {(f.check, f.result.value, f.code) for f in verify_forged(evidence, **options).findings}
+
+
+def test_what_was_not_checked_is_said() -> None:
+    """A root that is no vendor's, and a list that nobody had."""
+    assert _words(GOOD) >= {("snp-chain", "warn", "simulated-roots"), ("snp-crl", "skipped", "snp-crl-unchecked")}
+    trust = replace(simulated_amd_trust(), simulated=False)
+    assert _words(GOOD, trust=trust, collateral=_crl()) >= {("snp-chain", "pass", ""), ("snp-crl", "pass", "")}
+    off = SnpPolicy(chain=ChainRules(crl=CrlMode.OFF))
+    assert ("snp-crl", "skipped", "snp-crl-unchecked") in _words(GOOD, policy=off, collateral=_crl())
+
+
+@pytest.mark.parametrize(
     ("product_dates", "now", "grace", "codes"),
     [
         pytest.param("vcek", TODAY + timedelta(days=3000), timedelta(0), ["snp-cert-expired"], id="tee-013-vcek"),
         pytest.param("vcek", TODAY + timedelta(days=3000), timedelta(days=3650), [], id="tee-013-vcek-grace"),
         pytest.param("vcek", TODAY - timedelta(days=400), timedelta(0), ["snp-cert-not-yet-valid"], id="tee-013-early"),
+        pytest.param("vcek", LEAF_START, timedelta(0), [], id="tee-013-first-second"),
+        pytest.param(
+            "vlek",
+            _VLEK.leaf_form().not_after + timedelta(seconds=1),
+            timedelta(days=3650),
+            ["snp-cert-expired"],
+            id="tee-013-vlek-one-later",
+        ),
         pytest.param(
             "vlek", TODAY + timedelta(days=400), timedelta(days=3650), ["snp-cert-expired"], id="tee-013-vlek"
         ),
@@ -554,13 +761,61 @@ def test_stale_table_falls_back_to_the_store() -> None:
     assert refusal(SnpEvidence(report=GOOD.report, certificates={}), collateral=stored) == []
 
 
-def test_missing_certificates_are_unavailable_not_false() -> None:
-    for evidence, collateral in (
-        (SnpEvidence(report=GOOD.report, certificates={}), pool(Product.GENOA, {})),
-        (GOOD, StaticAmdCollateral()),
-    ):
-        with pytest.raises(Unavailable):
-            verify_forged(evidence, collateral=collateral)
+def _old_leaf(**changes: Any) -> bytes:
+    """A leaf for another TCB, so with another key."""
+    form = replace(CHIP, tcb=replace(CHIP.reported_tcb, microcode=1)).leaf_form()
+    return replace(form, **changes).sign()
+
+
+_OTHER_CHIP = with_extension(_FORM, "4", bytes(range(64))).sign()
+_P256_LEAF = replace(_FORM, spki=spki(_P256)).sign()
+
+
+@pytest.mark.parametrize(
+    ("given", "stored", "code"),
+    [
+        pytest.param(_P256_LEAF, _old_leaf(), "snp-leaf-key", id="the-first"),
+        pytest.param(_old_leaf(), _OTHER_CHIP, "snp-chip-id-mismatch", id="the-one-whose-signature-held"),
+        pytest.param(_OTHER_CHIP, _old_leaf(), "snp-chip-id-mismatch", id="and-no-later-one"),
+    ],
+)
+def test_of_several_leaves_the_one_that_says_most_is_named(given: bytes, stored: bytes, code: str) -> None:
+    evidence = SnpEvidence(report=GOOD.report, certificates={CertKind.VCEK: given})
+    assert refusal(evidence, collateral=replace(pool(Product.GENOA, {}), leaves=(stored,))) == [code]
+
+
+@pytest.mark.parametrize(
+    ("evidence", "collateral", "code"),
+    [
+        (SnpEvidence(report=GOOD.report, certificates={}), pool(Product.GENOA, {}), "snp-leaf-missing"),
+        (GOOD, StaticAmdCollateral(), "snp-authority-missing"),
+        (GOOD, StaticAmdCollateral(chain=authorities(Product.GENOA)[:1]), "snp-authority-missing"),
+        (GOOD, StaticAmdCollateral(chain=authorities(Product.GENOA)[1:]), "snp-authority-missing"),
+    ],
+    ids=["no-leaf", "no-authority", "ark-only", "ask-only"],
+)
+def test_missing_certificates_are_unavailable_not_false(
+    evidence: SnpEvidence, collateral: StaticAmdCollateral, code: str
+) -> None:
+    with pytest.raises(Unavailable) as caught:
+        verify_forged(evidence, collateral=collateral)
+    assert caught.value.code == code
+
+
+_PEM = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(_LEAF) + b"-----END CERTIFICATE-----\n"
+
+
+@pytest.mark.parametrize(
+    ("leaf", "codes"),
+    [
+        pytest.param(_PEM, [], id="good"),
+        pytest.param(_PEM.replace(b"\n", b"\n*", 1), ["pem"], id="tee-031-pem-alphabet"),
+        pytest.param(_PEM.partition(b"-----END")[0], ["pem"], id="tee-031-pem-no-end"),
+        pytest.param(b"-----BEGIN NOTHING-----\n", ["pem"], id="tee-031-pem-no-certificate"),
+    ],
+)
+def test_leaves_in_pem(leaf: bytes, codes: list[str]) -> None:
+    assert refusal(SnpEvidence(report=GOOD.report, certificates={CertKind.VCEK: leaf})) == codes
 
 
 def _entry(guid: str, offset: int, length: int) -> bytes:
