@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from runtimeclass.model import Tee
-from runtimeclass.render import objects, render_yaml
+from runtimeclass.render import manifests
 
 
 def main() -> int:
@@ -18,13 +18,13 @@ def main() -> int:
     render.add_argument("--tee-keys", action="store_true", help="count TEE keys (NFD rule kata-tee-keys)")
     render.add_argument("directory", nargs="?", type=Path, help="write one file a class instead of stdout")
     args = parser.parse_args()
-    rendered = objects(Tee(args.default_tee), tee_keys=args.tee_keys)
+    rendered = manifests(Tee(args.default_tee), tee_keys=args.tee_keys)
     if args.directory is None:
-        sys.stdout.write("---\n".join(render_yaml(obj) for obj in rendered))
+        sys.stdout.write("---\n".join(rendered.values()))
         return 0
     args.directory.mkdir(parents=True, exist_ok=True)
-    for obj in rendered:
-        (args.directory / f"{obj['metadata']['name']}.yaml").write_text(render_yaml(obj))
+    for name, text in rendered.items():
+        (args.directory / name).write_text(text)
     return 0
 
 

@@ -47,6 +47,6 @@ def render_yaml(obj: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(obj), sort_keys=False, default_flow_style=False, width=120)
 
 
-def manifests(default_tee: Tee = Tee.NONE) -> dict[str, str]:
+def manifests(default_tee: Tee = Tee.NONE, *, tee_keys: bool = False) -> dict[str, str]:
     """File name to text for every class."""
-    return {f"{obj['metadata']['name']}.yaml": render_yaml(obj) for obj in objects(default_tee)}
+    return {f"{obj['metadata']['name']}.yaml": render_yaml(obj) for obj in objects(default_tee, tee_keys=tee_keys)}

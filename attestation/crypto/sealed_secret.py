@@ -7,13 +7,13 @@ are left out: the guest asks a KMS to decrypt their key, and the key broker is n
 import json
 from collections.abc import Mapping
 
-from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from attestation.crypto.b64 import b64, b64url, parse_b64, parse_b64url
+from attestation.crypto.b64 import b64, b64url, parse_b64
 from attestation.errors import Malformed, Untrusted
 from attestation.formats.json_strict import parse_json, require_object
 from attestation.values import ResourcePath, Secret
@@ -44,29 +44,6 @@ def seal_resource(resource: ResourcePath, key: ec.EllipticCurvePrivateKey, kid: 
     r, s = decode_dss_signature(key.sign(signed.encode("ascii"), ec.ECDSA(hashes.SHA256())))
     signature = r.to_bytes(_SCALAR_BYTES, "big") + s.to_bytes(_SCALAR_BYTES, "big")
     return f"{_PREFIX}.{signed}.{b64url(signature)}"
-
-
-def open_sealed(text: str, key: ec.EllipticCurvePublicKey) -> ResourcePath:
-    """What a sealed secret points to, after its signature: what the guest would ask the broker for.
-
-    Raises Malformed or Untrusted.
-    """
-    parts = text.split(".") if len(text) <= MAX_BYTES else []
-    if len(parts) != 4 or parts[0] != _PREFIX:
-        raise Malformed("sealed-secret", "not a sealed secret", expected="sealed.header.payload.signature")
-    header = require_object(_json(parse_b64url(parts[1], where="sealed.header")), "sealed.header")
-    signature = parse_b64url(parts[3], where="sealed.signature")
-    if header.get("alg") != "ES256" or len(signature) != 2 * _SCALAR_BYTES:
-        raise Malformed("sealed-secret-alg", "unknown signature", where="sealed.header", expected="ES256")
-    r, s = (int.from_bytes(signature[at : at + _SCALAR_BYTES], "big") for at in (0, _SCALAR_BYTES))
-    try:
-        key.verify(encode_dss_signature(r, s), f"{parts[1]}.{parts[2]}".encode("ascii"), ec.ECDSA(hashes.SHA256()))
-    except InvalidSignature as exc:
-        raise Untrusted("sealed-secret-signature", "not signed by this key", where="sealed.signature") from exc
-    payload = require_object(_json(parse_b64url(parts[2], where="sealed.payload")), "sealed.payload")
-    if payload.get("version") != VERSION or payload.get("type") != "vault" or payload.get("provider") != "kbs":
-        raise Malformed("sealed-secret-type", "unknown secret", where="sealed.payload", expected="vault from kbs")
-    return ResourcePath.parse(str(payload.get("name")))
 
 
 def wrap_layer_key(options: bytes, *, kek: Secret, path: ResourcePath, iv: bytes) -> str:

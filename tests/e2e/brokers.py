@@ -18,11 +18,11 @@ from attestation.simulate.amd import MEASUREMENT
 from attestation.simulate.nv_products import PRODUCTS
 from attestation.simulate.nvidia import NvidiaForge
 from attestation.simulate.pki import CertSpec, mint
-from attestation.simulate.revocation import Signer, forge_ocsp
 from attestation.sources.collateral import ocsp_id
 from attestation.sources.collateral_store import CollateralStore
 from attestation.sources.roots.hsm import HsmKey
 from attestation.values import Architecture
+from tests.attestation.forged_revocation import Signer, forge_ocsp
 from tests.attestation.service.certificates import Pair, pair
 from tests.demo import free_port
 from tests.e2e.balancer import Balancer

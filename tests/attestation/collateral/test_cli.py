@@ -22,7 +22,6 @@ from attestation.ops.collect import Outcome, Step, Wanted, collect
 from attestation.simulate.nv_products import PRODUCTS
 from attestation.simulate.nvidia import NvidiaForge
 from attestation.simulate.pki import mint
-from attestation.simulate.revocation import Signer, forge_crl, forge_ocsp
 from attestation.sources.collateral import crl_id
 from attestation.sources.collateral_store import CollateralStore
 from attestation.sources.expiry import expiry_of
@@ -35,6 +34,7 @@ from tests.attestation.collateral.test_bundle import document
 from tests.attestation.collateral.test_http import rim_answer
 from tests.attestation.collateral.test_nras_service import genuine_switch
 from tests.attestation.collateral.test_nras_token import ISSUER, KEY, NONCE, bundle
+from tests.attestation.forged_revocation import Signer, forge_crl, forge_ocsp
 
 FORGE = NvidiaForge()
 LS10 = "NV_SWITCH_BIOS_5612_0002_890_9610550001"

@@ -16,13 +16,13 @@ from cryptography.x509 import ocsp
 
 from attestation.errors import AttestationError, Malformed, Misconfigured, Unavailable, Untrusted
 from attestation.formats.collateral import Kind
-from attestation.simulate.revocation import delegate, forge_crl, forge_ocsp
 from attestation.sources import http as subject
 from attestation.sources.crls import distribution_points, fetch_crl
 from attestation.sources.http import MAX_ATTEMPTS, Fetcher, origin_of
 from attestation.sources.nv_ocsp import Pair, fetch_ocsp
 from attestation.sources.nv_rim import ids_url, parse_ids, parse_rim_answer, rim_url
 from tests.attestation.collateral.conftest import CRL_URL, DAY, NOW, Pki
+from tests.attestation.forged_revocation import delegate, forge_crl, forge_ocsp
 
 Reply = tuple[int, dict[str, str], bytes]
 

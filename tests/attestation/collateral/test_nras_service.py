@@ -21,7 +21,6 @@ from attestation.service.nras import NrasSettings, nras_routes
 from attestation.service.workers import Workers
 from attestation.simulate.nv_products import PRODUCTS
 from attestation.simulate.nvidia import ForgedEvidence, NvidiaForge
-from attestation.simulate.revocation import forge_chain_answers
 from attestation.sources.collateral import Collateral, ocsp_id
 from attestation.values import Architecture, GpuMode, Level, Nonce
 from attestation.verify.nras_token import TokenRule, parse_jwks, verify_nras_token
@@ -32,6 +31,7 @@ from attestation.verify.revocation import ChainKind, RevocationPolicy, Revocatio
 from attestation.verify.roots import NvTrust
 from tests.attestation.collateral.conftest import DAY, NOW
 from tests.attestation.collateral.test_nras_token import KEY
+from tests.attestation.forged_revocation import forge_chain_answers
 
 FORGE = NvidiaForge()
 NONCE = Nonce(bytes(range(32)))

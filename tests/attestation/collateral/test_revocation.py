@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from attestation.errors import Malformed, Misconfigured, Untrusted
 from attestation.findings import Result
-from attestation.simulate.revocation import Signer, delegate, forge_crl, forge_ocsp
 from attestation.verify.ocsp import MAX_OCSP_BYTES, verify_ocsp
 from attestation.verify.revocation import (
     ChainKind,
@@ -30,6 +29,7 @@ from attestation.verify.revocation import (
     judge_revocation,
 )
 from tests.attestation.collateral.conftest import CRL_URL, DAY, NOW, Pki, certify
+from tests.attestation.forged_revocation import Signer, delegate, forge_crl, forge_ocsp
 
 POLICY = RevocationPolicy()
 REVOKED, UNKNOWN = ocsp.OCSPCertStatus.REVOKED, ocsp.OCSPCertStatus.UNKNOWN

@@ -9,7 +9,6 @@ import pytest
 from attestation.errors import Malformed, Misconfigured, Unavailable, Untrusted
 from attestation.formats.bundle import parse_bundle
 from attestation.formats.collateral import Document, Kind, State
-from attestation.simulate.revocation import delegate, forge_crl, forge_ocsp
 from attestation.sources.atomic import read_bounded, write_atomic
 from attestation.sources.bundle import build_bundle, import_bundle, read_signer, write_key_pair
 from attestation.sources.collateral import Collateral, crl_id, ocsp_id
@@ -18,6 +17,7 @@ from attestation.verify.bundle import load_bundle_key, verify_bundle
 from attestation.verify.revocation import RevocationPolicy, RevocationStatus, check_revocation
 from tests.attestation.collateral.conftest import DAY, NOW, Pki
 from tests.attestation.collateral.test_bundle import document
+from tests.attestation.forged_revocation import delegate, forge_crl, forge_ocsp
 
 OLD, NEW = b"<rim issue='june'/>", b"<rim issue='december'/>"
 

@@ -14,9 +14,9 @@ from attestation.cli.main import cli, run
 from attestation.formats.collateral import Document, Kind
 from attestation.simulate.nv_products import PRODUCTS
 from attestation.simulate.pki import mint, to_pem
-from attestation.simulate.revocation import forge_chain_answers
 from attestation.sources.collateral import ocsp_id
 from attestation.sources.collateral_store import CollateralStore
+from tests.attestation.forged_revocation import forge_chain_answers
 from tests.attestation.gpu.support import FORGE, HOPPER, NONCE, NOW
 
 AT = ["--at", NOW.isoformat()]

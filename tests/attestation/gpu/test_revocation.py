@@ -10,10 +10,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import ocsp
 
 from attestation.simulate.pki import CertSpec, mint
-from attestation.simulate.revocation import Signer, forge_ocsp
 from attestation.values import Level
 from attestation.verify.nv_collateral import NvCache
 from attestation.verify.nv_policy import NvPolicy
+from tests.attestation.forged_revocation import Signer, forge_ocsp
 from tests.attestation.gpu.support import FORGE, FORGED, HOPPER, NONCE, NOW, falls_short, refused, verify
 
 GOOD, REVOKED = ocsp.OCSPCertStatus.GOOD, ocsp.OCSPCertStatus.REVOKED

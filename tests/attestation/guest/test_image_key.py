@@ -14,7 +14,7 @@ from joserfc import jws
 from joserfc.jwk import ECKey
 
 from attestation.cli.main import cli
-from attestation.crypto.sealed_secret import open_sealed, seal_resource, unwrap_layer_key, wrap_layer_key
+from attestation.crypto.sealed_secret import seal_resource, unwrap_layer_key, wrap_layer_key
 from attestation.errors import AttestationError, Malformed, Untrusted
 from attestation.values import ResourcePath, Secret
 
@@ -45,7 +45,6 @@ def test_sealed_secret_is_what_the_data_hub_parses() -> None:
     }
     assert parsed.headers() == {"alg": "ES256", "kid": "kbs:///prod/jwk/sealing"}
     assert "=" not in text
-    assert open_sealed(text, KEY.public_key()) == RESOURCE
 
 
 def test_sealed_in_a_file_has_no_end_of_line(tmp_path: Path) -> None:
@@ -59,30 +58,6 @@ def test_sealed_in_a_file_has_no_end_of_line(tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert done.output.startswith("sealed.")
     assert done.output.split() == [done.output]
-
-
-@pytest.mark.parametrize("part", [1, 2, 3])
-def test_a_changed_sealed_secret_is_refused(part: int) -> None:
-    """Header, payload, signature."""
-    text = seal_resource(RESOURCE, KEY, KID)
-    start = len(".".join(text.split(".")[:part])) + 1
-    with pytest.raises(AttestationError):
-        open_sealed(flip(text, start + 10), KEY.public_key())
-
-
-@pytest.mark.parametrize(
-    "text", ["", "sealed.a.b", "fake.a.b.c", "sealed." + "A" * 70_000 + ".b.c", "sealed.e30.e30.e30"]
-)
-def test_no_sealed_secret(text: str) -> None:
-    """Malformed, bounded."""
-    with pytest.raises(Malformed):
-        open_sealed(text, KEY.public_key())
-
-
-def test_another_signer() -> None:
-    """Untrusted."""
-    with pytest.raises(Untrusted):
-        open_sealed(seal_resource(RESOURCE, KEY, KID), ec.derive_private_key(2, ec.SECP256R1()).public_key())
 
 
 def test_layer_annotation_is_what_the_data_hub_parses() -> None:
