@@ -127,7 +127,7 @@ def keep_key(
 
 def rotate_key(world: World, who: Principal, path: ResourcePath, *, now: datetime) -> int:
     """A new random version of a model key."""
-    record = _existing(world, path)
+    record = existing_key(world, path)
     if record.kind is not KeyKind.MODEL_KEY:
         raise Malformed("key-kind", "only model keys rotate by themselves", where=str(path), got=record.kind)
     return put_key(world, who, path, None, kind=KeyKind.MODEL_KEY, labels=record.labels, now=now)
@@ -138,7 +138,7 @@ def delete_key(world: World, who: Principal, path: ResourcePath, *, now: datetim
     who.require(Verb.WRITE_KEY, path.repository)
     with world.configuration.change() as change:
         if not world.keys.delete(change, path):
-            raise Denied("resource-not-found", "no such resource", where=str(path))
+            raise _no_such_key(path)
         _record(change, who, "key-deleted", str(path), {}, now)
 
 
@@ -149,7 +149,7 @@ def set_key_policy(world: World, who: Principal, path: ResourcePath, text: str, 
     _refuse_older_key_policy(world, path, text)
     with world.configuration.change() as change:
         if not world.keys.set_policy(change, path, text):
-            raise Denied("resource-not-found", "no such resource", where=str(path))
+            raise _no_such_key(path)
         body: dict[str, JsonValue] = {"policy": str(conditions.digest), "waivers": list(conditions.waivers)}
         _record(change, who, "key-policy-set", str(path), body, now)
 
@@ -269,11 +269,16 @@ def _refuse_older_epoch(conditions: KeyConditions, newest: int, where: str) -> N
         )
 
 
-def _existing(world: World, path: ResourcePath) -> KeyRecord:
+def existing_key(world: World, path: ResourcePath) -> KeyRecord:
+    """The key's record. Misconfigured where there is none: an administrator named it, nobody was denied anything."""
     record = world.keys.get(path)
     if record is None:
-        raise Denied("resource-not-found", "no such resource", where=str(path))
+        raise _no_such_key(path)
     return record
+
+
+def _no_such_key(path: ResourcePath) -> Misconfigured:
+    return Misconfigured("resource-not-found", "no such resource", where=str(path))
 
 
 def digest_of(text: str) -> str:

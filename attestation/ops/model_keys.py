@@ -9,7 +9,8 @@ from attestation.broker.keys import KeyKind, KeyRecord
 from attestation.broker.model_key import derive_shard_key
 from attestation.broker.roles import Principal, Verb
 from attestation.crypto.sealed_secret import IV_BYTES, unwrap_layer_key, wrap_layer_key
-from attestation.errors import Denied, Malformed, Untrusted
+from attestation.errors import Malformed, Untrusted
+from attestation.ops.administer import existing_key
 from attestation.ops.world import World
 from attestation.values import JsonValue, ResourcePath, Secret
 
@@ -49,9 +50,7 @@ def derive_key(world: World, who: Principal, path: ResourcePath, label: str, *, 
 
 def _model_key(world: World, who: Principal, path: ResourcePath) -> KeyRecord:
     who.require(Verb.WRITE_KEY, path.repository)
-    record = world.keys.get(path)
-    if record is None:
-        raise Denied("resource-not-found", "no such resource", where=str(path))
+    record = existing_key(world, path)
     if record.kind is not KeyKind.MODEL_KEY:
         raise Malformed("key-kind", "only a model key wraps and derives", where=str(path), got=record.kind)
     return record

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from attestation.broker.keys import KeyKind
 from attestation.broker.roles import Principal, Verb
 from attestation.crypto.b64 import b64, parse_b64, parse_b64url
-from attestation.errors import AttestationError, Denied, Malformed
+from attestation.errors import AttestationError, Malformed
 from attestation.ops import administer, model_keys
 from attestation.ops.references import register_message
 from attestation.ops.release import RESOURCE_POLICY
@@ -125,9 +125,7 @@ def get_key(api: AdminApi, request: Request, who: Principal, _body: bytes) -> Re
     """`GET /api/v1/keys/<path>`: metadata, versions and policy; never the secret."""
     path = resource_path(request)
     who.require(Verb.READ, path.repository)
-    record = api.world.keys.get(path)
-    if record is None:
-        raise Denied("resource-not-found", "no such resource", where=str(path))
+    record = administer.existing_key(api.world, path)
     body = record.to_json() | {"versions": list(api.world.keys.versions(path)), "policy": record.policy}
     return JSONResponse(body)
 

@@ -86,7 +86,10 @@ def test_a_new_store_from_the_first_key(kbs: Cli, policy: str) -> None:
     [
         pytest.param(["key", "add", "only/two"], 2, "not a resource path", id="path"),
         pytest.param(["key", "show", "a/b/c"], 2, "no such key", id="unknown-key"),
-        pytest.param(["key", "rotate", "a/b/c"], 1, "no such resource", id="rotate-unknown"),
+        pytest.param(["key", "rotate", "a/b/c"], 2, "no such resource", id="rotate-unknown"),
+        pytest.param(["key", "delete", "a/b/c", "--yes"], 2, "no such resource", id="delete-unknown"),
+        pytest.param(["key", "derive", "a/b/c", "shard", "--out", "-"], 2, "no such resource", id="derive-unknown"),
+        pytest.param(["audit", "proof", "99"], 2, "no such entry", id="audit-entry"),
         pytest.param(["key", "add", "a/b/c", "/no/such/file"], 2, "", id="no-file"),
         pytest.param(["key", "add", "a/b/c", "--bundle"], 2, "a bundle needs a file", id="bundle"),
         pytest.param(["user", "token", "nobody"], 2, "no such user", id="user"),

@@ -14,7 +14,7 @@ from attestation.cli.main import cli, run
 from attestation.crypto.b64 import parse_b64
 from attestation.crypto.jwe import unseal
 from attestation.crypto.sealed_secret import unwrap_layer_key
-from attestation.errors import AttestationError, Denied, Malformed
+from attestation.errors import AttestationError, Denied, Malformed, Misconfigured
 from attestation.ops.model_keys import derive_key, unwrap_key, wrap_key
 from attestation.ops.release import Credentials, authenticate, release_resource
 from attestation.values import ResourcePath, Secret
@@ -108,7 +108,7 @@ def test_only_model_keys_derive_and_wrap(kbs: Broker) -> None:
         ),
         lambda: unwrap_key(kbs.world, ADMIN, MODEL, "nonsense", now=NOW),
     ):
-        with pytest.raises((Malformed, Denied)):
+        with pytest.raises((Malformed, Denied, Misconfigured)):
             call()
     assert kbs.world.audit.about(str(plain), "key-wrapped") == ()
 
