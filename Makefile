@@ -101,8 +101,8 @@ images: $(VENV)/.runtime ## Build the three container images where podman, build
 release: $(VENV)/.dev sbom ## Wheel and sdist built twice and equal, installed in an empty environment, SHA256SUMS, in out/release
 	@$(BIN)/python -m deploy.release out/release
 
-docs: $(VENV)/.runtime ## Render the command reference in docs/cli again
-	@$(BIN)/python -m deploy.cli_reference docs/cli
+docs: $(VENV)/.runtime ## Render docs/cli and docs/doctor.md again
+	@$(BIN)/python -m deploy.cli_reference docs
 
 audit: $(VENV)/.dev ## Known advisories of what is locked, from PyPI's service (network); fails where it is not told about every package
 	@$(BIN)/python -m deploy.audit

@@ -1,4 +1,7 @@
-"""`make docs`: one page per program in docs/cli, from the commands themselves. A test renders again and compares."""
+"""`make docs`: pages rendered from what runs, docs/cli from the commands and docs/doctor.md from the table of checks.
+
+Tests render again and compare.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -9,6 +12,8 @@ import click
 from attestation.cli.main import cli as broker
 from attestation.guest.main import cli as guest
 from kata_gpu.cli.main import cli as node
+from kata_gpu.core.doctor import SECTIONS
+from kata_gpu.core.doctor.render import render_document
 
 PROGRAMS: dict[str, click.Group] = {"kata-gpu": node, "kata-gpu-kbs": broker, "kata-gpu-guest": guest}
 WIDTH = 100  # of the help texts, whatever the terminal
@@ -45,15 +50,16 @@ def _help(command: click.Command, context: click.Context) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the pages into the folder that is named."""
+    """Write the pages below the folder that is named."""
     arguments = sys.argv[1:] if argv is None else argv
     if len(arguments) != 1:
         print("usage: python -m deploy.cli_reference FOLDER", file=sys.stderr)  # noqa: T201
         return 2
     folder = Path(arguments[0])
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cli").mkdir(parents=True, exist_ok=True)
     for program, group in PROGRAMS.items():
-        (folder / f"{program}.md").write_text(render_reference(program, group))
+        (folder / "cli" / f"{program}.md").write_text(render_reference(program, group))
+    (folder / "doctor.md").write_text(render_document(SECTIONS))
     return 0
 
 

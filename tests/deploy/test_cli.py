@@ -6,7 +6,7 @@ import click
 import pytest
 from click.shell_completion import BashComplete
 
-from deploy.cli_reference import PROGRAMS, context_of, leaves, render_reference
+from deploy.cli_reference import PROGRAMS, context_of, leaves, main, render_reference
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LEAVES = [
@@ -20,6 +20,13 @@ LEAVES = [
 def test_reference_is_what_the_program_says(program: str) -> None:
     page = ROOT / "docs/cli" / f"{program}.md"
     assert page.read_text() == render_reference(program, PROGRAMS[program]), "run `make docs`"
+
+
+def test_make_docs_writes_what_the_tests_compare(tmp_path: Path) -> None:
+    assert main([str(tmp_path)]) == 0
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.md")}
+    assert written == {"doctor.md", *(f"cli/{program}.md" for program in PROGRAMS)}
+    assert main([]) == 2
 
 
 @pytest.mark.parametrize("command", LEAVES)

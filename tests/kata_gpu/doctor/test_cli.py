@@ -28,7 +28,7 @@ def _doctor(*arguments: str) -> click.testing.Result:
 
 
 def test_document_is_generated_from_the_table() -> None:
-    assert (ROOT / "docs" / "doctor.md").read_text() == render_document(SECTIONS)
+    assert (ROOT / "docs" / "doctor.md").read_text() == render_document(SECTIONS), "run `make docs`"
 
 
 def test_list() -> None:
