@@ -4,9 +4,11 @@ Carrying an action out, and undoing it, both mean: look at the device, then conv
 every action idempotent, and a half-done one as good as one that never began.
 """
 
+import reprlib
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from kata_gpu.core.cdi import FILES
 from kata_gpu.core.gpu import CcMode
 from kata_gpu.core.pci import PciAddress
 from kata_gpu.errors import Malformed
@@ -119,27 +121,49 @@ def to_json(action: Action) -> dict[str, Any]:
 
 
 def parse_action(data: Any, *, where: str) -> Action:
-    """Inverse of `to_json`. Raises Malformed."""
+    """Inverse of `to_json`, to the letter. Raises Malformed."""
     try:
-        match data["do"]:
-            case "bind":
-                before, after = (Binding(driver=d, override=o) for d, o in (data["before"], data["after"]))
-                return Bind(address=PciAddress.parse(data["address"]), before=before, after=after)
-            case "switch":
-                changes = tuple(
-                    ModeChange(address=PciAddress.parse(a), before=_mode(b), after=CcMode(c))
-                    for a, b, c in data["changes"]
+        match data:
+            case {"do": "bind", "address": str(address), "before": before, "after": after}:
+                return Bind(address=PciAddress.parse(address), before=parse_binding(before), after=parse_binding(after))
+            case {"do": "switch", "changes": list(changes), "found": list() | None as found}:
+                return Switch(
+                    changes=tuple(_change(row) for row in changes),
+                    found=None if found is None else tuple(_mode(m) for _, m in zip(changes, found, strict=True)),
                 )
-                found = None if data["found"] is None else tuple(_mode(m) for m in data["found"])
-                return Switch(changes=changes, found=found)
-            case "publish":
-                devices = tuple(PciAddress.parse(a) for a in data["devices"])
-                return Publish(file=str(data["file"]), devices=devices, before=data["before"])
-            case other:
-                raise Malformed("journal-action", "unknown action", where=where, got=other)
-    except (KeyError, TypeError, ValueError) as exc:
-        raise Malformed("journal-action", "not an action", where=where, got=repr(exc)) from exc
+            case {"do": "publish", "file": str(file), "devices": list(devices), "before": str() | None as before}:
+                if file in FILES.values():
+                    return Publish(file=file, devices=tuple(_address(d) for d in devices), before=before)
+    except (ValueError, TypeError, Malformed) as exc:
+        raise _not_an_action(data, where) from exc
+    raise _not_an_action(data, where)
 
 
-def _mode(value: str | None) -> CcMode | None:
+def parse_binding(data: Any) -> Binding:
+    """`[driver, override]`. Raises ValueError."""
+    match data:
+        case [str() | None as driver, str() | None as override]:
+            return Binding(driver=driver, override=override)
+    raise ValueError("not a driver and its override")
+
+
+def _change(row: Any) -> ModeChange:
+    address, before, after = row
+    return ModeChange(address=_address(address), before=_mode(before), after=CcMode(after))
+
+
+def _address(value: Any) -> PciAddress:
+    if not isinstance(value, str):
+        raise TypeError("not a PCI address")
+    return PciAddress.parse(value)
+
+
+def _mode(value: Any) -> CcMode | None:
     return None if value is None else CcMode(value)
+
+
+def _not_an_action(data: Any, where: str) -> Malformed:
+    return Malformed(
+        "journal-action", "not an action", where=where, expected="bind, switch or publish, as they were written",
+        got=reprlib.repr(data),
+    )  # fmt: skip

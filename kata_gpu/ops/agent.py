@@ -193,6 +193,8 @@ class Agent:
         code = "mode-failed" if self._modes.phase is Phase.FAILED else "mode-transition"
         out |= dict.fromkeys(self._modes.changing, Unfit(code=code))
         out |= {q.address: Unfit(code="quarantined") for q in self._checkpoint.quarantine if q.reason != MODE_CHANGE}
+        if self._retries["observe"].error is not None:  # this inventory is an old one, and Prepare refuses
+            out |= dict.fromkeys(addresses, Unfit(code="state-unreadable"))
         out |= dict.fromkeys(self._parts.dead(inventory), Unfit(code="device-dead", evict=True))
         return out
 

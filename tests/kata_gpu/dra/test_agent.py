@@ -26,7 +26,7 @@ from kata_gpu.core.inventory import Inventory
 from kata_gpu.core.node_policy import Drain, NodePolicy
 from kata_gpu.core.slices import TAINT
 from kata_gpu.dra.watch import SliceWatch
-from kata_gpu.errors import Unavailable
+from kata_gpu.errors import Malformed, Unavailable
 from kata_gpu.host.durable import DurableDir
 from kata_gpu.host.simkernel.kernel import SimKernel
 from kata_gpu.host.simkernel.presets import hgx_h100
@@ -432,6 +432,28 @@ def test_an_agent_that_may_not_evict_waits_and_says_so(world: World, tmp_path: P
     assert "kata-gpu-node-evict" in picture.modes.reason
     sim.loop.step()
     assert sim.store.list(PODS)[0] == []
+
+
+def test_a_damaged_state_file_stops_claims_and_scheduling_until_a_person_has_looked(
+    world: World, tmp_path: Path
+) -> None:
+    sim = modes(world, tmp_path, drain=False)
+    assert sim.loop.step().problems == {}
+    devices, ref = HostDevices(sim.node), world.claim(next(iter(sim.loop.pool())))
+    file = tmp_path / "state" / "modes.json"
+    good, damaged = file.read_bytes(), b"[" * 100_000
+    file.write_bytes(damaged)
+    picture = sim.loop.step()
+    assert str(file) in picture.problems["observe"]
+    assert set(sim.loop.taints().values()) == {"state-unreadable"}
+    assert sim.loop.condition() == ("False", "StepFailing")
+    with pytest.raises(Malformed, match=str(file)):
+        world.preparer(devices=devices).prepare(ref, Deadline.after(40))
+    assert file.read_bytes() == damaged
+    file.write_bytes(good)
+    assert sim.loop.step(minutes=1).problems == {}
+    assert (sim.loop.taints(), sim.loop.condition()) == ({}, ("True", "Ready"))
+    assert world.preparer(devices=devices).prepare(ref, Deadline.after(40))
 
 
 def test_an_operators_cordon_stays(world: World, tmp_path: Path) -> None:

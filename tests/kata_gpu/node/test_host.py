@@ -14,7 +14,6 @@ from kata_gpu.core.pci import PciAddress
 from kata_gpu.errors import Malformed, TimedOut, Unavailable
 from kata_gpu.host import isolate
 from kata_gpu.host.durable import DurableDir
-from kata_gpu.host.journal import Journal
 from kata_gpu.host.real import RealHost
 from kata_gpu.host.simkernel.kernel import SimKernel
 from kata_gpu.host.simkernel.presets import PRESETS, hgx_h100
@@ -188,23 +187,6 @@ def test_full_disk_is_unavailable_and_loses_nothing(tmp_path: Path) -> None:
     directory.put("a", b"1" * 10)
     with pytest.raises(Unavailable):
         directory.get("a", max_bytes=5)
-
-
-@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b'{"version": 2}', b'{"version": 1, "purpose": "x"}', b"\xff"])
-def test_damaged_journal_is_named(tmp_path: Path, data: bytes) -> None:
-    """A journal that cannot be read stops everything: it is never taken for none."""
-    (tmp_path / "journal.json").write_bytes(data)
-    with pytest.raises(Malformed) as error:
-        Journal(DurableDir(tmp_path)).open_transaction()
-    assert "journal.json" in error.value.where
-
-
-def test_state_of_another_boot_does_not_count(tmp_path: Path) -> None:
-    journal = Journal(DurableDir(tmp_path))
-    address = PciAddress.parse("0000:17:00.0")
-    journal.set_wedged("boot-1", {address: "held"})
-    assert journal.wedged("boot-1") == {address: "held"}
-    assert journal.wedged("boot-2") == {}
 
 
 def test_state_file_is_shared_between_processes(tmp_path: Path) -> None:
