@@ -1,16 +1,17 @@
-"""The table of a verification policy, taken field by field: typed, bounded, and what nobody took is an error.
+"""A table of a release or verification policy, taken field by field: typed, bounded, and what nobody took is an error.
 
-A field that is left out keeps its default. A rule is switched off by `{ unchecked = "reason" }` and nothing else, and
-every reason is kept.
+In a verification policy a field that is left out keeps its default, a rule is switched off by `{ unchecked =
+"reason" }` and nothing else, and every reason is kept.
 """
 
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from attestation.appraise.rules import MAX_VALUES, MIN_REASON
+from attestation.appraise.rules import MAX_VALUES, MIN_REASON, Rule, parse_rule
 from attestation.errors import AttestationError, Misconfigured
 
 MAX_DAYS = 3650  # ten years: longer than any certificate here lives, but for the roots
@@ -22,11 +23,11 @@ T = TypeVar("T")
 class Fields:
     """One table. `waivers` collects `field: reason` over all tables of a document."""
 
-    def __init__(self, value: object, where: str, waivers: list[str]) -> None:
+    def __init__(self, value: object, where: str, waivers: list[str] | None = None) -> None:
         if not isinstance(value, dict):
             raise bad(where or "policy", "a table", value)
         self._left: dict[str, Any] = dict(value)
-        self._waivers = waivers
+        self._waivers = [] if waivers is None else waivers
         self._where = where
 
     def path(self, name: str) -> str:
@@ -36,6 +37,18 @@ class Fields:
     def table(self, name: str) -> "Fields":
         """A table below this one; a missing one has no fields, so that every default holds."""
         return Fields(self._left.pop(name, {}), self.path(name), self._waivers)
+
+    def required_table(self, name: str) -> "Fields":
+        """A table below this one. Raises Misconfigured where there is none."""
+        return Fields(self.required(name), self.path(name), self._waivers)
+
+    def optional_table(self, name: str) -> "Fields | None":
+        """A table below this one, None where it is missing: a release policy does not ask what it does not name."""
+        return self.table(name) if name in self._left else None
+
+    def is_table(self, name: str) -> bool:
+        """Whether the document has a table here, of a field that may be one."""
+        return isinstance(self._left.get(name), dict)
 
     def has(self, name: str) -> bool:
         """Whether the document says something here."""
@@ -48,6 +61,21 @@ class Fields:
     def take(self, name: str) -> Any:
         """The raw value, None where there is none."""
         return self._left.pop(name, None)
+
+    def required(self, name: str) -> Any:
+        """The raw value. Raises Misconfigured where there is none, with the name that was meant, if one is near."""
+        if name not in self._left:
+            near = ", ".join(get_close_matches(name, self._left, n=1))
+            raise Misconfigured("policy-field-missing", "a required field is missing", where=self.path(name), got=near)
+        return self._left.pop(name)
+
+    def rule(self, name: str) -> Rule:
+        """A rule on one value, required."""
+        return parse_rule(self.required(name), self.path(name))
+
+    def optional_rule(self, name: str) -> Rule | None:
+        """A rule on one value, None where there is none."""
+        return self.rule(name) if name in self._left else None
 
     def waived(self, name: str) -> str | None:
         """The reason, where the field is `{ unchecked = "reason" }`."""
@@ -73,6 +101,14 @@ class Fields:
     def integer(self, name: str, default: int, most: int) -> int:
         """A whole number from 0."""
         return self._whole(name, self._left.pop(name, default), most)
+
+    def integer_or_none(self, name: str, most: int) -> int | None:
+        """A whole number from 0, None where there is none."""
+        return self._whole(name, self._left.pop(name), most) if name in self._left else None
+
+    def required_integer(self, name: str, most: int) -> int:
+        """A whole number from 0, required."""
+        return self._whole(name, self.required(name), most)
 
     def integers(self, name: str, default: frozenset[int], most: int) -> frozenset[int]:
         """A set of whole numbers, not empty."""
@@ -132,7 +168,13 @@ class Fields:
         """A TOML time with offset; None where absent or waived."""
         if not self.has(name) or self.waived(name) is not None:
             return None
+        return self.time_or_none(name)
+
+    def time_or_none(self, name: str) -> datetime | None:
+        """A TOML time with offset; None where absent."""
         value = self.take(name)
+        if value is None:
+            return None
         if not isinstance(value, datetime) or value.tzinfo is None:
             raise bad(self.path(name), "a TOML time with offset", value)
         return value.astimezone(UTC)

@@ -4,11 +4,10 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
-from difflib import get_close_matches
-from typing import Any, TypeVar
+from datetime import timedelta
+from typing import TypeVar
 
-from attestation.appraise.fields import bad
+from attestation.appraise.fields import Fields, bad
 from attestation.appraise.policy import (
     MAX_POLICY_BYTES,
     TCB_PARTS,
@@ -30,81 +29,37 @@ _GPU_CHIP = re.compile(r"[0-9A-Fa-f]{16}")  # of the SPDM name in the device cer
 _E = TypeVar("_E", Tee, Architecture, GpuMode, BindingProfile)
 
 
-class _Table:
-    """A TOML table whose keys are taken one by one; what nobody took is an error."""
-
-    def __init__(self, value: object, where: str) -> None:
-        if not isinstance(value, dict):
-            raise bad(where, "a table", value)
-        self._left: dict[str, Any] = dict(value)
-        self.where = where
-
-    def take(self, name: str) -> Any:
-        if name not in self._left:
-            raise Misconfigured(
-                "policy-field-missing",
-                "a required field is missing",
-                where=f"{self.where}.{name}".lstrip("."),
-                got=", ".join(get_close_matches(name, self._left, n=1)),
-            )
-        return self._left.pop(name)
-
-    def optional(self, name: str) -> Any:
-        return self._left.pop(name, None)
-
-    def table(self, name: str) -> "_Table":
-        return _Table(self.take(name), f"{self.where}.{name}".lstrip("."))
-
-    def optional_table(self, name: str) -> "_Table | None":
-        return self.table(name) if name in self._left else None
-
-    def rule(self, name: str) -> Rule:
-        return parse_rule(self.take(name), f"{self.where}.{name}")
-
-    def optional_rule(self, name: str) -> Rule | None:
-        return self.rule(name) if name in self._left else None
-
-    def names(self) -> tuple[str, ...]:
-        return tuple(self._left)
-
-    def finish(self) -> None:
-        if self._left:
-            raise Misconfigured(
-                "policy-field-unknown", "unknown field", where=f"{self.where}.{min(self._left)}".lstrip(".")
-            )
-
-
 def parse_conditions(text: str, *, where: str = "policy") -> KeyConditions:
     """A policy document to conditions, or Misconfigured with the path of the field."""
     raw = text.encode()
     if len(raw) > MAX_POLICY_BYTES:
         raise Misconfigured("policy-size", "policy is too long", where=where, expected=MAX_POLICY_BYTES, got=len(raw))
     try:
-        top = _Table(tomllib.loads(text), "")
+        top = Fields(tomllib.loads(text), "")
     except tomllib.TOMLDecodeError as exc:
         raise Misconfigured("policy-toml", f"not TOML: {exc}", where=where) from exc
-    if (version := top.take("version")) != 1 or isinstance(version, bool):
+    if (version := top.required("version")) != 1 or isinstance(version, bool):
         raise bad("version", "1", version)
     conditions = KeyConditions(
-        cpu=_cpu(top.table("cpu")),
-        init_data=_init_data(top.table("init_data")),
+        cpu=_cpu(top.required_table("cpu")),
+        init_data=_init_data(top.required_table("init_data")),
         gpus=_gpus(top.optional_table("gpus")),
         switches=_switches(top.optional_table("switches")),
         limits=_limits(top.optional_table("release")),
-        epoch=_int(top.optional("epoch") or 0, "epoch", MAX_EPOCH),
-        binding_profile=_binding_profile(top.optional("binding_profile")),
+        epoch=top.integer("epoch", 0, MAX_EPOCH),
+        binding_profile=_binding_profile(top.take("binding_profile")),
         digest=Digest("sha256", hashlib.sha256(raw).digest()),
     )
     top.finish()
     return conditions
 
 
-def _cpu(table: _Table) -> CpuConditions:
-    tees = _closed(table.take("tee"), Tee, "cpu.tee")
+def _cpu(table: Fields) -> CpuConditions:
+    tees = _closed(table.required("tee"), Tee, "cpu.tee")
     measurement = table.rule("measurement")
     if isinstance(measurement, AtLeast):
         raise bad("cpu.measurement", "a value, a set, a reference or unchecked", "at_least")
-    status = table.optional("status")
+    status = table.take("status")
     affirming: bool | Unchecked = True
     if status not in (None, "affirming"):
         rule = parse_rule(status, "cpu.status")
@@ -115,7 +70,7 @@ def _cpu(table: _Table) -> CpuConditions:
     minimum = table.optional_table("tcb_minimum")
     parts: list[tuple[str, int]] = []
     if minimum:
-        parts = [(p, _int(v, f"cpu.tcb_minimum.{p}", 255)) for p in TCB_PARTS if (v := minimum.optional(p)) is not None]
+        parts = [(p, v) for p in TCB_PARTS if (v := minimum.integer_or_none(p, 255)) is not None]
         minimum.finish()
     table.finish()
     return CpuConditions(
@@ -128,24 +83,18 @@ def _cpu(table: _Table) -> CpuConditions:
     )
 
 
-def _gpus(table: _Table | None) -> GpuConditions | None:
+def _gpus(table: Fields | None) -> GpuConditions | None:
     if table is None:
         return None
-    count = table.take("count")
-    at_least = isinstance(count, dict)
-    if at_least:
-        inner = _Table(count, "gpus.count")
-        count = inner.take("at_least")
-        inner.finish()
-    number = _int(count, "gpus.count", MAX_DEVICES)
+    number, at_least = _count(table)
     if number < 1:
         raise bad("gpus.count", "at least 1", number)
-    if table.optional("distinct") not in (None, True):
+    if table.take("distinct") not in (None, True):
         raise bad("gpus.distinct", "true: two reports of one GPU never count as two", "false")
     level, reason = Level.TRUSTED, ""
-    if (loose := table.optional("level")) not in (None, "trusted"):
-        inner = _Table(loose, "gpus.level")
-        reason = inner.take("authentic_only")
+    if (loose := table.take("level")) not in (None, "trusted"):
+        inner = Fields(loose, "gpus.level")
+        reason = inner.required("authentic_only")
         inner.finish()
         if not isinstance(reason, str) or len(reason) < MIN_REASON:
             raise bad("gpus.level", '"trusted" or {authentic_only = "a reason"}', loose)
@@ -153,8 +102,8 @@ def _gpus(table: _Table | None) -> GpuConditions | None:
     conditions = GpuConditions(
         count=number,
         at_least=at_least,
-        arch=_closed(table.take("arch"), Architecture, "gpus.arch"),
-        mode=_closed(table.take("mode"), GpuMode, "gpus.mode"),
+        arch=_closed(table.required("arch"), Architecture, "gpus.arch"),
+        mode=_closed(table.required("mode"), GpuMode, "gpus.mode"),
         driver_version=_version_rule(table, "driver_version", 10),
         vbios_version=_version_rule(table, "vbios_version", 16),
         level=level,
@@ -168,13 +117,23 @@ def _gpus(table: _Table | None) -> GpuConditions | None:
     return conditions
 
 
-def _hosts(table: _Table | None) -> Mapping[str, frozenset[str]] | None:
+def _count(table: Fields) -> tuple[int, bool]:
+    """A number, or `{ at_least = number }`."""
+    if not table.is_table("count"):
+        return table.required_integer("count", MAX_DEVICES), False
+    inner = table.required_table("count")
+    number = inner.required_integer("at_least", MAX_DEVICES)
+    inner.finish()
+    return number, True
+
+
+def _hosts(table: Fields | None) -> Mapping[str, frozenset[str]] | None:
     """`[gpus.hosts]`: which GPUs the operator put into which machine, in any case of the letters."""
     if table is None:
         return None
     hosts: dict[str, frozenset[str]] = {}
     for host in table.names():
-        where, gpus = f"gpus.hosts.{host[:16]}", table.take(host)
+        where, gpus = f"gpus.hosts.{host[:16]}", table.required(host)
         if not _CPU_CHIP.fullmatch(host) or host.lower() in hosts:
             raise bad(where, "a CPU chip id in hexadecimal, once", host)
         if not isinstance(gpus, list) or not all(isinstance(gpu, str) and _GPU_CHIP.fullmatch(gpu) for gpu in gpus):
@@ -185,28 +144,28 @@ def _hosts(table: _Table | None) -> Mapping[str, frozenset[str]] | None:
     return hosts
 
 
-def _version_rule(table: _Table, name: str, base: int) -> Rule:
+def _version_rule(table: Fields, name: str, base: int) -> Rule:
     rule = table.rule(name)
     if isinstance(rule, AtLeast):
         try:
             version_key(rule.version, base)
         except Malformed as exc:
-            raise bad(f"{table.where}.{name}", "a dotted version", rule.version) from exc
+            raise bad(table.path(name), "a dotted version", rule.version) from exc
     return rule
 
 
-def _switches(table: _Table | None) -> SwitchConditions | None:
+def _switches(table: Fields | None) -> SwitchConditions | None:
     if table is None:
         return None
     conditions = SwitchConditions(
-        count=_int(table.take("count"), "switches.count", MAX_DEVICES), bios_version=table.optional_rule("bios_version")
+        count=table.required_integer("count", MAX_DEVICES), bios_version=table.optional_rule("bios_version")
     )
     table.finish()
     return conditions
 
 
-def _init_data(table: _Table) -> tuple[Digest, ...] | Unchecked:
-    accept, unchecked = table.optional("accept"), table.optional("unchecked")
+def _init_data(table: Fields) -> tuple[Digest, ...] | Unchecked:
+    accept, unchecked = table.take("accept"), table.take("unchecked")
     table.finish()
     if isinstance(unchecked, str) and len(unchecked) >= MIN_REASON and accept is None:
         return Unchecked(unchecked)
@@ -231,17 +190,16 @@ def _binding_profile(value: object) -> BindingProfile | None:
     return _closed(value, BindingProfile, "binding_profile")[0]
 
 
-def _limits(table: _Table | None) -> ReleaseLimits:
+def _limits(table: Fields | None) -> ReleaseLimits:
     if table is None:
         return ReleaseLimits()
-    most = table.optional("max_releases")
-    most_leases, lease = table.optional("max_leases"), table.optional("lease_s")
+    lease = table.integer_or_none("lease_s", MAX_LEASE_S)
     limits = ReleaseLimits(
-        max_releases=None if most is None else _int(most, "release.max_releases", 10**9),
-        not_before=_time(table.optional("not_before"), "release.not_before"),
-        not_after=_time(table.optional("not_after"), "release.not_after"),
-        lease=timedelta(hours=1) if lease is None else timedelta(seconds=_int(lease, "release.lease_s", MAX_LEASE_S)),
-        max_leases=None if most_leases is None else _int(most_leases, "release.max_leases", 10**6),
+        max_releases=table.integer_or_none("max_releases", 10**9),
+        not_before=table.time_or_none("not_before"),
+        not_after=table.time_or_none("not_after"),
+        lease=timedelta(hours=1) if lease is None else timedelta(seconds=lease),
+        max_leases=table.integer_or_none("max_leases", 10**6),
     )
     table.finish()
     return limits
@@ -255,17 +213,3 @@ def _closed(value: object, kind: type[_E], where: str) -> tuple[_E, ...]:
         return tuple(kind(item) for item in values)
     except ValueError as exc:
         raise bad(where, "|".join(kind), value) from exc
-
-
-def _int(value: object, where: str, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise bad(where, f"0..{most}", value)
-    return value
-
-
-def _time(value: object, where: str) -> datetime | None:
-    if value is None:
-        return None
-    if not isinstance(value, datetime) or value.tzinfo is None:
-        raise bad(where, "a TOML time with offset", value)
-    return value.astimezone(UTC)

@@ -79,6 +79,9 @@ not_after = 2027-01-01T00:00:00+01:00
     [
         pytest.param("version = 1", "version = 2", "version", id="version"),
         pytest.param("version = 1", "version = true", "version", id="version-bool"),
+        pytest.param("version = 1", "version = 1\nepoch = false", "epoch", id="epoch-bool"),
+        pytest.param("version = 1", 'version = 1\nepoch = ""', "epoch", id="epoch-text"),
+        pytest.param("version = 1", "version = 1\ncpu2 = 1", "cpu2", id="unknown-field"),
         pytest.param('tee = ["snp"]', "", "cpu.tee", id="no-tee"),
         pytest.param('tee = ["snp"]', 'tee = ["sgx"]', "cpu.tee", id="unknown-tee"),
         pytest.param('tee = ["snp"]', "tee = []", "cpu.tee", id="empty-tee"),
