@@ -1,11 +1,11 @@
 """How the result for a CPU TEE or a whole platform is shown, and when it reaches a level."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from attestation.cli.verification import Basis
+from attestation.cli.verification import Asked, Basis
 from attestation.clock import time_text
 from attestation.errors import AttestationError, ExitCode
 from attestation.findings import Finding, Result, failed, passed
@@ -63,6 +63,15 @@ def check_measurement(cpu: VerifiedCpu, allowed: Sequence[str]) -> Finding:
     if cpu.measurement in {text.lower() for text in allowed}:
         return passed("measurement", cpu.measurement)
     return failed("measurement", "measurement-unknown", expected="|".join(allowed), got=cpu.measurement)
+
+
+def judged(asked: Asked, make: Callable[[], Page], now: datetime, basis: Basis) -> tuple[str, int]:
+    """The page that `make` verifies, or the one of evidence that it refuses: text or JSON, and the exit code."""
+    try:
+        page = make()
+    except AttestationError as exc:
+        return show(refused(exc), Level(asked.require), asked.output, now, basis)[0], exc.exit_code
+    return show(page, Level(asked.require), asked.output, now, basis)
 
 
 def show(page: Page, required: Level, output: str, now: datetime, basis: Basis) -> tuple[str, int]:

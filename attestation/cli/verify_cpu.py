@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from attestation.cli.verification import FILE, Asked, Basis, F, judging_options
-from attestation.errors import AttestationError, Malformed
+from attestation.errors import Malformed
 from attestation.formats.initdata import MAX_INIT_DATA_BYTES, parse_init_data
 from attestation.sources.atomic import read_bounded
-from attestation.values import Level
 from attestation.verify.expected import CpuExpected
 
 if TYPE_CHECKING:
@@ -53,19 +52,18 @@ def run_cpu(
     verify: "Callable[[CpuExpected], tuple[VerifiedCpu, str]]",
 ) -> int:
     """Verify (`verify` gives a title, too), add what the command line alone demands, print the page: the exit code."""
-    from attestation.cli.evidence_page import Page, check_measurement, refused, show
+    from attestation.cli.evidence_page import Page, check_measurement, judged
     from attestation.verify.bundle import require_recent
 
     expected = _expected(asked)
-    try:
+
+    def page() -> Page:
         recent = require_recent(basis.bundle, basis.rule, now=now)
         cpu, title = verify(expected)
         findings = (*cpu.findings, check_measurement(cpu, asked.measurements), recent)
-        page = Page(title=title, findings=findings, claims=cpu.claims)
-    except AttestationError as exc:
-        click.echo(show(refused(exc), Level(asked.require), asked.output, now, basis)[0])
-        return exc.exit_code
-    text, code = show(page, Level(asked.require), asked.output, now, basis)
+        return Page(title=title, findings=findings, claims=cpu.claims)
+
+    text, code = judged(asked, page, now, basis)
     click.echo(text)
     return code
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from attestation.cli.verification import FILE, Asked, Basis, device_counts, judging_options, read_policy, warn_simulated
-from attestation.errors import AttestationError, Malformed
+from attestation.errors import Malformed
 from attestation.findings import Result
 from attestation.sources.atomic import read_bounded
 from attestation.values import BindingProfile, JsonObject, Level, Tee
@@ -60,7 +60,7 @@ def evidence(**options: object) -> int:
     now = asked.now
     if asked.simulated_roots is not None or asked.sample:
         warn_simulated()
-    from attestation.cli.evidence_page import refused, show
+    from attestation.cli.evidence_page import judged
     from attestation.cli.platform import platform_verifier
 
     wanted, policy = _requirement(asked.expect), read_policy(asked.policy)
@@ -68,12 +68,7 @@ def evidence(**options: object) -> int:
         collateral=asked.collateral, simulated_roots=asked.simulated_roots, sample=asked.sample, policy=policy
     )
     basis = Basis.of(policy, verifier.collateral.bundle)
-    try:
-        page = _verify(asked, verifier, wanted, now)
-    except AttestationError as exc:
-        click.echo(show(refused(exc), Level(asked.require), asked.output, now, basis)[0])
-        return exc.exit_code
-    text, code = show(page, Level(asked.require), asked.output, now, basis)
+    text, code = judged(asked, lambda: _verify(asked, verifier, wanted, now), now, basis)
     click.echo(text)
     return code
 

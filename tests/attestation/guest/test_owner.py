@@ -84,56 +84,44 @@ def test_key_policy_and_model_in_one_step(
     assert all(key not in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and "broker" not in p.parts)
 
 
-REFUSALS = [
-    pytest.param("token", "no token", (), ExitCode.NEGATIVE, "admin-denied", id="token-refused"),
-    pytest.param("policy.toml", "version = 0\n", (), ExitCode.USAGE, "admin-refused", id="policy-refused"),
-    pytest.param("policy.toml", GPU_POLICY, ("--label", "other"), ExitCode.USAGE, "admin-refused", id="label-refused"),
-]
-
-
-@pytest.mark.parametrize(("file", "content", "more", "code", "says"), REFUSALS)
-def test_a_refusal_leaves_a_key_as_it_was(
+@pytest.mark.parametrize(
+    ("file", "content", "exists", "code", "says"),
+    [
+        pytest.param("token", "no token", True, ExitCode.NEGATIVE, "admin-denied", id="token-refused"),
+        pytest.param("policy.toml", "version = 0\n", True, ExitCode.USAGE, "admin-refused", id="policy-refused"),
+        pytest.param("label", "other", True, ExitCode.USAGE, "admin-refused", id="label-refused"),
+        pytest.param("token", "no token", False, ExitCode.NEGATIVE, "admin-denied", id="token-refused-no-key"),
+        pytest.param(
+            "policy.toml", "version = 0\n", False, ExitCode.USAGE, "admin-refused", id="policy-refused-no-key"
+        ),
+    ],
+)
+def test_a_refusal_changes_no_key_and_makes_none(
     model: Path,
     tmp_path: Path,
     kbs: Target,
     store: list[str],
     file: str,
     content: str,
-    more: tuple[str, ...],
+    exists: bool,
     code: ExitCode,
     says: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Bytes, versions, labels and policy of a key that other models need; and no model without its key."""
+    """Bytes, versions, labels and policy of a key that other models need; no key without its policy, and no model
+    without its key.
+    """
     assert kbs.local
-    kbs.local.broker.put(PATH, EARLIER, policy=OWN_POLICY)
-    before = stored(kbs)
+    more = ["--label", content] if file == "label" else []
     (tmp_path / file).write_text(content)
-    (tmp_path / "key").write_bytes(EARLIER)
-    assert encrypt(model, tmp_path / "out", *store, "--key-file", tmp_path / "key", *more) == code
-    assert capsys.readouterr().err.startswith(f"error[{says}]")
-    assert stored(kbs) == before
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(("file", "content", "more", "code", "says"), REFUSALS[:2])
-def test_a_refusal_leaves_no_new_key(
-    model: Path,
-    tmp_path: Path,
-    kbs: Target,
-    store: list[str],
-    file: str,
-    content: str,
-    more: tuple[str, ...],
-    code: ExitCode,
-    says: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """No key without its policy."""
-    (tmp_path / file).write_text(content)
+    if exists:
+        kbs.local.broker.put(PATH, EARLIER, policy=OWN_POLICY)
+        (tmp_path / "key").write_bytes(EARLIER)
+        more += ["--key-file", str(tmp_path / "key")]
+    before = stored(kbs) if exists else None
     assert encrypt(model, tmp_path / "out", *store, *more) == code
     assert capsys.readouterr().err.startswith(f"error[{says}]")
-    assert not is_stored(kbs)
+    assert (stored(kbs) if is_stored(kbs) else None) == before
     assert not (tmp_path / "out").exists()
 
 
