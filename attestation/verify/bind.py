@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from attestation.crypto import binding
-from attestation.crypto.binding import MAX_DEVICES, DeviceBytes
+from attestation.crypto.binding import DeviceBytes
 from attestation.errors import Denied, Malformed, Untrusted, after_signature
 from attestation.findings import Finding, Result, passed
 from attestation.formats.initdata import InitData, parse_init_data
@@ -141,8 +141,6 @@ def _require_session(evidence: PlatformEvidence, expected: Expected) -> None:
 
 def _require_distinct_bytes(devices: Sequence[NvEvidence]) -> None:
     """The cheap half of distinctness, before anything is verified."""
-    if len(devices) > MAX_DEVICES:
-        raise Malformed("device-count", "too many devices", expected=f"<= {MAX_DEVICES}", got=len(devices))
     if len({device.report for device in devices}) != len(devices):
         raise Untrusted("device-duplicate", "one report is listed twice", where="additional-evidence")
 

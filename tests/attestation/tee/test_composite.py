@@ -17,8 +17,8 @@ from attestation.findings import Result
 from attestation.formats.nv_evidence import parse_evidence
 from attestation.simulate.amd import SimulatedChip
 from attestation.simulate.nvidia import ForgedEvidence
-from attestation.values import Architecture, BindingProfile, GpuMode, Level, Tee
-from attestation.verify.bind import NOT_PROVEN, parse_additional, require_distinct
+from attestation.values import Architecture, BindingProfile, DeviceKind, GpuMode, Level, Tee
+from attestation.verify.bind import NOT_PROVEN, bind_platform, parse_additional, require_distinct
 from attestation.verify.nv_gpu import verify_device
 from attestation.verify.nv_policy import NvPolicy, OneOf
 from attestation.verify.platform import Expected, PlatformEvidence, PlatformPolicy, PlatformTrust, verify_platform
@@ -73,6 +73,8 @@ def test_honest_platforms_are_bound(tee: Tee, profile: BindingProfile, gpus: int
 def test_what_is_not_proven_is_said() -> None:
     binding = verify(Guest().evidence()).binding
     assert (binding["colocation"], binding["tdisp"]) == ("not-proven", "not-available")
+    proven = ("nonce_bound", "key_bound", "evidence_set_bound", "distinct_identities")
+    assert [binding[name] for name in proven] == [True] * 4
     assert binding["colocation_why"] == NOT_PROVEN
 
 
@@ -116,6 +118,25 @@ def test_order_of_devices_does_not_depend_on_the_guest() -> None:
     there, back = guest.devices(), guest.devices()[::-1]
     forward, backward = verify(guest.evidence(there)), verify(guest.evidence(back))
     assert [d.identity for d in forward.devices] == [d.identity for d in backward.devices]
+
+
+@pytest.mark.parametrize("profile", [RCAR, CGPU])
+def test_gpus_come_before_switches(profile: BindingProfile) -> None:
+    """And the native profile knows which is which: its digests have the kind in them."""
+    guest = Guest(profile=profile)
+    board = FORGE.board(nonce=guest.device_nonce().raw)[::-1]
+    platform = verify(guest.evidence(list(board)))
+    assert [device.kind for device in platform.devices] == [DeviceKind.GPU] * 8 + [DeviceKind.NVSWITCH] * 4
+    for devices in (platform.gpus, platform.switches):
+        assert [d.identity for d in devices] == sorted(d.identity for d in devices)
+
+
+def test_native_profile_needs_the_kind_of_each_device() -> None:
+    guest = Guest(profile=CGPU)
+    evidence = guest.evidence()
+    without = json.loads(evidence.additional)
+    del without["nvidia"]["device_evidence_list"][0]["arch"]
+    assert code_of(lambda: verify(replace(evidence, additional=json.dumps(without)))) == "device-arch"
 
 
 def test_simulated_trust_marks_everything() -> None:
@@ -182,10 +203,43 @@ def test_one_gpu_with_two_reports(_case: None) -> None:
     second = FORGE.device(index=0, nonce=nonce, mutate=lambda s: flipped(s, _RESPONDER_NONCE))
     assert first.report != second.report
     assert code_of(lambda: verify(Guest().evidence([first, second]))) == "device-duplicate"
-    verified = verify(Guest().evidence([first])).devices[0]
-    with pytest.raises(Untrusted) as caught:
-        require_distinct([verified, verified])
-    assert caught.value.code == "device-duplicate"
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [
+        pytest.param({"chip_id"}, id="tee-057-chip"),
+        pytest.param({"leaf_serial"}, id="tee-057-certificate"),
+        pytest.param({"signed_digest"}, id="tee-057-report"),
+    ],
+)
+def test_devices_that_share_one_thing_are_refused_whoever_verified_them(shared: set[str]) -> None:
+    """The binding does not lean on what a verifier of devices says about its set."""
+    one, two = verify(Guest(gpus=2).evidence()).devices
+    twin = replace(
+        two,
+        identity=replace(two.identity, **{n: getattr(one.identity, n) for n in shared - {"signed_digest"}}),
+        signed_digest=one.signed_digest if "signed_digest" in shared else two.signed_digest,
+    )
+    require_distinct([one, two])
+    cpu = verify(Guest(gpus=0).evidence()).cpu
+
+    def bind() -> BoundPlatform:
+        return bind_platform(
+            Guest(gpus=2).evidence(),
+            Expected(tee=Tee.SNP, nonce=NONCE),
+            cpu=lambda _tee, _evidence, _expected: cpu,
+            devices=lambda _listed, _nonce: ([one, twin], ()),
+        )
+
+    assert code_of(bind) == "device-duplicate"
+
+
+@pytest.mark.parametrize("_case", [pytest.param(None, id="tee-057-kinds")])
+def test_a_switch_may_bear_the_chip_id_of_a_gpu(_case: None) -> None:
+    one, two = verify(Guest(gpus=2).evidence()).devices
+    named = replace(two.identity, chip_id=one.identity.chip_id)
+    require_distinct([one, replace(two, kind=DeviceKind.NVSWITCH, identity=named)])
 
 
 @pytest.mark.parametrize(
@@ -409,7 +463,9 @@ _ADDITIONAL: list[tuple[str, str, str]] = [
     ("other-kind", '{"sampledevice": {}}', "device-kind-unknown"),
     ("duplicate-kind", '{"nvidia": 1, "nvidia": 2}', "json-duplicate-key"),
     ("empty-list", '{"nvidia": {"device_evidence_list": []}}', "evidence-empty"),
+    ("largest", " " * (2 * 1024 * 1024), "json"),
     ("size", " " * (2 * 1024 * 1024 + 1), "json-size"),
+    ("tee-056-65-devices", json.dumps({"nvidia": [{}] * 65}), "evidence-json"),
 ]
 
 
