@@ -1,4 +1,5 @@
-"""`make release`: wheel and sdist of the commit, built twice and equal, installed where nothing else is.
+"""`make release`: wheel and sdist of the commit, built twice and equal, installed where nothing else is; with bills of
+materials of what is locked, and the SHA-256 of every file.
 
 What is released is what is committed: the copies come from `git archive`, with other file times and in another folder,
 so that whatever would leak in from there shows as a difference. Times inside are those of the commit
@@ -35,6 +36,7 @@ SMOKE = (
 
 
 UMASK = 0o022  # wheels record the modes of the files that they were built from
+BILLS = ("sbom.json", "sbom-guest.json", "sbom-kbs.json", "sbom-node.json")  # of `make sbom`
 
 
 class Failed(Exception):
@@ -84,6 +86,14 @@ def build(folder: Path, *, commit: str, touched: int) -> dict[str, bytes]:
     return {wheel.name: wheel.read_bytes(), sdist.name: _normalised(sdist, epoch)}
 
 
+def bills(folder: Path) -> dict[str, bytes]:
+    """Name and content of the bills of materials in `folder`."""
+    missing = [name for name in BILLS if not (folder / name).is_file()]
+    if missing:
+        raise Failed(f"{folder} has no {', '.join(missing)}: run `make sbom`")
+    return {name: (folder / name).read_bytes() for name in BILLS}
+
+
 def check_installs(folder: Path, artefacts: list[Path]) -> None:
     """Install the locked requirements into an empty environment, then each artefact by itself, and run it."""
     environment, elsewhere = folder / "venv", folder / "elsewhere"
@@ -123,14 +133,15 @@ def main(argv: list[str] | None = None) -> int:
             unequal = sorted(name for name in first if first[name] != second.get(name))
             if unequal or first.keys() != second.keys():
                 raise Failed(f"two builds of one commit differ: {', '.join(unequal) or 'in their file names'}")
+            released = first | bills(ROOT / "out")
             target.mkdir(parents=True, exist_ok=True)
-            for name, content in first.items():
+            for name, content in released.items():
                 (target / name).write_bytes(content)
             check_installs(Path(scratch, "install"), [target / name for name in first])
         except Failed as failure:
             print(f"release: {failure}", file=sys.stderr)  # noqa: T201
             return 1
-    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(first.items()))
+    sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(released.items()))
     (target / "SHA256SUMS").write_text(sums)
     print(sums, end="")  # noqa: T201
     print(f"two builds equal, both installed and run in an empty environment: {target}")  # noqa: T201
