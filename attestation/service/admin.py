@@ -1,7 +1,6 @@
 """The administrators' endpoints: upstream's, which `kbs-client` calls and which answer exactly 200, and `/api/v1`."""
 
 import functools
-import time
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -15,13 +14,10 @@ from attestation.errors import AttestationError, Malformed
 from attestation.ops import administer, model_keys
 from attestation.ops.references import register_message
 from attestation.ops.release import RESOURCE_POLICY
-from attestation.ops.world import World
-from attestation.service.kbs import Clock
-from attestation.service.metrics import Metrics
+from attestation.service.desk import Desk
 from attestation.service.problems import kbs_problem, problem
-from attestation.service.request import bearer_token, kbs_path, peer, read_body
+from attestation.service.request import bearer_token, kbs_path, read_body
 from attestation.service.wire import MAX_ADMIN_BODY_BYTES, KeyUpload, PolicyUpload, parse_body
-from attestation.service.workers import RateLimit, Workers
 from attestation.sources.policy_store import PolicyKind
 from attestation.values import JsonValue, ResourcePath, Secret
 
@@ -36,27 +32,18 @@ def _ok() -> Response:
 class AdminApi:
     """Handlers over one world. Each authenticates first; the body is read within its bound before that."""
 
-    def __init__(
-        self,
-        world: World,
-        workers: Workers,
-        metrics: Metrics,
-        *,
-        clock: Clock,
-        peers: RateLimit,
-        deny_status: int = 403,
-    ) -> None:
-        self.world, self._workers, self.metrics, self._peers = world, workers, metrics, peers
-        self.clock, self._deny_status = clock, deny_status
+    def __init__(self, desk: Desk, *, deny_status: int = 403) -> None:
+        self.world, self.metrics, self.clock = desk.world, desk.metrics, desk.clock
+        self._desk, self._deny_status = desk, deny_status
 
     def endpoint(self, handler: Handler, *, kbs: bool) -> Callable[[Request], Awaitable[Response]]:
         """Wrap a handler: authenticate, run in the pool, turn errors into the right kind of body."""
 
         async def run(request: Request) -> Response:
             try:
-                self._peers.take(peer(request), time.monotonic())
+                self._desk.admit(request)
                 body = await read_body(request, MAX_ADMIN_BODY_BYTES)
-                return await self._workers.run(self._guarded, handler, request, body)
+                return await self._desk.workers.run(self._guarded, handler, request, body)
             except AttestationError as exc:
                 self.metrics.refused("admin", exc.code)
                 log.warning("admin.refused", code=exc.code, where=exc.where, reason=exc.what)

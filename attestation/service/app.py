@@ -19,6 +19,7 @@ from attestation.ops.world import World
 from attestation.service import admin as handlers
 from attestation.service import governance
 from attestation.service.admin import AdminApi, Handler
+from attestation.service.desk import Desk
 from attestation.service.handshakes import Handshakes
 from attestation.service.health import Health
 from attestation.service.kbs import Clock, GuestApi
@@ -89,23 +90,18 @@ class Service:
         )
         # Administrators have a pool of their own: they can still look while guests fill the other one.
         self._office = Workers(threads=_OFFICE_THREADS, queue=limits.queue)
-        admin = AdminApi(
-            world,
-            self._office,
-            self.metrics,
-            clock=clock,
-            peers=RateLimit(rate=limits.rate_per_s, burst=limits.burst),
-            deny_status=compat.deny_status,
+        for_admin, for_page = (
+            Desk(
+                world=world,
+                workers=self._office,
+                metrics=self.metrics,
+                clock=clock,
+                peers=RateLimit(rate=limits.rate_per_s, burst=limits.burst),
+            )
+            for _ in range(2)
         )
-        page = OperatorPage(
-            world,
-            self._office,
-            self.metrics,
-            clock=clock,
-            peers=RateLimit(rate=limits.rate_per_s, burst=limits.burst),
-            secure_cookie=compat.secure_cookie,
-            collateral=collateral,
-        )
+        admin = AdminApi(for_admin, deny_status=compat.deny_status)
+        page = OperatorPage(for_page, secure_cookie=compat.secure_cookie, collateral=collateral)
         upstream_admin = _upstream_admin(admin)
         routes: list[BaseRoute] = [
             Route("/kbs/v0/auth", guest.auth, methods=["POST"]),

@@ -4,7 +4,6 @@ The cookie reaches nothing but this page, and this page changes nothing; the API
 runs here: there is none, and the policy that goes with every answer permits none.
 """
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -18,14 +17,11 @@ from attestation.errors import AttestationError, Denied, Malformed
 from attestation.ops.administer import authenticate_admin
 from attestation.ops.overview import overview
 from attestation.ops.renewed_verifier import RenewedVerifier
-from attestation.ops.world import World
+from attestation.service.desk import Desk
 from attestation.service.html import Element, render
-from attestation.service.kbs import Clock
-from attestation.service.metrics import Metrics
 from attestation.service.page_view import login_page, overview_page
 from attestation.service.problems import RETRY_AFTER_S, row_of
-from attestation.service.request import cookie_value, peer, read_body
-from attestation.service.workers import RateLimit, Workers
+from attestation.service.request import cookie_value, read_body
 
 log = structlog.get_logger()
 COOKIE = "kbs-operator"
@@ -46,20 +42,8 @@ _OWN_SITE = frozenset({None, "same-origin", "none"})  # Fetch metadata; absent i
 class OperatorPage:
     """Handlers over one world."""
 
-    def __init__(
-        self,
-        world: World,
-        workers: Workers,
-        metrics: Metrics,
-        *,
-        clock: Clock,
-        peers: RateLimit,
-        secure_cookie: bool,
-        collateral: RenewedVerifier | None,
-    ) -> None:
-        self._world, self._workers, self._metrics = world, workers, metrics
-        self._clock, self._peers = clock, peers
-        self._secure, self._collateral = secure_cookie, collateral
+    def __init__(self, desk: Desk, *, secure_cookie: bool, collateral: RenewedVerifier | None) -> None:
+        self._desk, self._secure, self._collateral = desk, secure_cookie, collateral
 
     async def show(self, request: Request) -> Response:
         """`GET /ui`: the page, or 401 with the form that asks for a token."""
@@ -87,19 +71,19 @@ class OperatorPage:
 
     async def _answer(self, request: Request, make: Callable[[str | None], Response], token: str | None) -> Response:
         try:
-            self._peers.take(peer(request), time.monotonic())
-            return await self._workers.run(make, token)
+            self._desk.admit(request)
+            return await self._desk.workers.run(make, token)
         except AttestationError as exc:
             return self._refuse(exc)
 
     def _page(self, token: str | None) -> Response:
-        now = self._clock()
-        who = authenticate_admin(self._world, token, now=now)
+        now = self._desk.clock()
+        who = authenticate_admin(self._desk.world, token, now=now)
         shelf = None if self._collateral is None else self._collateral.shelf
-        return _html(overview_page(overview(self._world, who, shelf, now=now)))
+        return _html(overview_page(overview(self._desk.world, who, shelf, now=now)))
 
     def _let_in(self, token: str | None) -> Response:
-        who = authenticate_admin(self._world, token, now=self._clock())
+        who = authenticate_admin(self._desk.world, token, now=self._desk.clock())
         log.info("page.entered", name=who.name, role=who.role)
         return self._redirect(token or "")
 
@@ -107,7 +91,7 @@ class OperatorPage:
         status = row_of(exc).status
         if exc.code == "admin-token-missing":
             return _html(login_page(), status)
-        self._metrics.refused("page", exc.code)
+        self._desk.metrics.refused("page", exc.code)
         log.warning("page.refused", code=exc.code, reason=exc.what)
         headers = {"retry-after": RETRY_AFTER_S} if status in (429, 503) else {}
         return _html(login_page(exc.what), status, headers)

@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.x509 import ocsp
 
 from attestation.errors import AttestationError, Malformed, Misconfigured, Unavailable, Untrusted
-from attestation.formats.collateral import Kind
+from attestation.formats.collateral import Document, Kind
 from attestation.sources import http as subject
 from attestation.sources.crls import distribution_points, fetch_crl
 from attestation.sources.http import MAX_ATTEMPTS, Fetcher, origin_of
@@ -255,10 +255,14 @@ def responder(pki: Pki, *, echo: bool = True, **changes: object) -> Callable[[by
     return reply
 
 
+def asked(peer: Peer, pki: Pki) -> Document:
+    pair = Pair(pki.leaf.certificate, pki.ca.certificate)
+    return fetch_ocsp(peer.fetcher(), pair, nonce=b"n" * 32, now=NOW, service=f"{peer.origin}/")
+
+
 def test_ocsp_fetch(peer: Peer, pki: Pki) -> None:
     peer.replies["/"] = [responder(pki)]
-    pair = Pair(pki.leaf.certificate, pki.ca.certificate)
-    document = fetch_ocsp(peer.fetcher(), pair, nonce=b"n" * 32, now=NOW, service=f"{peer.origin}/")
+    document = asked(peer, pki)
     assert (document.kind, document.id, document.first_seen) == (Kind.OCSP, "1001", NOW)
     assert peer.seen[0][2]["Content-Type"] == "application/ocsp-request"
 
@@ -276,13 +280,7 @@ def test_ocsp_fetch(peer: Peer, pki: Pki) -> None:
 def test_ocsp_fetch_refuses(peer: Peer, pki: Pki, changes: dict[str, object], code: str) -> None:
     peer.replies["/"] = [responder(pki, **changes)]  # type: ignore[arg-type]
     with pytest.raises(Untrusted) as caught:
-        fetch_ocsp(
-            peer.fetcher(),
-            Pair(pki.leaf.certificate, pki.ca.certificate),
-            nonce=b"n" * 32,
-            now=NOW,
-            service=f"{peer.origin}/",
-        )
+        asked(peer, pki)
     assert caught.value.code == code
 
 
@@ -290,13 +288,7 @@ def test_ocsp_fetch_refuses(peer: Peer, pki: Pki, changes: dict[str, object], co
 def test_a_good_answer_with_an_error_status_is_no_answer(peer: Peer, pki: Pki, status: int) -> None:
     peer.replies["/"] = [lambda body: (status, {}, responder(pki)(body)[2])]
     with pytest.raises(Unavailable) as caught:
-        fetch_ocsp(
-            peer.fetcher(),
-            Pair(pki.leaf.certificate, pki.ca.certificate),
-            nonce=b"n" * 32,
-            now=NOW,
-            service=f"{peer.origin}/",
-        )
+        asked(peer, pki)
     assert caught.value.code == "http-status"
 
 

@@ -1,7 +1,6 @@
 """The simulated VM against the broker's own verifier: an honest one is bound, each fault is refused for its reason."""
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -17,16 +16,8 @@ from attestation.simulate.vm import Fault, SimulatedVm
 from attestation.values import Architecture, BindingProfile, Level, Tee
 from attestation.verify.platform import Expected, PlatformEvidence, verify_platform
 from attestation.verify.verified import BoundPlatform
+from tests.attestation.tee.world import JWK, NONCE, NOW
 
-NOW = datetime(2026, 11, 21, tzinfo=UTC)
-NONCE = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
-JWK = {
-    "kty": "EC",
-    "crv": "P-256",
-    "alg": "ECDH-ES+A256KW",
-    "x": "G8fAud93NgCg8C_0bY1YqVZ5zNlkb-cNsGTQia7m0is",
-    "y": "RK1gonvUKKQOCSHDwz3SiN9EijCqmXS4sDeRbc8RnL0",
-}
 INIT_DATA = 'version = "0.1.0"\nalgorithm = "sha256"\n[data]\n'
 PROFILES = [BindingProfile.CGPU_V1, BindingProfile.TRUSTEE_RCAR]
 
