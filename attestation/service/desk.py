@@ -23,5 +23,5 @@ class Desk:
     peers: RateLimit
 
     def admit(self, request: Request) -> None:
-        """Unavailable for an address that asks too often."""
+        """Denied for an address that asks too often."""
         self.peers.take(peer(request), time.monotonic())
