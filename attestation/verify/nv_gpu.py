@@ -14,7 +14,7 @@ from itertools import pairwise
 from attestation.errors import Untrusted
 from attestation.findings import Finding, Result
 from attestation.formats.certs import parse_bundle
-from attestation.formats.nv_report import FEATURE_PPCIE, GpuFacts, SwitchFacts, parse_gpu_facts, parse_switch_facts
+from attestation.formats.nv_report import GpuFacts, SwitchFacts, parse_gpu_facts, parse_switch_facts
 from attestation.formats.spdm import SpdmReport, parse_report, reread_report
 from attestation.values import Architecture, DeviceKind, Digest, GpuMode, Level, Nonce
 from attestation.verify.chain import VerifiedPath, require_valid, verify_path
@@ -199,7 +199,7 @@ def _require_unrevoked(path: VerifiedPath, collateral: Collateral) -> list[tuple
         for position, (subject, issuer) in enumerate(pairwise(path.certificates))
     ]
     for status, finding in judged:
-        if status.status is RevocationStatus.REVOKED and finding.result is Result.FAIL:
+        if status.status is RevocationStatus.REVOKED:
             raise Untrusted(
                 finding.code,
                 "a certificate of the device chain is revoked",
@@ -211,12 +211,12 @@ def _require_unrevoked(path: VerifiedPath, collateral: Collateral) -> list[tuple
 
 
 def _mode(facts: GpuFacts | SwitchFacts, level: Level) -> GpuMode:
-    """Signed facts only: TLV 21 and 36 for Protected PCIe; the reference documents (index 9) for everything else.
+    """Signed facts only: TLV 21 for Protected PCIe (36 agrees with it); the reference documents (index 9) for the rest.
 
     A switch has no confidential mode of its own: `unknown`.
     """
     if isinstance(facts, SwitchFacts):
         return GpuMode.UNKNOWN
-    if facts.protected_pcie and facts.feature in (None, FEATURE_PPCIE):
+    if facts.protected_pcie:
         return GpuMode.PPCIE
     return GpuMode.ON if level is Level.TRUSTED else GpuMode.UNKNOWN

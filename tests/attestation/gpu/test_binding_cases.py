@@ -139,3 +139,6 @@ def test_without_a_nonce_authentic_at_most() -> None:
     device = verify(evidence(), nonce=None)
     assert device.level is Level.AUTHENTIC
     assert find(device.findings, "nonce-not-given").got == NONCE.hex()
+    assert (device.mode, device.nonce.raw) == (GpuMode.UNKNOWN, NONCE)
+    claim = "x-nvidia-gpu-attestation-report-nonce-match"
+    assert (device.claims[claim], verify(evidence()).claims[claim]) == (None, True)

@@ -204,7 +204,9 @@ def test_firmware_id_not_reported(_case: None) -> None:
     waived = verify(missing, policy(fwid=Unchecked("engineering board")))
     finding = next(f for f in waived.findings if f.check == "fwid")
     assert (finding.result, finding.expected) == (Result.SKIPPED, "unchecked: engineering board")
-    old = FORGE.device(nonce=NONCE, tlvs={20: None, 3: b"535.86.09\0"})
+    first = FORGE.device(nonce=NONCE, tlvs={20: None, 3: b"550.0\0"})
+    refused("fwid-absent", lambda: verify(first))
+    old = FORGE.device(nonce=NONCE, tlvs={20: None, 3: b"549.99\0"})
     falls_short(verify(old), "policy-fwid")
     either = OneOf(frozenset({FwidMatch.MATCH, FwidMatch.ABSENT}))
     assert next(f for f in verify(old, policy(fwid=either)).findings if f.check == "fwid").result is Result.PASS

@@ -313,6 +313,15 @@ def test_trailing(trailing: bytes, code: str) -> None:
     refused(code, lambda: verify(longer, policy(trailing_zeros=64)))
 
 
+@pytest.mark.parametrize("_case", [pytest.param(None, id="gpu-047-as-many-zeros-as-allowed")])
+def test_trailing_zeros_that_a_policy_allows(_case: None) -> None:
+    evidence = FORGE.device(nonce=NONCE)
+    longer = NvEvidence(report=evidence.report + bytes(64), chain=evidence.chain)
+    device = verify(longer, policy(trailing_zeros=64))
+    assert (device.level, device.claims["cgpu-trailing-zeros"]) == (Level.TRUSTED, 64)
+    assert find(device.findings, "trailing-zeros").result is Result.WARN
+
+
 class Bytes(bytes):
     """A subclass could lie about its length."""
 

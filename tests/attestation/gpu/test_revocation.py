@@ -13,6 +13,7 @@ from attestation.simulate.pki import CertSpec, mint
 from attestation.values import Level
 from attestation.verify.nv_collateral import NvCache
 from attestation.verify.nv_policy import NvPolicy
+from attestation.verify.revocation import ChainKind, RevocationPolicy, RevocationRule, RevocationStatus
 from tests.attestation.forged_revocation import Signer, forge_ocsp
 from tests.attestation.gpu.support import FORGE, FORGED, HOPPER, NONCE, NOW, falls_short, refused, verify
 
@@ -85,6 +86,30 @@ def test_revoked_signer(position: int) -> None:
         FORGED, policy=NvPolicy(), revocation=Answers(answers(RIM_SPECS, revoked=position)), cache=NvCache()
     )
     falls_short(verify(DEVICE, collateral), "revocation-revoked")
+
+
+STRICT = RevocationRule(kind=ChainKind.DEVICE, accept=frozenset({RevocationStatus.GOOD}))
+LEAF = {serial: answer for serial, answer in answers(DEVICE_SPECS).items() if serial == DEVICE_SPECS[0].serial}
+AUTHORITIES = {serial: answer for serial, answer in answers(DEVICE_SPECS).items() if serial not in LEAF}
+
+
+@pytest.mark.parametrize(
+    ("rules", "known", "met"),
+    [
+        pytest.param({"device_leaf": STRICT}, LEAF, True, id="leaf"),
+        pytest.param({"device_leaf": STRICT}, AUTHORITIES, False, id="leaf-unknown"),
+        pytest.param({"device_ca": STRICT}, AUTHORITIES, True, id="authorities"),
+        pytest.param({"device_ca": STRICT}, LEAF, False, id="authorities-unknown"),
+    ],
+)
+def test_each_role_has_its_own_rule(rules: Mapping[str, RevocationRule], known: Mapping[int, bytes], met: bool) -> None:
+    """A device that misses one is authentic: only what is known to be revoked proves nothing."""
+    policy = NvPolicy(revocation=replace(RevocationPolicy(), **rules))
+    device = verify(DEVICE, replace(FORGED, policy=policy, revocation=Answers(RIM_GOOD | known), cache=NvCache()))
+    if met:
+        assert device.level is Level.TRUSTED
+    else:
+        falls_short(device, "revocation-unknown")
 
 
 def test_stale_answers() -> None:
