@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Engine:
         import regopy
 
         self._regopy = regopy
-        self._bundles: dict[str, OrderedDict[str, Any]] = {query: OrderedDict() for query in QUERIES}
+        self._bundles: dict[str, OrderedDict[tuple[str, str], Any]] = {query: OrderedDict() for query in QUERIES}
         self.compiled = 0
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +58,7 @@ class Engine:
 
     def _bundle(self, query: str, policy: str, data: dict[str, Any]) -> Any:
         data, cache = readable(policy, data), self._bundles[query]
-        key = json.dumps([policy, data], sort_keys=True)
+        key = policy, json.dumps(data, sort_keys=True)
         bundle = cache.pop(key, None)
         if bundle is None:
             bundle = self._compiled(policy, QUERIES[query], data)
@@ -79,12 +80,9 @@ def readable(policy: str, data: dict[str, Any]) -> dict[str, Any]:
     """The members of `data` that a policy with this text can read: all of them unless each `data` in it is followed by
     a literal name. Strings and comments count as text: they can only add to what is kept. `__` is the prelude's.
     """
-    named: set[str] = set()
-    for match in _DATA.finditer(policy):
-        name = match[1] or match[2]
-        if name is None:
-            return data
-        named.add(name)
+    named = _named(policy)
+    if named is None:
+        return data
     return {name: value for name, value in data.items() if name in named or name.startswith("__")}
 
 
@@ -94,6 +92,12 @@ def _text(value: Any) -> str:
     From objects it would take them unescaped: a text with `\\n` in it would equal the literal for a line feed.
     """
     return json.dumps(value, ensure_ascii=False)
+
+
+@lru_cache(maxsize=CACHED_BUNDLES)
+def _named(policy: str) -> frozenset[str] | None:
+    names = [match[1] or match[2] for match in _DATA.finditer(policy)]
+    return None if None in names else frozenset(names)
 
 
 def watch_memory() -> None:
