@@ -18,6 +18,7 @@ from kata_gpu.dra.probes import Probes
 from kata_gpu.dra.server import PluginPaths, PluginServer
 from kata_gpu.dra.service import DraService
 from kata_gpu.dra.watch import SliceWatch
+from kata_gpu.errors import Unavailable
 from kata_gpu.host.claim_cdi_dir import ClaimCdiDir
 from kata_gpu.host.claim_file import ClaimFileStore
 from kata_gpu.host.uevents import UeventListener
@@ -36,6 +37,7 @@ from kata_gpu.ops.report import NodeReporter
 from kata_gpu.ports import Kube
 
 RECOVER_S = 60.0
+MAX_UNHEALED = 3  # passes: about the 30 s after which kubelet deletes the slices of a driver that it does not reach
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,18 +104,16 @@ class AgentProcess:
                 policy=policy,
                 bridge_up=lambda: settings.bridge is None or answers(settings.bridge),
                 dead=self._devices.dead,
+                recover=self._recover_lost,
             )
         )
         self._picture = Picture()
+        self._unhealed = 0
         self._probes = Probes(settings.listen, self.metrics, self._unregistered)
 
     def run(self) -> None:
         """Recover first: kubelet is answered only by a driver that knows what it promised."""
-        done = recover(
-            self._identity, store=self._store, kube=self._kube, devices=self._devices, cdi=self._cdi,
-            listed=self._listed, now=utc_now(), deadline=Deadline.after(RECOVER_S),
-        )  # fmt: skip
-        self._log.info("recovered", **{k: getattr(done, k) for k in done.__slots__})
+        self._recover()
         uevents = UeventListener(self._wake.set, connect=self._uevents)
         self._probes.start()
         self.plugin.start()
@@ -133,8 +133,7 @@ class AgentProcess:
 
     def step(self) -> None:
         """One pass, and what it means for health, metrics and sockets."""
-        if self.plugin.heal():
-            self.metrics.socket_healed()
+        self._heal()
         before = self._picture.problems
         self._picture = self._agent.step(utc_now())
         for name, error in self._picture.problems.items():
@@ -142,6 +141,35 @@ class AgentProcess:
                 self._log.warning("step-failing", step=name, error=error)
         self._health.update(tuple(_health(self._picture)))
         self._probes.passed(self._picture)
+
+    def _recover(self) -> None:
+        done = recover(
+            self._identity, store=self._store, kube=self._kube, devices=self._devices, cdi=self._cdi,
+            listed=self._listed, now=utc_now(), deadline=Deadline.after(RECOVER_S),
+        )  # fmt: skip
+        self._log.info("recovered", **{k: getattr(done, k) for k in done.__slots__})
+
+    def _recover_lost(self) -> None:
+        """Kubelet's folder was wiped under us: its pods go on."""
+        if self._store.lost():
+            self._log.warning("checkpoint-lost")
+            self._recover()
+
+    def _heal(self) -> None:
+        """Sockets that are gone are served again; where that cannot be, this ends, and is started with other mounts.
+
+        A folder that was removed and made again is not the one that our container has mounted.
+        """
+        try:
+            if self.plugin.heal():
+                self.metrics.socket_healed()
+        except Unavailable as exc:
+            self._unhealed += 1
+            self._log.warning("socket-lost", code=exc.code, error=str(exc), tries=self._unhealed)
+            if self._unhealed >= MAX_UNHEALED:
+                raise
+        else:
+            self._unhealed = 0
 
     def stop(self) -> None:
         """Ask `run` to end."""

@@ -17,7 +17,7 @@ from kata_gpu.dra.health import Health
 from kata_gpu.dra.registration import Registered, Registration
 from kata_gpu.dra.service import DraService
 from kata_gpu.dra.socket import UnixServer, check_path
-from kata_gpu.errors import InUse
+from kata_gpu.errors import InUse, Unavailable
 
 INSTANCE_LOCK = "instance.lock"
 DRA_WORKERS = 8  # prepare, unprepare and health streams
@@ -93,8 +93,13 @@ class PluginServer:
     def heal(self) -> bool:
         """Publish again what was removed or replaced from outside; kubelet's reinstall wipes directories.
 
-        Call at least every 10 s. True when something had to be done.
+        Call at least every 10 s. True when something had to be done. Raises Unavailable where it cannot be, and InUse
+        where another instance has taken the place meanwhile.
         """
+        if self._lock_fd >= 0 and not os.fstat(self._lock_fd).st_nlink:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+            self._lock_instance()
         lost = [s for s in (self._dra, self._registrar) if s.lost]
         for server in lost:
             self._log.warning("socket-lost", path=str(server.path))
@@ -113,8 +118,12 @@ class PluginServer:
             self._lock_fd = -1
 
     def _lock_instance(self) -> None:
-        self._paths.data.mkdir(parents=True, exist_ok=True, mode=0o750)
-        fd = os.open(self._paths.data / INSTANCE_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path = self._paths.data / INSTANCE_LOCK
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise Unavailable("instance-lock", "cannot lock", where=str(path), got=exc.strerror) from exc
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -122,7 +131,7 @@ class PluginServer:
             raise InUse(
                 "instance-running",
                 "another instance of this driver serves this node",
-                where=str(self._paths.data / INSTANCE_LOCK),
+                where=str(path),
                 hint="stop it first, or give each instance its pod UID for rolling updates",
             ) from None
         self._lock_fd = fd

@@ -47,35 +47,43 @@ class ClaimFileReader:
 
 
 class ClaimFileStore(ClaimFileReader):
-    """`ClaimStore` over one directory, which is created with mode 0700."""
+    """`ClaimStore` over one directory, which is made with mode 0700. Raises Unavailable where it cannot be."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self._threads = threading.Lock()
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._was_there = False
+        self._make_folder()
 
     @contextmanager
     def locked(self, deadline_s: float) -> Iterator[None]:
-        """Exclusive among threads and processes, or TimedOut."""
+        """Exclusive among threads and processes, or TimedOut. Raises Unavailable where there can be no lock file."""
         until = time.monotonic() + deadline_s
         if not self._threads.acquire(timeout=max(0.0, deadline_s)):
             raise self._busy()
         try:
-            fd = os.open(self._dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = self._flock(until)
             try:
-                while True:
-                    try:
-                        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        break
-                    except BlockingIOError:
-                        if time.monotonic() >= until:
-                            raise self._busy() from None
-                        time.sleep(POLL_S)
                 yield
             finally:
                 os.close(fd)
         finally:
             self._threads.release()
+
+    def load(self) -> Checkpoint:
+        """The current generation; empty where there was none yet.
+
+        Raises Unavailable where it was removed since this process saw it: its claims are promised all the same, and
+        whoever went on with none would give their devices away.
+        """
+        found = self._read(CHECKPOINT)
+        if found is None and self._was_there:
+            raise Unavailable(
+                "checkpoint-lost", "somebody removed the checkpoint", where=str(self._dir / CHECKPOINT),
+                hint="the agent rebuilds it at its next look; kubelet retries",
+            )  # fmt: skip
+        self._was_there = found is not None
+        return found or Checkpoint()
 
     def load_previous(self) -> Checkpoint | None:
         """The generation before, as a hint for recovery; None where it is missing or unreadable."""
@@ -101,6 +109,7 @@ class ClaimFileStore(ClaimFileReader):
             raise Unavailable(
                 "checkpoint-write", "cannot write the checkpoint", where=str(current), got=exc.strerror
             ) from exc
+        self._was_there = True
 
     def set_aside(self) -> str:
         """Move an unreadable checkpoint out of the way and return its new name."""
@@ -120,6 +129,38 @@ class ClaimFileStore(ClaimFileReader):
         with suppress(FileNotFoundError):
             os.link(current, link)
             os.rename(link, self._dir / PREVIOUS)  # noqa: PTH104
+
+    def _flock(self, until: float) -> int:
+        """A descriptor that has the lock. The folder is made again where somebody has removed it.
+
+        A file that was removed while we waited for it locks nothing: the next one opens another.
+        """
+        path = self._dir / LOCK
+        while True:
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                self._make_folder()
+            except OSError as exc:
+                raise self._no_lock(exc) from exc
+            else:
+                with suppress(BlockingIOError):
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if os.fstat(fd).st_nlink:
+                        return fd
+                os.close(fd)
+            if time.monotonic() >= until:
+                raise self._busy()
+            time.sleep(POLL_S)
+
+    def _make_folder(self) -> None:
+        try:
+            self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as exc:
+            raise self._no_lock(exc) from exc
+
+    def _no_lock(self, exc: OSError) -> Unavailable:
+        return Unavailable("claims-lock", "cannot lock the claims", where=str(self._dir / LOCK), got=exc.strerror)
 
     def _busy(self) -> TimedOut:
         return TimedOut(

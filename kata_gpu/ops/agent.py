@@ -101,6 +101,7 @@ class Parts:
     policy: Callable[[], NodePolicy | None]
     bridge_up: Callable[[], bool]
     dead: Callable[[Inventory], frozenset[str]]
+    recover: Callable[[], object] = lambda: None  # the checkpoint, where somebody has removed it
 
 
 class Agent:
@@ -108,7 +109,7 @@ class Agent:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        steps = ("observe", "refresh", "claims", "policy", "slices", "labels", *ADVISORY)
+        steps = ("recover", "observe", "refresh", "claims", "policy", "slices", "labels", *ADVISORY)
         self._retries = {name: Retry() for name in steps}
         self._offers: tuple[Offer, ...] | None = None
         self._compared: datetime | None = None
@@ -122,6 +123,7 @@ class Agent:
     def step(self, now: datetime) -> Picture:
         """One pass."""
         parts = self._parts
+        self._retries["recover"].run(parts.recover, now)
         self._retries["observe"].run(self._observe, now)
         inventory = self._inventory
         if inventory is not None:

@@ -1,4 +1,4 @@
-"""Start-up: find out what this node has promised, whatever state the checkpoint is in (dra.md 6.4).
+"""Start-up, and a checkpoint that is gone: find out what this node has promised, whatever is left (dra.md 6.4).
 
 A checkpoint that cannot be read is set aside, never a reason to crash: kubelet still has pods to end. It is rebuilt
 from what three witnesses say, as is one that somebody removed under running pods; a device that they disagree about is
@@ -59,19 +59,19 @@ def recover(
     now: datetime,
     deadline: Deadline,
 ) -> Recovered:
-    """Leave a readable checkpoint and no CDI file without a promise behind.
+    """Leave a readable checkpoint, where none was an empty one, and no CDI file without a promise behind.
 
     `listed` gives the CDI ids that kubelet's PodResources shows, or raises Unavailable. Raises Misconfigured for a
     checkpoint of a newer driver, which stays untouched.
     """
     with store.locked(deadline.remaining("claim lock")):
+        if store.lost():  # or never written: then there is nothing to be found
+            return _rebuild(node, store, kube, devices, cdi, listed, now, deadline, "")
         try:
             checkpoint = store.load()
         except Malformed:
             name = store.set_aside()
             return _rebuild(node, store, kube, devices, cdi, listed, now, deadline, name)
-        if store.lost() and cdi.names():  # our files live no longer than a boot, and follow a checkpoint
-            return _rebuild(node, store, kube, devices, cdi, listed, now, deadline, "")
         known = {file_name(c.ref.uid) for c in checkpoint.claims}
         orphans = tuple(n for n in cdi.names() if n not in known)
         for orphan in orphans:

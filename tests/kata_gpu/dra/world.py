@@ -150,11 +150,13 @@ class World:
         """Unprepare by a fresh process."""
         self.preparer(**ports).unprepare(ref.uid, Deadline.after(40))
 
-    def recover(self, *, listed: Callable[[], frozenset[str]] = frozenset) -> Recovered:
-        """Start-up."""
+    def recover(
+        self, *, listed: Callable[[], frozenset[str]] = frozenset, store: ClaimFileStore | None = None
+    ) -> Recovered:
+        """Start-up, or by a process that goes on with its `store`."""
         return recover(
             self.node,
-            store=self.store,
+            store=store or self.store,
             kube=self.kube,
             devices=self.host,
             cdi=self.cdi,
