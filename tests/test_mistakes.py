@@ -1,6 +1,8 @@
 """What people get wrong with the three programs: the right exit code, one clear line that says where and what, no traceback."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -96,6 +98,27 @@ ROWS = (
     ("kata-gpu-guest model verify folder --key-file text --expect abc", 2, "expected sha256:<hex>, got 'abc'"),
     ("kata-gpu-guest model verify folder", 2, "expected either --key or --key-file"),
     ("kata-gpu-guest key get llama --out - --init-data text", 2, "expected repository/type/tag, got 'llama'"),
+    ("kata-gpu install --kubeconfig absent", 2, "absent: no usable access to the Kubernetes API, got No such file"),
+    ("kata-gpu claims --kubelet-root absent", 2, "absent: no such folder"),
+    ("kata-gpu sim fault host.sim 0000:17:00.0 explode", 2, "Invalid value for '[FAULT]...'"),
+    ("kata-gpu measure tdx --firmware absent", 2, "absent: cannot read"),
+    (
+        "kata-gpu initdata build --tee snp --kbs-url https://kbs --policy policy.rego -o absent/init.toml",
+        8,
+        "absent/init.toml: cannot write the file, got No such file",
+    ),
+    (
+        "kata-gpu-kbs reference set snp_launch_measurement zz --provenance x --store store",
+        2,
+        "snp_launch_measurement: no launch measurement has this form: every guest would be refused, expected 96 hex",
+    ),
+    ("kata-gpu-kbs revoke add chip 6b184e7d36d4... --reason x --store store", 2, "chip: not a whole chip id"),
+    ("kata-gpu-kbs backup verify rendered.yaml --passphrase-file rendered.yaml", 2, "not a backup"),
+    (
+        "kata-gpu-guest key get a/b/c --out - --broker https://127.0.0.1:1",
+        2,
+        "no certificate to pin, expected --broker-cert",
+    ),
     ("kata-gpu-guest evidence collect --nonce abc", 2, "nonce is not base64, expected 32 bytes, got 'abc'"),
 )
 
@@ -131,3 +154,35 @@ def test_mistake(folder: Path, capsys: pytest.CaptureFixture[str], line: str, co
     assert "Traceback" not in said
     assert len(said.splitlines()) <= 5  # click's usage, or one line and its fix
     assert before.issuperset(os.listdir(folder))  # a mistake makes no file
+
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "kata-gpu doctor --list",
+        "kata-gpu initdata digest init.toml",
+        "kata-gpu-kbs policy check --help",
+        "kata-gpu-guest -h",
+    ],
+)
+def test_no_room_for_the_output(folder: Path, line: str) -> None:
+    """`... > file` on a full disk: one line and exit code 8, and nothing more when the program ends."""
+    (folder / "init.toml").write_text('version = "0.1.0"\nalgorithm = "sha256"\n[data]\na = "b"\n')
+    program, *argv = line.split()
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([BIN / program, *argv], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (8, "error[io]: standard output: No space left on device\n")
+
+
+def test_no_room_for_a_root_key(folder: Path) -> None:
+    """Half a key is not left behind: the next start, with room, makes a whole one."""
+    argv = [str(BIN / "kata-gpu-kbs"), *OLD_STORE.split()]
+    limited = ["bash", "-c", 'ulimit -f 0; exec "$@"', "bash", *argv]  # no file may grow: as on a full disk
+    done = subprocess.run(limited, cwd=folder, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (8, 1)
+    assert "store/root.key: cannot write the root key" in done.stderr
+    assert os.listdir(folder / "store") == []
+    assert subprocess.run(argv, cwd=folder, capture_output=True, check=False).returncode == 0

@@ -1,5 +1,6 @@
 """Revocation: whom the broker refuses from now on, whatever the evidence says. Pure."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +15,9 @@ from attestation.values import Architecture, DeviceKind, Tee
 
 MAX_VALUE, MAX_REASON = 200, 500
 _GPU_PARTS = {"driver": 10, "vbios": 16}  # base of the numbers between the dots
+# Hexadecimal digits of a whole chip id: Turin's 8 bytes, a TDX platform instance of 16, CHIP_ID of Milan and Genoa.
+_CHIP_DIGITS = (16, 32, 128)
+_HEX = re.compile("[0-9a-f]+")
 
 
 class RevocationKind(StrEnum):
@@ -113,6 +117,18 @@ def normal_value(kind: RevocationKind, value: str) -> str:
     if not 0 < len(text) <= MAX_VALUE or not text.isascii() or not text.isprintable() or " " in text:
         raise Malformed(
             "revocation-value", "not an identity", where=kind, expected="1 to 200 characters", got=len(text)
+        )
+    if kind is RevocationKind.CHIP and not (_HEX.fullmatch(text) and len(text) in _CHIP_DIGITS):
+        raise Malformed(
+            "revocation-value",
+            "not a whole chip id, as `audit who` prints it",
+            where=kind,
+            expected=f"{', '.join(map(str, _CHIP_DIGITS))} hexadecimal digits",
+            got=text[:80],
+        )
+    if kind is RevocationKind.GPU and not _HEX.fullmatch(text):
+        raise Malformed(
+            "revocation-value", "not a GPU's identity or leaf serial", where=kind, expected="hex", got=text[:80]
         )
     return text
 

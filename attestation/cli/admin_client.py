@@ -19,7 +19,7 @@ class AdminClient:
 
     def __init__(self, url: str, *, certificate: str | None, token: str) -> None:
         if not token.isascii() or not token.isprintable() or not token:
-            raise Misconfigured("admin-token", "not a token", expected="one line of text")
+            raise Misconfigured("admin-token", "not a token", where="--admin-token-file", expected="one line of text")
         self._http = PinnedHttp(url, certificate=certificate)
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
 

@@ -24,7 +24,12 @@ def audit() -> None:
 
 
 @audit.command()
-@click.option("--checkpoint", "kept", help="A checkpoint kept elsewhere: the log must still have all that it covers.")
+@click.option(
+    "--checkpoint",
+    "kept",
+    type=click.Path(),
+    help="A checkpoint kept elsewhere: the log must still have all that it covers.",
+)
 @store_options
 def verify(kept: str | None, store: str, root_key: Path | None, output: str) -> None:
     """Walk the whole chain: sequence, links, digests, signatures. Exit code 1 where it is broken.
@@ -111,9 +116,11 @@ def read_audit_key(file: str) -> "Ed25519PublicKey":
 
 
 @audit.command("verify-proof")
-@click.argument("file")
-@click.option("--key", required=True, help="Public audit key, PEM (see `audit public-key`).")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", help="Form of the result.")
+@click.argument("file", type=click.Path())
+@click.option("--key", type=click.Path(), required=True, help="Public audit key, PEM (see `audit public-key`).")
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 def verify_proof(file: str, key: str, output: str) -> None:
     """Check a proof without the store: entry, signatures, Merkle path. Exit code 1 where it does not hold.
 

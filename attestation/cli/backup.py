@@ -29,11 +29,17 @@ def _opening(command: F) -> F:
     for option in (
         click.option(
             "--audit-key",
+            type=click.Path(),
             metavar="FILE",
             help="Public audit key of the broker that it must be of, PEM (see `audit public-key`).",
         ),
-        click.option("--recipient-key", metavar="FILE", help="Private key of the recipient, PEM."),
-        click.option("--passphrase-file", metavar="FILE", help="File that holds the passphrase; `-` for stdin."),
+        click.option("--recipient-key", type=click.Path(), metavar="FILE", help="Private key of the recipient, PEM."),
+        click.option(
+            "--passphrase-file",
+            type=click.Path(),
+            metavar="FILE",
+            help="File that holds the passphrase; `-` for stdin.",
+        ),
     ):
         command = option(command)
     return command
@@ -41,8 +47,15 @@ def _opening(command: F) -> F:
 
 @backup.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--passphrase-file", metavar="FILE", help="File that holds the passphrase; `-` for stdin.")
-@click.option("--recipient", metavar="FILE", help="Public key, PEM (P-256, P-521, RSA): this machine cannot read it.")
+@click.option(
+    "--passphrase-file", type=click.Path(), metavar="FILE", help="File that holds the passphrase; `-` for stdin."
+)
+@click.option(
+    "--recipient",
+    type=click.Path(),
+    metavar="FILE",
+    help="Public key, PEM (P-256, P-521, RSA): this machine cannot read it.",
+)
 @store_options
 def create(
     file: Path, passphrase_file: str | None, recipient: str | None, store: str, root_key: Path | None, output: str
@@ -75,7 +88,9 @@ def create(
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @_opening
 @click.option("--root-key", type=click.Path(path_type=Path), help="Where root keys are in Vault or an HSM.")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", help="Form of the result.")
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 def verify(
     file: Path,
     passphrase_file: str | None,
@@ -102,11 +117,13 @@ def verify(
 @backup.command()
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @_opening
-@click.option("--store", required=True, help="Empty: a new directory, or postgresql://...")
+@click.option("--store", type=click.Path(), required=True, help="Empty: a new directory, or postgresql://...")
 @click.option("--root-key", type=click.Path(path_type=Path), help="Where root keys are in Vault or an HSM.")
 @click.option("--keys-to", type=click.Path(path_type=Path, file_okay=False),
               help="Directory for root key files. Default: the store's, where that is a directory.")  # fmt: skip
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", help="Form of the result.")
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 def restore(
     file: Path,
     passphrase_file: str | None,

@@ -21,7 +21,12 @@ _MAX_INPUT_BYTES = 1 << 20  # ocicrypt's options are some hundred bytes
 
 @click.group("image-key")
 def image_key() -> None:
-    """Sealed secrets and image layer keys that stock guests (CDH, image-rs) accept."""
+    """Sealed secrets and image layer keys that stock guests (CDH, image-rs) accept.
+
+    \b
+    Example:
+      kata-gpu-kbs image-key signing-key sealing.pem > sealing.jwk
+    """
 
 
 @image_key.command("signing-key")

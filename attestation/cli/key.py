@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from attestation.cli.office import office, office_options
-from attestation.cli.store import moment, opened, operator, read_bytes, read_text, show, store_options
+from attestation.cli.store import NO_POLICY, moment, opened, operator, read_bytes, read_text, short, show, store_options
 from attestation.errors import Misconfigured
 from attestation.values import ResourcePath, Secret
 
@@ -25,8 +25,8 @@ def key() -> None:
 
 @key.command()
 @click.argument("path")
-@click.argument("file", required=False)
-@click.option("--policy", help="Release policy (TOML).")
+@click.argument("file", required=False, type=click.Path())
+@click.option("--policy", type=click.Path(), help="Release policy (TOML).")
 @click.option("--label", "labels", multiple=True, help="A label; `test` lets forgeable evidence have the key.")
 @click.option("--bundle", is_flag=True, help="FILE is a JSON array of key paths: one GET returns all of them.")
 @store_options
@@ -54,18 +54,21 @@ def add(
     if bundle and file is None:
         raise Misconfigured("bundle-file", "a bundle needs a file", where="--bundle", expected="FILE")
     kind = KeyKind.BUNDLE if bundle else KeyKind.MODEL_KEY if file is None else KeyKind.RESOURCE
+    at = ResourcePath.parse(path)
     with opened(store, root_key, new=True) as world:
+        had = world.keys.get(at) is not None
         version = put_key(
             world,
             operator(),
-            ResourcePath.parse(path),
+            at,
             None if file is None else Secret(read_bytes(file)),
             kind=kind,
             labels=labels,
             policy=None if policy is None else read_text(policy),
             now=moment(None),
         )
-    show({"path": path, "version": version, "kind": kind}, output, [f"stored {path} version {version} ({kind})"])
+    stored = f"stored {path} version {version} ({kind}){'' if policy or had else f', {NO_POLICY}'}"
+    show({"path": path, "version": version, "kind": kind}, output, [stored])
 
 
 @key.command("list")
@@ -106,9 +109,11 @@ def show_(path: str, store: str, root_key: Path | None, output: str) -> None:
         policy = policy_text(world, at, record)
         body = record.to_json() | {"versions": list(world.keys.versions(at)), "policy": policy}
         body["released_to"] = [e.to_json()["body"] for e in world.audit.about(path, "released")[-20:]]
-    lines = [f"{name}: {body[name]}" for name in ("path", "kind", "labels", "versions", "releases", "created")]
+    lines = [f"{name}: {body[name]}" for name in ("path", "kind")]
+    lines += [f"{name}: {', '.join(map(str, body[name])) or '-'}" for name in ("labels", "versions")]
+    lines += [f"{name}: {body[name]}" for name in ("releases", "created")]
     lines += ["policy:", *(f"  {line}" for line in policy.strip().splitlines() or ["(none: released to nobody)"])]
-    lines += [f"released to: chip {str(r['chip_id'])[:16]} devices {r['devices']}" for r in body["released_to"]]
+    lines += [f"released to: chip {short(r['chip_id'])} devices {', '.join(r['devices'])}" for r in body["released_to"]]
     show(body, output, lines)
 
 
@@ -151,7 +156,7 @@ def delete(path: str, yes: bool, store: str, root_key: Path | None, output: str)
 
 @key.command("set-policy")
 @click.argument("path")
-@click.argument("policy")
+@click.argument("policy", type=click.Path())
 @store_options
 def set_policy(path: str, policy: str, store: str, root_key: Path | None, output: str) -> None:
     """Replace the release policy of a key.
@@ -185,7 +190,7 @@ def history(path: str, output: str, **where: Any) -> None:
 
 @key.command()
 @click.argument("path")
-@click.argument("file")
+@click.argument("file", type=click.Path())
 @store_options
 def wrap(path: str, file: str, store: str, root_key: Path | None, output: str) -> None:
     """Encrypt FILE, a data key (`-` for standard input), under the model key PATH, which stays in the broker.
@@ -205,8 +210,10 @@ def wrap(path: str, file: str, store: str, root_key: Path | None, output: str) -
 
 @key.command()
 @click.argument("path")
-@click.argument("file")
-@click.option("--out", required=True, help="New file for the data key, mode 0600; `-` for standard output.")
+@click.argument("file", type=click.Path())
+@click.option(
+    "--out", type=click.Path(), required=True, help="New file for the data key, mode 0600; `-` for standard output."
+)
 @store_options
 def unwrap(path: str, file: str, out: str, store: str, root_key: Path | None, output: str) -> None:
     """Decrypt FILE, which `key wrap` made under any version of PATH.
@@ -228,7 +235,9 @@ def unwrap(path: str, file: str, out: str, store: str, root_key: Path | None, ou
 @key.command()
 @click.argument("path")
 @click.argument("label")
-@click.option("--out", required=True, help="New file for the shard key, mode 0600; `-` for standard output.")
+@click.option(
+    "--out", type=click.Path(), required=True, help="New file for the shard key, mode 0600; `-` for standard output."
+)
 @store_options
 def derive(path: str, label: str, out: str, store: str, root_key: Path | None, output: str) -> None:
     """The key of one shard, as guests get it from `kbs:///PATH?derive=LABEL`.
@@ -275,5 +284,5 @@ def rewrap(store: str, root_key: Path | None, output: str) -> None:
 def _existing(world: Any, path: ResourcePath) -> Any:
     record = world.keys.get(path)
     if record is None:
-        raise Misconfigured("key-unknown", "no such key", where=str(path))
+        raise Misconfigured("key-unknown", "no such key (`key list` has their names)", where=str(path))
     return record

@@ -1,8 +1,10 @@
 """Entry point of `kata-gpu-kbs`: the command table, and the one place that turns errors into exit codes."""
 
 import importlib
+import os
 import sys
 import warnings
+from contextlib import suppress
 
 import click
 
@@ -75,6 +77,7 @@ def run(group: click.Group, argv: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"attestation\.")
     try:
         result = group.main(args=argv, standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as exc:
         return exc.exit_code
     except click.Abort:
@@ -88,7 +91,17 @@ def run(group: click.Group, argv: list[str] | None = None) -> int:
         return exc.exit_code
     except BrokenPipeError:
         return ExitCode.NEGATIVE
+    except OSError as exc:  # nothing that a command foresaw: above all, no room where its output goes
+        click.echo(f"error[io]: {exc.filename or 'standard output'}: {exc.strerror or exc}", err=True)
+        _drop_output()
+        return ExitCode.UNAVAILABLE
     return int(result) if isinstance(result, int) else ExitCode.OK
+
+
+def _drop_output() -> None:
+    """Standard output took no more: what is buffered goes nowhere, or Python would fail on it again at its exit."""
+    with suppress(OSError, ValueError):  # a test's stream has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
@@ -102,6 +115,8 @@ def cli() -> None:
     \b
     Example:
       kata-gpu-kbs verify gpu --report report.bin --chain chain.pem --rim rims/ --nonce 4cff...
+      kata-gpu-kbs serve --store /var/lib/kbs --collateral /var/lib/collateral
+      kata-gpu-kbs audit tail --store /var/lib/kbs
     """
 
 

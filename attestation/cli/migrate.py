@@ -19,12 +19,14 @@ def migrate() -> None:
 
 
 @migrate.command()
-@click.option("--config", required=True, help="Upstream's kbs-config.toml.")
+@click.option("--config", type=click.Path(), required=True, help="Upstream's kbs-config.toml.")
 @click.option("--resources", type=click.Path(path_type=Path), help="Its resource store, where it is not as configured.")
-@click.option("--store", help="Our store: a directory, or postgresql://...")
+@click.option("--store", type=click.Path(), help="Our store: a directory, or postgresql://...")
 @click.option("--root-key", type=click.Path(path_type=Path), help="Root key file. Default: in the store.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", help="Form of the result.")
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 def trustee(
     config: str, resources: Path | None, store: str | None, root_key: Path | None, dry_run: bool, output: str
 ) -> int:

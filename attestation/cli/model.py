@@ -20,7 +20,12 @@ _MAX_POLICY_BYTES = 1 << 20
 
 @click.group()
 def model() -> None:
-    """Encrypt models for attested guests."""
+    """Encrypt models for attested guests.
+
+    \b
+    Example:
+      kata-gpu-kbs model encrypt ./llama ./llama.kgm --key-file llama.key
+    """
 
 
 @model.command()
@@ -128,7 +133,7 @@ def encrypt(
     click.echo(f"encrypted {document['files']} files, {result.manifest.size} bytes{kept}, into {out}")
     click.echo(f"model digest (pin it with `kata-gpu-guest model decrypt --expect`): {result.digest}")
     if path:
-        click.echo(f"key: kbs:///{path}")
+        click.echo(f"key: kbs:///{path}{'' if policy else ' (no --policy: nobody gets it before the broker has one)'}")
 
 
 def _require_apart(source: Path, out: Path) -> None:

@@ -45,12 +45,18 @@ class Office(Protocol):
 def office_options(command: F) -> F:
     """`--store` with `--root-key`, or `--broker` with a token; and `--output`."""
     for option in (
-        click.option("--output", type=click.Choice(["text", "json"]), default="text", help="Form of the result."),
+        click.option(
+            "--output",
+            type=click.Choice(["text", "json"]),
+            default="text",
+            show_default=True,
+            help="Form of the result.",
+        ),
         click.option("--admin-token-file", type=_FILE, help="Admin token for --broker."),
         click.option("--broker-cert", type=_FILE, help="PEM to pin for it (https)."),
         click.option("--broker", metavar="URL", help="A broker's admin listener, instead of --store."),
         click.option("--root-key", type=click.Path(path_type=Path), help="Root key file. Default: in the store."),
-        click.option("--store", help="Directory of the embedded store, or postgresql://..."),
+        click.option("--store", type=click.Path(), help="Directory of the embedded store, or postgresql://..."),
     ):
         command = option(command)
     return command

@@ -26,8 +26,10 @@ def policy() -> None:
 
 
 @policy.command()
-@click.argument("file")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", help="Form of the result.")
+@click.argument("file", type=click.Path())
+@click.option(
+    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 def check(file: str, output: str) -> None:
     """Parse a policy and say what it demands and what it waives.
 
@@ -52,7 +54,7 @@ def check(file: str, output: str) -> None:
 
 @policy.command("set")
 @click.argument("name")
-@click.argument("file")
+@click.argument("file", type=click.Path())
 @click.option("--expected-version", type=int, help="Fail if somebody stored another version meanwhile.")
 @click.option("--allow-rollback", is_flag=True, help="Store the text of an earlier version again.")
 @store_options
@@ -118,6 +120,7 @@ def _seen_options(command: F) -> F:
             "--evidence",
             "files",
             multiple=True,
+            type=click.Path(),
             metavar="FILE",
             help="Attest bodies, or results of `verify evidence --output json`, instead of recorded attestations.",
         ),
@@ -127,7 +130,7 @@ def _seen_options(command: F) -> F:
 
 
 @policy.command()
-@click.argument("file")
+@click.argument("file", type=click.Path())
 @_seen_options
 @store_options
 def test(file: str, store: str, root_key: Path | None, output: str, **seen: Any) -> int:
@@ -182,7 +185,7 @@ def explain(path: str, jti: str | None, store: str, root_key: Path | None, outpu
 
 @policy.command()
 @click.argument("target")
-@click.argument("file")
+@click.argument("file", type=click.Path())
 @_seen_options
 @store_options
 def diff(target: str, file: str, store: str, root_key: Path | None, output: str, **seen: Any) -> int:

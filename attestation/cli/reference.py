@@ -1,5 +1,6 @@
 """`kata-gpu-kbs reference`: reference values, with expiry and provenance."""
 
+import re
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -8,6 +9,9 @@ import click
 
 from attestation.cli.store import moment, opened, operator, read_bytes, show, store_options
 from attestation.errors import Misconfigured
+
+_LAUNCH = ("snp_launch_measurement", "mr_td")  # names that are compared with a launch measurement
+_MEASUREMENT = re.compile("[0-9a-f]{96}")  # 48 bytes in both kinds of report
 
 
 @click.group()
@@ -37,6 +41,17 @@ def set_(
     """
     from attestation.ops.administer import set_reference_values
 
+    if name in _LAUNCH:
+        values = tuple(value.lower() for value in values)
+        for value in values:
+            if not _MEASUREMENT.fullmatch(value):
+                raise Misconfigured(
+                    "reference-value",
+                    "no launch measurement has this form: every guest would be refused",
+                    where=name,
+                    expected="96 hexadecimal digits",
+                    got=value[:100],
+                )
     with opened(store, root_key, new=True) as world:
         set_reference_values(
             world,
@@ -80,7 +95,7 @@ def list_(store: str, root_key: Path | None, output: str) -> None:
 
 
 @reference.command("import")
-@click.argument("file")
+@click.argument("file", type=click.Path())
 @click.option("--format", "kind", type=click.Choice(["sample", "swid", "corim"]), default="sample", show_default=True,
               help="JSON map; NVIDIA reference document, verified; corim is refused, being unsigned.")  # fmt: skip
 @click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="Lifetime.")
@@ -102,8 +117,8 @@ def import_(file: str, kind: str, days: int, store: str, root_key: Path | None, 
 
 @reference.command()
 @click.option("--listen", default="127.0.0.1:50003", show_default=True, help="host:port, or unix:/path.")
-@click.option("--tls-cert", help="PEM certificate chain; needed off loopback.")
-@click.option("--tls-key", help="Its PEM private key.")
+@click.option("--tls-cert", type=click.Path(), help="PEM certificate chain; needed off loopback.")
+@click.option("--tls-key", type=click.Path(), help="Its PEM private key.")
 @store_options
 def serve(
     listen: str, tls_cert: str | None, tls_key: str | None, store: str, root_key: Path | None, output: str

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from attestation.cli.office import office, office_options
-from attestation.cli.store import show
+from attestation.cli.store import short, show
 
 KINDS = ("token", "tee-key", "chip", "gpu", "firmware")
 
@@ -43,7 +43,7 @@ def add(kind: str, value: str, reason: str, webhook: Path | None, output: str, *
         done = place.revoke(kind, value, reason)
     ended = done["ended"]
     lines = [f"revoked {kind} {value}; {len(ended)} leases ended"]
-    lines += [f"  {row['path']} held by chip {row['chip_id'][:16]}, token {row['jti']}" for row in ended]
+    lines += [f"  {row['path']} held by chip {short(row['chip_id'])}, token {row['jti']}" for row in ended]
     show(done, output, lines)
 
 
@@ -94,5 +94,5 @@ def lease(path: str | None, output: str, **where: Any) -> None:
     """
     with office(where) as place:
         rows = place.leases(path)
-    lines = [f"{row['path']}  chip {str(row['chip_id'])[:16]}  until {row['expires']}" for row in rows]
+    lines = [f"{row['path']}  chip {short(row['chip_id'])}  until {row['expires']}" for row in rows]
     show({"leases": rows}, output, lines or ["no leases"])

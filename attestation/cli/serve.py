@@ -18,7 +18,9 @@ MAX_DRAIN_DELAY_S = 60.0  # balancers look every few seconds
 
 
 @click.command()
-@click.option("--store", help="Directory of the embedded store, or postgresql://... (made if absent).")
+@click.option(
+    "--store", type=click.Path(), help="Directory of the embedded store, or postgresql://... (made if absent)."
+)
 @click.option("--store-file", type=click.Path(path_type=Path), metavar="FILE",
               help="File that holds the value of --store: a database URL with a password is no argument.")  # fmt: skip
 @click.option("--root-key", type=click.Path(path_type=Path), help="Root key file, mode 0600. Default: in the store.")
@@ -40,14 +42,28 @@ MAX_DRAIN_DELAY_S = 60.0  # balancers look every few seconds
 @click.option("--verification-policy", type=click.Path(path_type=Path), metavar="FILE",
               help="What is demanded of evidence, TOML (docs/policies.md). Default: the strict rules.")  # fmt: skip
 @click.option("--issuer", default="kata-gpu-kbs", show_default=True, help="Issuer and audience of tokens.")
-@click.option("--token-cert", metavar="FILE", help="PEM chain of the token key (`token-key csr`), put into tokens.")
-@click.option("--trusted-token-certs", multiple=True, metavar="FILE",
+@click.option(
+    "--token-cert",
+    type=click.Path(),
+    metavar="FILE",
+    help="PEM chain of the token key (`token-key csr`), put into tokens.",
+)
+@click.option("--trusted-token-certs", multiple=True, type=click.Path(), metavar="FILE",
               help="PEM certificates of attestation services whose tokens reach the resource policy.")  # fmt: skip
-@click.option("--trusted-token-jwks", multiple=True, metavar="FILE", help="JWK sets of such services.")
+@click.option(
+    "--trusted-token-jwks", multiple=True, type=click.Path(), metavar="FILE", help="JWK sets of such services."
+)
 @click.option("--trusted-token-key-path", "trusted_token_key_paths", multiple=True, metavar="POINTER",
               help="Where claims of their tokens name the TEE key, tried before upstream's places.")  # fmt: skip
-@click.option("--admin-issuer", "admin_issuers", multiple=True, metavar="FILE", help="Identity provider, TOML.")
-@click.option("--webhook", metavar="FILE", help="Where denials and revocations are posted, TOML: url, secret_file.")
+@click.option(
+    "--admin-issuer", "admin_issuers", multiple=True, type=click.Path(), metavar="FILE", help="Identity provider, TOML."
+)
+@click.option(
+    "--webhook",
+    type=click.Path(),
+    metavar="FILE",
+    help="Where denials and revocations are posted, TOML: url, secret_file.",
+)
 @click.option("--deny-all-admins", is_flag=True, help="Refuse every admin request.")
 @click.option("--compat-deny-status", type=click.Choice(["403", "401"]), default="403", show_default=True,
               help="401 answers denials as upstream does; guests then attest again and again.")  # fmt: skip

@@ -31,7 +31,14 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 @click.group()
 def simulate() -> None:
-    """Forged evidence and a simulated VM. Nothing made here verifies under a vendor's roots."""
+    """Forged evidence and a simulated VM. Nothing made here verifies under a vendor's roots.
+
+    \b
+    Example:
+      kata-gpu-kbs simulate roots roots
+      kata-gpu-kbs serve --store store --unsafe-trust-simulated-roots roots &
+      kata-gpu-kbs simulate vm kbs:///models/llama/key --broker http://127.0.0.1:8080
+    """
 
 
 def _vm_options(command: Any) -> Any:

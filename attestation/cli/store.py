@@ -14,15 +14,24 @@ from attestation.clock import parse_time, utc_now
 from attestation.errors import Misconfigured
 
 F = TypeVar("F", bound=Callable[..., Any])
+NO_POLICY = "without a policy of its own: nobody gets it unless its repository or `default` has one"
 MAX_FILE_BYTES = 4 * 1024 * 1024
 
 
 def store_options(command: F) -> F:
     """`--store`, `--root-key` and `--output`."""
     for option in (
-        click.option("--output", type=click.Choice(["text", "json"]), default="text", help="Form of the result."),
+        click.option(
+            "--output",
+            type=click.Choice(["text", "json"]),
+            default="text",
+            show_default=True,
+            help="Form of the result.",
+        ),
         click.option("--root-key", type=click.Path(path_type=Path), help="Root key file. Default: in the store."),
-        click.option("--store", required=True, help="Directory of the embedded store, or postgresql://..."),
+        click.option(
+            "--store", type=click.Path(), required=True, help="Directory of the embedded store, or postgresql://..."
+        ),
     ):
         command = option(command)
     return command
@@ -44,6 +53,14 @@ def opened(store: str, root_key: Path | None, *, new: bool = False) -> Iterator[
             "there is no store",
             where=store,
             expected="the directory of `serve --store` (`serve`, `user add` and `key add` make one)",
+        )
+    if Path(store).is_dir() and not os.access(store, os.R_OK | os.W_OK | os.X_OK):
+        raise Misconfigured(
+            "store-permission",
+            "no right to use the store",
+            where=store,
+            expected=f"the user that owns it (uid {Path(store).stat().st_uid}), or root",
+            got=f"uid {os.geteuid()}",
         )
     from attestation.ops.open_world import WorldOptions, close_world, open_world
 
@@ -84,6 +101,12 @@ def read_text(path: str) -> str:
         return read_bytes(path).decode("utf-8")
     except UnicodeDecodeError as exc:
         raise Misconfigured("file-text", "not UTF-8 text", where=path) from exc
+
+
+def short(chip_id: object) -> str:
+    """A chip id to tell apart in a list; its dots, and its length, are no id that `revoke` would take."""
+    text = str(chip_id)
+    return f"{text[:12]}..." if len(text) > 12 else text
 
 
 def show(result: Mapping[str, Any], output: str, text: Sequence[str] = ()) -> None:

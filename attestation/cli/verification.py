@@ -23,6 +23,7 @@ BUILTIN = "builtin"  # the test PKI that every copy of the forge has
 simulated_roots_option = click.option(
     "--unsafe-trust-simulated-roots",
     "simulated_roots",
+    type=click.Path(),
     metavar="[DIR]",
     is_flag=False,
     flag_value=BUILTIN,

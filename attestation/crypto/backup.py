@@ -88,7 +88,7 @@ def seal_backup(content: bytes, sealer: Sealer, random: RandomBytes) -> bytes:
 def open_backup(file: bytes, opener: Opener) -> bytes:
     """The content, authentic and whole. Malformed or Untrusted."""
     line, newline, stream = file[:MAX_HEADER_BYTES].partition(b"\n")
-    if not newline:
+    if not newline or not line.startswith(b"{"):
         raise Malformed("backup", "not a backup", expected="a header line")
     header = require_object(parse_json(line, max_bytes=MAX_HEADER_BYTES, what="backup header"), "backup header")
     if header.get("format") != FORMAT or header.get("version") != VERSION:

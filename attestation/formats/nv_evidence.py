@@ -142,4 +142,4 @@ def _base64(text: bytes, *, where: str) -> bytes:
     try:
         return binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error as exc:
-        raise Malformed("base64", "neither hexadecimal nor base64", where=where, got=repr(text[:40])) from exc
+        raise Malformed("base64", "neither hexadecimal nor base64", where=where, got=repr(text[:40])[1:]) from exc

@@ -147,7 +147,8 @@ def _refuse(reply: Reply, what: str) -> NoReturn:
     """The one table from status to error. 403 and 404 are final: asking again would only load the broker."""
     detail = _detail(reply)
     if reply.status in {401, 403}:
-        raise Denied("denied", f"the broker refused the {what}", where=reply.where, got=f"{reply.status} {detail}")
+        said = f"the broker refused the {what} (`kata-gpu-kbs audit tail` there says why)"
+        raise Denied("denied", said, where=reply.where, got=f"{reply.status} {detail}")
     if reply.status == 404:
         raise Misconfigured("not-found", f"the broker has no such {what}", where=reply.where, got=f"404 {detail}")
     if 400 <= reply.status < 500:

@@ -22,6 +22,7 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
 RETRY_STATUS = frozenset({429, 503})
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _READ_BYTES = 64 << 10
+_WRONG_SCHEME = " (plain http: does it want https?)"
 _CAUSE = re.compile(r"\[Errno -?\d+\] ([\w ]+)|(certificate verify failed[^(]*)")
 
 
@@ -61,7 +62,9 @@ class PinnedHttp:
                 "broker-http", "plain http is for loopback only", where="url", expected="https", got=url[:200]
             )
         if parts.scheme == "https" and not certificate:
-            raise Misconfigured("broker-cert", "no certificate to pin", where="url", expected="a PEM certificate")
+            raise Misconfigured(
+                "broker-cert", "no certificate to pin", where=url[:200], expected="--broker-cert, or one in init-data"
+            )
         self.base = url.rstrip("/")
         self._pace = pace or Pace()
         self._session = requests.Session()
@@ -114,7 +117,7 @@ class PinnedHttp:
             "broker-unavailable",
             f"no answer after {ATTEMPTS} attempts",
             where=f"{method} {self.base}{path}",
-            got=failure,
+            got=failure + (_WRONG_SCHEME if self.base.startswith("http:") and "closed" in failure else ""),
         )
 
     def _once(

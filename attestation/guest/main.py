@@ -5,6 +5,7 @@ why an init container stopped. Kubelet reads at most 4096 bytes of it.
 """
 
 import importlib
+import os
 import signal
 import sys
 from contextlib import suppress
@@ -91,6 +92,7 @@ def run(argv: list[str] | None = None, *, machine: "Machine | None" = None) -> i
     log = _termination_log(arguments)
     try:
         result = cli.main(args=arguments, standalone_mode=False, obj=machine)
+        sys.stdout.flush()
     except click.exceptions.Exit as exc:
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
@@ -103,6 +105,10 @@ def run(argv: list[str] | None = None, *, machine: "Machine | None" = None) -> i
         return _fail(log, f"error[{exc.code}]: {exc}", exc.exit_code)
     except BrokenPipeError:
         return ExitCode.NEGATIVE
+    except OSError as exc:  # nothing that a command foresaw: above all, no room where its output goes
+        _drop_output()
+        where = exc.filename or "standard output"
+        return _fail(log, f"error[io]: {where}: {exc.strerror or exc}", ExitCode.UNAVAILABLE)
     return int(result) if isinstance(result, int) else ExitCode.OK
 
 
@@ -125,6 +131,12 @@ def _fail(log: Path, line: str, code: ExitCode) -> ExitCode:
     click.echo(line, err=True)
     _leave(log, line)
     return code
+
+
+def _drop_output() -> None:
+    """Standard output took no more: what is buffered goes nowhere, or Python would fail on it again at its exit."""
+    with suppress(OSError, ValueError):  # a test's stream has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _leave(log: Path, line: str) -> None:

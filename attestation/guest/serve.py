@@ -29,7 +29,12 @@ class ModelServer(ThreadingHTTPServer):
 
     def __init__(self, model: EncryptedModel, port: int, token: str) -> None:
         self.model, self.token = model, token
-        super().__init__((LOOPBACK, port), _Handler)
+        try:
+            super().__init__((LOOPBACK, port), _Handler)
+        except OSError as exc:
+            raise Misconfigured(
+                "listen-address", f"cannot listen: {exc.strerror}", where=f"{LOOPBACK}:{port}", expected="a free port"
+            ) from exc
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -119,7 +119,8 @@ class KernelConfigfs:
         except OSError as exc:
             raise Unavailable(
                 "tsm", "no TEE report interface (not in a confidential VM, or no right to use it)",
-                where=str(self.root), got=exc.strerror,
+                where=str(self.root), expected="an SNP or TDX guest; without one: `kata-gpu-kbs simulate vm`",
+                got=exc.strerror,
             ) from exc  # fmt: skip
 
     def rmdir(self, entry: str) -> None:

@@ -73,7 +73,12 @@ class CollateralStore:
     def stored(self) -> list[Stored]:
         """Every document, retired ones too, sorted by name."""
         if not self._root.is_dir():
-            raise Misconfigured("no-store", "there is no collateral store", where=str(self._root))
+            raise Misconfigured(
+                "no-store",
+                "there is no collateral store",
+                where=str(self._root),
+                expected="a folder that `collateral fetch` or `collateral import` made",
+            )
         try:
             lock = (self._root / _LOCK).open("rb")
         except FileNotFoundError:  # a read-only copy: nobody writes

@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from attestation.crypto.jwe import RandomBytes
-from attestation.errors import Misconfigured, Untrusted
+from attestation.errors import Misconfigured, Unavailable, Untrusted
 from attestation.values import Secret
 
 KEY_BYTES, IV_BYTES = 32, 12
@@ -89,10 +89,14 @@ class FileRootKey:
             raise Misconfigured(
                 "root-key-file", f"cannot create the root key: {exc.strerror}", where=str(path)
             ) from exc
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(random(KEY_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(random(KEY_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as exc:
+            path.unlink()  # half a key opens nothing, and would be in the way of a whole one
+            raise Unavailable("root-key-file", f"cannot write the root key: {exc.strerror}", where=str(path)) from exc
         return cls.load(path, random)
 
     def wrap(self, key: Secret, context: bytes) -> bytes:

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 @click.group()
 def agent() -> None:
-    """Run the node agent."""
+    """Run the node agent.
+
+    \b
+    Example:
+      kata-gpu agent run --node-name "$NODE_NAME" --policy /etc/kata-gpu/node-policy.yaml
+    """
 
 
 @agent.command()

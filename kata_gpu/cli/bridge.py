@@ -14,7 +14,12 @@ HEAL_S = 5.0  # between looks at the socket file
 
 @click.group()
 def bridge() -> None:
-    """Hand DRA devices to unmodified Kata."""
+    """Hand DRA devices to unmodified Kata.
+
+    \b
+    Example:
+      kata-gpu bridge run --socket /run/kata-gpu/kata-pod-resources.sock
+    """
 
 
 @bridge.command()
@@ -31,6 +36,8 @@ def run(path: Path, kubelet_root: Path, allow: tuple[str, ...], kata_config: tup
     Example:
       kata-gpu bridge run --socket /run/kata-gpu/kata-pod-resources.sock
     """
+    import structlog
+
     from kata_gpu.cli.agent_log import configure_log
     from kata_gpu.core.claim import DRIVER
     from kata_gpu.core.podresources import refuse_native_support
@@ -47,6 +54,7 @@ def run(path: Path, kubelet_root: Path, allow: tuple[str, ...], kata_config: tup
     )
     server = UnixServer(path, served.register, workers=WORKERS)
     server.start()
+    structlog.get_logger("bridge").info("bridge.serving", socket=str(path), kubelet=str(kubelet_root))
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

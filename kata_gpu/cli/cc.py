@@ -21,7 +21,14 @@ _MODES = click.Choice(["off", "on", "devtools", "ppcie"])
 
 @click.group()
 def cc() -> None:
-    """Confidential-computing mode of GPUs and NVSwitches."""
+    """Confidential-computing mode of GPUs and NVSwitches.
+
+    \b
+    Example:
+      kata-gpu cc query
+      kata-gpu cc set on 0000:17:00.0
+      kata-gpu cc verify on
+    """
 
 
 @cc.command("query")

@@ -10,7 +10,12 @@ from kata_gpu.errors import ExitCode
 
 @click.group()
 def cdi() -> None:
-    """CDI specifications of this node."""
+    """CDI specifications of this node.
+
+    \b
+    Example:
+      kata-gpu cdi check
+    """
 
 
 @cdi.command("check")
@@ -24,11 +29,13 @@ def check(*, sim: Path | None, state_dir: Path | None, cdi_dir: Path | None, out
     """
     from kata_gpu.ops.cdi_check import check as run
 
-    findings = run(open_node(sim=sim, state_dir=state_dir, cdi_dir=cdi_dir))
+    world = open_node(sim=sim, state_dir=state_dir, cdi_dir=cdi_dir)
+    findings = run(world)
     if output == "json":
         echo_json(findings)
     else:
         for subject, why in findings.items():
             click.echo(f"{subject}: {why}")
-        click.echo(f"{len(findings)} problems" if findings else "all CDI files are valid and current")
+        fine = "all CDI files are valid and current" if world.cdi.names() else f"no CDI files in {world.cdi.path}"
+        click.echo(f"{len(findings)} problems" if findings else fine)
     return ExitCode.NEGATIVE if findings else ExitCode.OK

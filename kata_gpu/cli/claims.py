@@ -20,7 +20,11 @@ def claims(kubelet_root: Path, output: str) -> None:
       kata-gpu claims --output json
     """
     from kata_gpu.core.claim import DRIVER
+    from kata_gpu.errors import Misconfigured
     from kata_gpu.host.claim_file import ClaimFileReader
+
+    if not kubelet_root.is_dir():
+        raise Misconfigured("kubelet-root", "no such folder", where=str(kubelet_root), hint="--kubelet-root FOLDER")
 
     checkpoint = ClaimFileReader(kubelet_root / "plugins" / DRIVER).load()
     if output == "json":

@@ -17,7 +17,7 @@ from kata_gpu.core.kata.initdata import (
     build_initdata,
     parse_any,
 )
-from kata_gpu.errors import ExitCode, Misconfigured
+from kata_gpu.errors import ExitCode, Misconfigured, Unavailable
 
 _TEE_ALGORITHM = {"snp": Algorithm.SHA256, "tdx": Algorithm.SHA384}  # fill the field exactly: no cut, no padding
 _output = click.option(
@@ -106,7 +106,10 @@ def build(
     if out is None:
         sys.stdout.buffer.write(body)
     else:
-        out.write_bytes(body)
+        try:
+            out.write_bytes(body)
+        except OSError as exc:
+            raise Unavailable("write-failed", "cannot write the file", where=str(out), got=exc.strerror) from exc
     for name, value in _facts(document).items():
         click.echo(f"{name}: {value}", err=True)
     for problem in appraise_initdata(document):
@@ -129,7 +132,7 @@ def _text(path: str) -> str:
 
 
 @initdata.command()
-@click.argument("file")
+@click.argument("file", type=click.Path())
 @_output
 def digest(file: str, output: str) -> int:
     """Print the digest and the TEE fields that it predicts. FILE is the document or the annotation's value; - is stdin.
@@ -144,7 +147,7 @@ def digest(file: str, output: str) -> int:
 
 
 @initdata.command()
-@click.argument("file")
+@click.argument("file", type=click.Path())
 @click.option("--host-data", help="Hex HOST_DATA of an SNP report that must match.")
 @click.option("--mr-config-id", help="Hex MRCONFIGID of a TDX quote that must match.")
 @_output
@@ -180,7 +183,7 @@ def verify(file: str, host_data: str | None, mr_config_id: str | None, output: s
 
 
 @initdata.command()
-@click.argument("file")
+@click.argument("file", type=click.Path())
 def inspect(file: str) -> int:
     """Print every entry of a document as text, whichever form it comes in.
 

@@ -38,7 +38,7 @@ kata.add_command(containerd)
 def _options(command: click.decorators.FC) -> click.decorators.FC:
     for option in reversed(
         (
-            click.option("--handler", metavar="NAME", help=f"containerd handler, such as {_HANDLERS[1]}"),
+            click.option("--handler", metavar="NAME", help=f"containerd's handler, such as {_HANDLERS[1]}."),
             click.option(
                 "--config", type=click.Path(path_type=Path), help="Base configuration file instead of a handler."
             ),
@@ -50,7 +50,12 @@ def _options(command: click.decorators.FC) -> click.decorators.FC:
             click.option("--devices", type=int, default=1, show_default=True, help="Most VFIO devices one VM gets."),
             click.option("--bridge-socket", default=BRIDGE_SOCKET, show_default=True, help="PodResources bridge."),
             click.option(
-                "--timeout", "timeout_s", type=int, default=DEFAULT_TIMEOUT_S, show_default=True, help="Seconds."
+                "--timeout",
+                "timeout_s",
+                type=int,
+                default=DEFAULT_TIMEOUT_S,
+                show_default=True,
+                help="Seconds that Kata waits for a VM with its GPUs.",
             ),
             click.option(
                 "--host-root", type=click.Path(path_type=Path), default=Path("/"), help="Root of another host."
@@ -144,7 +149,7 @@ def _timeouts(effective: Effective, kubelet_s: int) -> Timeouts:
 
 @kata.command()
 @_options
-@click.option("--write", is_flag=True, help=f"write config.d/{FILE_NAME} beside the base file instead of stdout")
+@click.option("--write", is_flag=True, help=f"Write config.d/{FILE_NAME} beside the base file, instead of stdout.")
 def render(
     handler: str | None, config: Path | None, tee: str | None, devices: int, bridge_socket: str, timeout_s: int,
     host_root: Path, write: bool,

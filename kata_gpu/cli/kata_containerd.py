@@ -43,7 +43,7 @@ def containerd() -> None:
 @_handler
 @_flavour
 @_root
-@click.option("--config", help="Main configuration file instead of the flavour's own.")
+@click.option("--config", type=click.Path(), help="Main configuration file instead of the flavour's own.")
 @click.option(
     "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
 )

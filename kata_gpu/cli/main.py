@@ -70,8 +70,11 @@ class LazyGroup(click.Group):
 
 def run(group: click.Group, argv: list[str] | None = None) -> int:
     """Run a command line; errors go to stderr as one clear line, never as a traceback. Returns the exit code."""
+    from kata_gpu.cli.terminal import drop_output
+
     try:
         result = group.main(args=argv, standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as exc:
         return exc.exit_code
     except click.Abort:
@@ -87,6 +90,10 @@ def run(group: click.Group, argv: list[str] | None = None) -> int:
         return exc.exit_code
     except BrokenPipeError:
         return ExitCode.NEGATIVE
+    except OSError as exc:  # nothing that a command foresaw: above all, no room where its output goes
+        click.echo(f"error[io]: {exc.filename or 'standard output'}: {exc.strerror or exc}", err=True)
+        drop_output()
+        return ExitCode.UNAVAILABLE
     return int(result) if isinstance(result, int) else ExitCode.OK
 
 

@@ -11,7 +11,7 @@ from kata_gpu.core.measure.qemu import MAX_CMDLINE_BYTES, parse_qemu_cmdline
 from kata_gpu.core.measure.snp import Boot, launch_digests
 from kata_gpu.core.measure.tdx import mrtd
 from kata_gpu.core.measure.vmsa import SNP_ACTIVE, CpuModel
-from kata_gpu.errors import ExitCode, Misconfigured, Unavailable
+from kata_gpu.errors import ExitCode, Misconfigured
 
 _MODELS = {m.name.replace("_", "-").title().replace("Epyc", "EPYC").replace("-V4", "-v4"): m for m in CpuModel}
 
@@ -32,7 +32,7 @@ def _read(path: Path, limit: int) -> bytes:
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as exc:
-        raise Unavailable("measure-read", "cannot read", where=str(path), got=exc.strerror or exc) from exc
+        raise Misconfigured("measure-read", "cannot read", where=str(path), got=exc.strerror or exc) from exc
     if len(data) > limit:
         raise Misconfigured("measure-size", "file is too large", where=str(path), expected=f"at most {limit} bytes")
     return data
@@ -45,7 +45,7 @@ def _sha256(path: Path) -> bytes:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     except OSError as exc:
-        raise Unavailable("measure-read", "cannot read", where=str(path), got=exc.strerror or exc) from exc
+        raise Misconfigured("measure-read", "cannot read", where=str(path), got=exc.strerror or exc) from exc
     return digest.digest()
 
 

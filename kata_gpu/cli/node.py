@@ -1,5 +1,6 @@
 """`kata-gpu node plan|setup|status|reset`: the node's policy, carried out."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,14 @@ _mode_option = click.option(
 
 @click.group()
 def node() -> None:
-    """Bring this node to its policy: VFIO, CC mode, CDI; all of it or none of it."""
+    """Bring this node to its policy: VFIO, CC mode, CDI; all of it or none of it.
+
+    \b
+    Example:
+      kata-gpu node setup --cc-mode on --dry-run
+      kata-gpu node setup --cc-mode on
+      kata-gpu node status
+    """
 
 
 def _policy(policy_file: Path | None, cc_mode: str | None, admin_tools: Path | None) -> "NodePolicy":
@@ -81,13 +89,15 @@ def show_outcome(outcome: "Outcome", output: str, *, dry_run: bool) -> None:
     for note in plan.notes:
         click.echo(f"note: {note}")
     if not plan.actions:
-        click.echo("nothing to do: the node is as the policy wants it")
+        wanted = "the node is as the policy wants it" if plan.purpose == "setup" else "it is so already"
+        click.echo(f"nothing to do: {wanted}")
         return
     if dry_run:
         click.echo(f"plan ({plan.purpose}), nothing changed:")
-    for action in plan.actions:
-        for line in str(action).splitlines():
-            click.echo(f"  {line}")
+    if dry_run or not (sys.stdout.isatty() and sys.stderr.isatty()):  # a terminal showed each as it was done
+        for action in plan.actions:
+            for line in str(action).splitlines():
+                click.echo(f"  {line}")
     if not dry_run:
         click.echo(f"done: {len(plan.actions)} actions carried out and read back")
 

@@ -10,7 +10,13 @@ _KERNELS = ("debian-6.1", "debian-6.12", "ubuntu-6.17")
 
 @click.group()
 def sim() -> None:
-    """Simulated hosts: a kernel model and NVIDIA devices, kept in a file between commands."""
+    """Simulated hosts: a kernel model and NVIDIA devices, kept in a file between commands.
+
+    \b
+    Example:
+      kata-gpu sim create --preset hgx-h100 host.sim
+      kata-gpu node setup --cc-mode on --sim host.sim
+    """
 
 
 @sim.command("create")
@@ -136,9 +142,11 @@ _HOST_FAULTS = _FAULTS | {
 @sim.command("fault")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @click.argument("address")
-@click.argument("faults", nargs=-1, type=click.Choice(sorted(_HOST_FAULTS)))
+@click.argument("faults", nargs=-1, metavar="[FAULT]...", type=click.Choice(sorted(_HOST_FAULTS)))
 def fault(*, file: Path, address: str, faults: tuple[str, ...]) -> None:
     """Give a device of a simulated host exactly these faults; none heals it.
+
+    Faults: boot-never, dead, fsp-refuses, locked, off-the-bus, reset-fails, reset-noop.
 
     \b
     Example:

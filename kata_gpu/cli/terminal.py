@@ -4,8 +4,10 @@ Colours stay, for they are ours. Text that has no encoding is written as its esc
 """
 
 import io
+import os
 import re
 import sys
+from contextlib import suppress
 from typing import TextIO
 
 # C0 without tab, line feed and CR LF; DEL and C1; format characters that reorder what is read (Unicode UAX 9)
@@ -30,6 +32,12 @@ def _plain(match: re.Match[str]) -> str:
 def guard_output() -> None:
     """Put both standard streams behind it."""
     sys.stdout, sys.stderr = _guarded(sys.stdout), _guarded(sys.stderr)
+
+
+def drop_output() -> None:
+    """Standard output took no more: what is buffered goes nowhere, or Python would fail on it again at its exit."""
+    with suppress(OSError, ValueError):  # a test's stream has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _guarded(stream: TextIO) -> TextIO:

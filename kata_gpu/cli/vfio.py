@@ -138,7 +138,12 @@ def gc(*, dry_run: bool, sim: Path | None, state_dir: Path | None, cdi_dir: Path
 
 @click.group()
 def vfio() -> None:
-    """VFIO bindings of this node."""
+    """VFIO bindings of this node.
+
+    \b
+    Example:
+      kata-gpu vfio status
+    """
 
 
 @vfio.command("status")

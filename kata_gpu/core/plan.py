@@ -58,7 +58,12 @@ def plan_setup(observed: Observed, policy: NodePolicy) -> Plan:
     """
     inventory = observed.inventory
     if not inventory.devices:
-        raise Misconfigured("no-devices", "this host has no NVIDIA GPU or NVSwitch", expected="at least one")
+        raise Misconfigured(
+            "no-devices",
+            "this host has no NVIDIA GPU or NVSwitch",
+            expected="at least one",
+            hint="`lspci -d 10de:` shows what is there; to try without: `kata-gpu sim create`, then --sim FILE",
+        )
     chosen = [d for d in inventory.devices if policy.selects(d)]
     if not chosen:
         raise Misconfigured(

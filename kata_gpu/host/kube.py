@@ -52,8 +52,9 @@ class KubeApi:
             raise Misconfigured(
                 "kube-config",
                 "no usable access to the Kubernetes API",
-                got=exc,
-                hint="give --kubeconfig, or run in a pod",
+                where="" if kubeconfig is None else str(kubeconfig),
+                got=exc if kubeconfig is None or kubeconfig.exists() else "No such file or directory",
+                hint="give --kubeconfig ~/.kube/config, or run in a pod" if kubeconfig is None else "",
             ) from exc
         except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as exc:  # its loader looks at nothing
             raise Misconfigured(
@@ -61,7 +62,7 @@ class KubeApi:
                 "not a kubeconfig",
                 where=str(kubeconfig),
                 expected="YAML with clusters, users and a current-context",
-                got=" ".join(str(exc).split())[:120],
+                got=" ".join(str(exc).split())[:120] if isinstance(exc, yaml.YAMLError) else "another document",
             ) from exc
         if not configuration.verify_ssl:  # the kubeconfig's choice: said once, not at every request
             warnings.filterwarnings("once", category=urllib3.exceptions.InsecureRequestWarning)

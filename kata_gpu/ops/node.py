@@ -62,7 +62,11 @@ class Node:
             lock = path.open("a")
         except OSError as exc:
             raise Unavailable(
-                "no-state-dir", "the state directory cannot be used", where=str(path), got=exc.strerror
+                "no-state-dir",
+                "the state directory cannot be used",
+                where=str(path),
+                got=exc.strerror,
+                hint="run as root, or name another one with --state-dir",
             ) from exc
         with lock:
             try:

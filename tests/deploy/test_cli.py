@@ -1,5 +1,6 @@
 """The three command lines have one form, and their reference pages are what the programs say."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -9,11 +10,24 @@ from click.shell_completion import BashComplete
 from deploy.cli_reference import PROGRAMS, context_of, leaves, main, render_reference
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def groups(path: str, group: click.Group) -> Iterator[tuple[str, click.Group]]:
+    """A group and those below it, by what people type."""
+    yield path.replace(" ", "-"), group
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        child = group.get_command(context, name)
+        if isinstance(child, click.Group):
+            yield from groups(f"{path} {name}", child)
+
+
 LEAVES = [
     pytest.param(command, id=context.command_path.replace(" ", "-"))
     for program, group in PROGRAMS.items()
     for command, context in leaves(group, context_of(group, program, None))
 ]
+GROUPS = [pytest.param(group, id=path) for program, top in PROGRAMS.items() for path, group in groups(program, top)]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -32,6 +46,18 @@ def test_make_docs_writes_what_the_tests_compare(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", LEAVES)
 def test_help_shows_an_example(command: click.Command) -> None:
     assert "Example" in (command.help or "")
+
+
+@pytest.mark.parametrize("command", GROUPS)
+def test_help_of_a_group_shows_an_example(command: click.Group) -> None:
+    assert "Example" in (command.help or "")
+
+
+@pytest.mark.parametrize("command", LEAVES)
+def test_shell_completes_files(command: click.Command) -> None:
+    """Whatever names a file or folder is of a type that a shell completes."""
+    files = [p for p in command.params if p.name in {"file", "files", "store"} or p.metavar in {"FILE", "[DIR]", "DIR"}]
+    assert [p.name for p in files if not isinstance(p.type, click.Path | click.File)] == []
 
 
 @pytest.mark.parametrize("command", LEAVES)

@@ -12,7 +12,12 @@ NO_BROKER = "none"  # nothing is sent
 
 @click.group()
 def evidence() -> None:
-    """Collect evidence of this VM."""
+    """Collect evidence of this VM.
+
+    \b
+    Example:
+      kata-gpu-guest evidence collect --nonce "$(head -c 32 /dev/urandom | base64)"
+    """
 
 
 @evidence.command()

@@ -14,7 +14,12 @@ from attestation.values import ResourcePath
 
 @click.group()
 def key() -> None:
-    """Get a key from the broker."""
+    """Get a key from the broker.
+
+    \b
+    Example:
+      kata-gpu-guest key get kbs:///models/llama/key --init-data /run/initdata.toml --out /dev/shm/key
+    """
 
 
 @key.command()

@@ -2,6 +2,8 @@
 
 import os
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from attestation.guest.commands.common import (
     warn,
 )
 from attestation.guest.model import EncryptedModel, open_model
+from attestation.guest.progress import Progress
 from attestation.values import Digest
 
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
@@ -47,7 +50,12 @@ def _open(folder: Path, key: str | None, key_file: Path | None, expect: str | No
 
 @click.group()
 def model() -> None:
-    """Decrypt, verify, read or serve an encrypted model."""
+    """Decrypt, verify, read or serve an encrypted model.
+
+    \b
+    Example:
+      kata-gpu-guest model verify /models/llama.kgm --key-file key.bin
+    """
 
 
 @model.command()
@@ -74,7 +82,8 @@ def decrypt(
 ) -> None:
     """Decrypt every file of FOLDER below TARGET, which must be in memory (tmpfs or ramfs, no swap).
 
-    Files get their names only when all of them are authentic and complete; `.kata-gpu-complete` comes last.
+    Files get their names only when all of them are authentic and complete; `.kata-gpu-complete` comes last. A line
+    on stderr says every ten seconds how far it is.
 
     \b
     Example:
@@ -92,7 +101,17 @@ def decrypt(
         ) from exc
     opened = _open(folder, key, key_file, expect, source)
     exceptions = Exceptions(disk=unsafe_plaintext_on_disk, swap=unsafe_plaintext_with_swap)
-    warn(decrypt_model(opened, target, exceptions=exceptions, proc=Proc(), threads=threads, mode=permissions & 0o777))
+    warn(
+        decrypt_model(
+            opened,
+            target,
+            exceptions=exceptions,
+            proc=Proc(),
+            threads=threads,
+            mode=permissions & 0o777,
+            progress=_progress("decrypted", opened),
+        )
+    )
     _show(opened, f"decrypted to {target}", output)
 
 
@@ -112,8 +131,10 @@ def verify(
     from attestation.guest.model import verify_file
 
     opened = _open(folder, key, key_file, expect, source)
-    for index in range(len(opened.manifest.files)):
+    progress = _progress("verified", opened)
+    for index, entry in enumerate(opened.manifest.files):
         verify_file(opened, index)
+        progress(entry.size)
     _show(opened, "authentic and complete", output)
 
 
@@ -181,6 +202,11 @@ def serve(
     with ModelServer(_open(folder, key, key_file, expect, source), port, token) as server:
         click.echo(f"http://{server.server_address[0]!s}:{server.server_address[1]}", err=True)
         server.serve_forever()
+
+
+def _progress(what: str, opened: EncryptedModel) -> Progress:
+    say = partial(click.echo, err=True)
+    return Progress(what=what, total=opened.manifest.size, clock=time.monotonic, say=say)
 
 
 def _show(opened: EncryptedModel, what: str, output: str) -> None:

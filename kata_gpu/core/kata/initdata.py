@@ -37,6 +37,7 @@ _PERMISSIVE = re.compile(
 )
 
 
+_PACKAGE = re.compile(r"^[ \t]*package[ \t]+agent_policy\b", re.MULTILINE)  # what the agent asks: data.agent_policy
 _POLICY_DATA = re.compile(r"^[ \t]*policy_data\b[ \t]*:?=", re.MULTILINE)
 
 
@@ -237,6 +238,8 @@ def appraise_initdata(document: InitData) -> tuple[Problem, ...]:
         say("no-policy", "policy.rego is missing", "the image's default agent policy applies: often permissive")
     elif (why := _permissive(policy)) is not None:
         say("permissive-policy", f"policy.rego: {why}", "the host can run commands in the guest, or change its files")
+    elif not _PACKAGE.search(policy):
+        say("policy-package", "policy.rego has no `package agent_policy`", "the agent cannot load it: no pod starts")
     if len(document.annotation) > MAX_ANNOTATION_BYTES:
         say("annotation-size", f"annotation has {len(document.annotation)} bytes", "the API server refuses the pod")
     return tuple(problems)

@@ -20,7 +20,8 @@ def appraise_init_data(pod: Json, subject: str) -> tuple[Violation, ...]:
         document = parse_any(value.encode(), where=ANNOTATION)
         data = parse_policy_data(document.data.get("policy.rego", ""))
     except Malformed as exc:
-        return (broken("init-data-malformed", str(exc), "the VM does not start, or starts without its configuration"),)
+        why = f"{exc} (`kata-gpu initdata build --annotation` prints the value)"
+        return (broken("init-data-malformed", why, "the VM does not start, or starts without its configuration"),)
     found = [broken(f"init-data-{p.code}", p.what, p.symptom) for p in appraise_initdata(document)]
     wanted = _devices_wanted(pod)
     if data is not None and wanted and not any(vfio_counts(data)):

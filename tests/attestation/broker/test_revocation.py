@@ -149,6 +149,10 @@ def test_range_arithmetic(version: tuple[int, ...], text: str, covered: bool) ->
         pytest.param("firmware", "hopper driver ..x", id="number"),
         pytest.param("chip", "", id="empty"),
         pytest.param("chip", "a b", id="space"),
+        pytest.param("chip", "6b184e7d36d4...", id="chip-of-a-list"),
+        pytest.param("chip", "6b184e7d36d4", id="chip-cut"),
+        pytest.param("chip", "zz" * 64, id="chip-not-hex"),
+        pytest.param("gpu", "GPU-35D49223", id="gpu-not-hex"),
         pytest.param("gpu", "x" * 201, id="long"),
         pytest.param("token", "\u00e9", id="not-ascii"),
     ],
@@ -158,7 +162,7 @@ def test_what_could_never_match_is_refused(kbs: Broker, kind: str, value: str) -
     with pytest.raises(Malformed):
         revoke(kbs.world, ADMIN, RevocationKind(kind), value, "test", now=NOW)
     with pytest.raises(Malformed):
-        revoke(kbs.world, ADMIN, RevocationKind.CHIP, "aa", "", now=NOW)
+        revoke(kbs.world, ADMIN, RevocationKind.CHIP, "aa" * 64, "", now=NOW)
     assert kbs.world.revocations.all() == ()
 
 
@@ -226,7 +230,7 @@ def test_tenants_see_and_administer_their_own(kbs: Broker) -> None:
     assert list_leases(kbs.world, other, None, now=NOW) == ()
     calls: list[Callable[[], object]] = [
         lambda: set_quota(kbs.world, other, "acme", Quota(), now=NOW),
-        lambda: revoke(kbs.world, other, RevocationKind.CHIP, "aa", "x", now=NOW),
+        lambda: revoke(kbs.world, other, RevocationKind.CHIP, "aa" * 64, "x", now=NOW),
         lambda: list_leases(kbs.world, other, PATH, now=NOW),
     ]
     assert [_code(call) for call in calls] == ["role-not-allowed", "role-not-allowed", "repository-not-allowed"]
@@ -281,7 +285,7 @@ def test_webhook_on_denial_and_revocation(kbs: Broker) -> None:
         visit = made.handshake(Guest(init_data=INIT_DATA).with_(gpus=0))
         with pytest.raises(Denied) as caught:
             visit.get()
-        revoke(made.world, ADMIN, RevocationKind.CHIP, "aa", "stolen", now=NOW)
+        revoke(made.world, ADMIN, RevocationKind.CHIP, "aa" * 64, "stolen", now=NOW)
         hook.close()
         events = [json.loads(body) for _, body in there.got]
         assert [event["event"] for event in events] == ["release-denied", "revoked"]
@@ -345,12 +349,23 @@ def test_revocations_are_posted(tmp_path: Path, capsys: pytest.CaptureFixture[st
     """The file that `serve` takes, given to the command; a bad one is one clear line."""
     (tmp_path / "secret").write_bytes(SECRET.expose())
     file = tmp_path / "hook.toml"
-    argv = ["revoke", "add", "chip", "aa", "--reason", "x", "--store", str(tmp_path / "store"), "--webhook", str(file)]
+    argv = [
+        "revoke",
+        "add",
+        "chip",
+        "aa" * 64,
+        "--reason",
+        "x",
+        "--store",
+        str(tmp_path / "store"),
+        "--webhook",
+        str(file),
+    ]
     assert run(cli, ["user", "add", "owner", "--role", "admin", "--store", str(tmp_path / "store")]) == 0
     with receiver() as there:
         file.write_text(f'url = "{there.url}"\nsecret_file = "secret"\n')
         assert run(cli, argv) == 0
-        assert json.loads(there.got[0][1])["subject"] == "chip aa"
+        assert json.loads(there.got[0][1])["subject"] == "chip " + "aa" * 64
     for text in ("", 'url = "https://x"\n', 'url = 1\nsecret_file = "secret"\n', "["):
         file.write_text(text)
         assert run(cli, argv) == 2

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import requests
 
+from attestation.errors import Misconfigured
 from attestation.guest.serve import ModelServer
 from tests.attestation.guest.models import copy, opened, tensors
 
@@ -44,6 +45,16 @@ def test_listens_on_loopback_only(encrypted: Path) -> None:
     """Never on another address."""
     with ModelServer(opened(encrypted), 0, TOKEN) as server:
         assert server.server_address[0] == "127.0.0.1"
+
+
+def test_a_port_in_use_is_said(encrypted: Path) -> None:
+    """Which one, and why; no traceback."""
+    with ModelServer(opened(encrypted), 0, TOKEN) as server:
+        port = server.server_address[1]
+        with pytest.raises(Misconfigured) as caught:
+            ModelServer(opened(encrypted), int(port), TOKEN)
+    said = f"127.0.0.1:{port}: cannot listen: Address already in use, expected a free port"
+    assert (caught.value.code, str(caught.value)) == ("listen-address", said)
 
 
 def test_whole_files(url: str, source: Path) -> None:

@@ -90,6 +90,8 @@ def _replace(old: str, new: str) -> InitData:
     pytest.param("default ExecProcessRequest := false", "ReadStreamRequest if true", "permissive-policy", id="if-true"),
     pytest.param("default ExecProcessRequest := false", "WriteStreamRequest", "permissive-policy", id="bare"),
     pytest.param('"policy.rego"', '"other.rego"', "no-policy", id="no-policy"),
+    pytest.param("package agent_policy", "package policy", "policy-package", id="other-package"),
+    pytest.param("package agent_policy", "# package agent_policy", "policy-package", id="no-package"),
 ])  # fmt: skip
 def test_problems_are_named(old: str, new: str, code: str) -> None:
     assert code in {p.code for p in appraise_initdata(_replace(old, new))}

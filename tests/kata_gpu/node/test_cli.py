@@ -238,7 +238,7 @@ def test_faults_of_a_simulated_device(kg: Runner) -> None:
 
 def test_bind_and_release(kg: Runner) -> None:
     assert kg("bind", GPU)[0] == 0
-    assert kg("bind", GPU)[1] == "nothing to do: the node is as the policy wants it\n"
+    assert kg("bind", GPU)[1] == "nothing to do: it is so already\n"
     assert kg("cc", "set", "on", GPU)[0] == 0
     assert kg("cc", "query", GPU)[0] == 0
     assert kg("gc")[1] == "nothing to collect\n"
