@@ -17,7 +17,8 @@ from attestation.formats.snp_evidence import CertKind, SnpEvidence, render_snp_e
 from attestation.formats.snp_report import CPUID_SINCE, MITIGATION_SINCE, SCALAR_BYTES
 from attestation.formats.snp_tcb import Product, Tcb, render_tcb
 from attestation.simulate import der
-from attestation.simulate.amd_pki import CertificateForm, ca_keys, simulated_amd_collateral, simulated_amd_trust, spki
+from attestation.simulate.amd_pki import CertificateForm, ca_keys, simulated_amd_collateral, simulated_amd_trust
+from attestation.simulate.pki import spki
 from attestation.verify.snp_trust import LeafKind
 
 __all__ = ["ReportFields", "SimulatedChip", "mint_report", "simulated_amd_collateral", "simulated_amd_trust"]

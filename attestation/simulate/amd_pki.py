@@ -12,11 +12,12 @@ from importlib import resources
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from attestation.formats.snp_tcb import Product
 from attestation.simulate import der
+from attestation.simulate.pki import spki
 from attestation.verify.snp_trust import AmdTrust, StaticAmdCollateral
 
 ORGANIZATION = "Simulated AMD (no chip has these keys)"
@@ -75,11 +76,6 @@ def ca_keys() -> Mapping[str, rsa.RSAPrivateKey]:
         assert isinstance(key, rsa.RSAPrivateKey)
         found[name] = key
     return found
-
-
-def spki(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
-    """DER SubjectPublicKeyInfo of a private key."""
-    return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def ca_form(product: Product, role: str) -> CertificateForm:
