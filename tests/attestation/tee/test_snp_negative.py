@@ -40,8 +40,8 @@ from attestation.simulate.amd_pki import (
     ca_form,
     ca_keys,
     mint_crl,
-    spki,
 )
+from attestation.simulate.pki import spki
 from attestation.verify.expected import CpuExpected
 from attestation.verify.snp import verify_snp
 from attestation.verify.snp_certs import AmdCache
