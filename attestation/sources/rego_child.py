@@ -25,6 +25,8 @@ import rego.v1
 query_reference_value(id) := value if { value := data.__rvps[id] } else := null
 """
 QUERIES = {"trust_claims": "x = data.policy.trust_claims", "allow": "x = data.policy.allow"}
+# A line that is a comment, or all of it in a raw text, which spans lines: no code either way.
+_COMMENT = re.compile(r"^[ \t]*#[^`\r\n]*\r?$", re.MULTILINE)
 _DATA = re.compile(r"""\bdata\b(?:\.([A-Za-z_]\w*)|\["([^"\\]*)"\])?""")
 
 
@@ -78,7 +80,7 @@ class Engine:
 
 def readable(policy: str, data: dict[str, Any]) -> dict[str, Any]:
     """The members of `data` that a policy with this text can read: all of them unless each `data` in it is followed by
-    a literal name. Strings and comments count as text: they can only add to what is kept. `__` is the prelude's.
+    a literal name. Texts and comments behind code count: they can only add to what is kept. `__` is the prelude's.
     """
     named = _named(policy)
     if named is None:
@@ -96,7 +98,7 @@ def _text(value: Any) -> str:
 
 @lru_cache(maxsize=CACHED_BUNDLES)
 def _named(policy: str) -> frozenset[str] | None:
-    names = [match[1] or match[2] for match in _DATA.finditer(policy)]
+    names = [match[1] or match[2] for match in _DATA.finditer(_COMMENT.sub("", policy))]
     return None if None in names else frozenset(names)
 
 

@@ -202,7 +202,11 @@ def test_what_a_policy_cannot_read_compiles_it_not_again(rule: str, compiled: in
         pytest.param("data .query", "all", id="blank"),
         pytest.param("data\n.query", "all", id="end-of-line"),
         pytest.param("walk(data, [p, v])", "all", id="all-of-it"),
-        pytest.param("# reads data", "all", id="comment"),
+        pytest.param("  # policy data:\n# data.plugin\r\nallow", "", id="comments"),
+        pytest.param("allow # reads data", "all", id="comment-behind-code"),
+        pytest.param("# `data` is\nallow", "all", id="comment-with-raw-quote"),
+        pytest.param("x := `\n# ` ; data.query.x", "query", id="end-of-raw-text"),
+        pytest.param("# a comment\r data.query", "query", id="old-end-of-line"),
     ],
 )
 def test_what_a_policy_can_read(text: str, kept: str) -> None:
