@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "token-key": ("attestation.cli.token_key", "token_key", "The key that signs tokens: request a certificate."),
     "audit": ("attestation.cli.audit", "audit", "Who got which key; verify and export the log."),
     "backup": ("attestation.cli.backup", "backup", "One encrypted file with everything, and back."),
+    "store": ("attestation.cli.store_verify", "store", "Whether the rows are those that the audit log names."),
     "revoke": ("attestation.cli.revoke", "revoke", "Refuse an identity or firmware from now on."),
     "lease": ("attestation.cli.revoke", "lease", "Who holds which key at present."),
     "tenant": ("attestation.cli.tenant", "tenant", "Limits of a repository."),

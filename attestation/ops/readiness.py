@@ -1,13 +1,18 @@
-"""What a broker needs to serve a guest: its database and its root key. Collateral is probed where it is kept."""
+"""What a broker needs to serve a guest: its database, its root key, and a configuration that the audit log vouches for.
 
+Collateral is probed where it is kept.
+"""
+
+import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from attestation.errors import AttestationError, Unavailable
 from attestation.ops.world import World
 from attestation.sources.envelope import Vault
-from attestation.values import Secret
+from attestation.values import JsonValue, Secret
 
+SURVEY_S = 60.0  # how often all rows are read again: 5 ms for each thousand keys
 _PROBE = Secret(b"readiness")
 
 
@@ -16,6 +21,7 @@ def probes(world: World) -> Mapping[str, Callable[[datetime], None]]:
     return {
         "database": lambda _now: world.database.ping(),
         "root-key": lambda _now: require_root_key(world.vault),
+        "configuration": Surveyor(world),
     }
 
 
@@ -27,3 +33,28 @@ def require_root_key(vault: Vault) -> None:
         raise Unavailable("root-key", "the root key cannot be used", got=exc.code) from exc
     if opened != _PROBE:
         raise Unavailable("root-key", "the root key does not open what it sealed")
+
+
+class Surveyor:
+    """Reads every row anew, now and then, and at once where one was refused. What it finds is recorded once."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._looked = float("-inf")
+        self._problem: Unavailable | None = None
+
+    def __call__(self, now: datetime) -> None:
+        """Unavailable while the rows are not those that the audit log names."""
+        at, configuration = time.monotonic(), self._world.configuration
+        if configuration.suspect or self._problem is not None or at - self._looked > SURVEY_S:
+            found, before = configuration.survey().problem, self._problem
+            if found is not None and (before is None or (found.code, found.where) != (before.code, before.where)):
+                self._record(found, now)
+            self._problem, self._looked = found, at
+        if self._problem is not None:
+            raise self._problem
+
+    def _record(self, problem: Unavailable, now: datetime) -> None:
+        body: dict[str, JsonValue] = {"code": problem.code, "where": problem.where, "reason": problem.what}
+        self._world.audit.record(event="configuration-refused", subject="configuration", body=body, now=now)
+        self._world.webhook.notify("configuration-refused", "configuration", body, now)

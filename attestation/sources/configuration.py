@@ -53,6 +53,7 @@ class Configuration:
         self._db, self._log = database, log
         self._state = State()
         self._kept: dict[Sheet, tuple[str, Rows]] = {}
+        self.suspect = False  # something was refused since the last survey
 
     def rows(self, sheet: Sheet) -> Rows:
         """The rows of one sheet, as the audit log has them. Unavailable where the database says something else."""
@@ -69,9 +70,16 @@ class Configuration:
 
     def survey(self) -> Survey:
         """Compare everything with the log."""
-        floor = self._state.seq
+        self.suspect, floor = False, self._state.seq
         with self._db.snapshot() as connection:
             return self._survey(connection, floor)
+
+    def changes(self) -> Iterator[Entry]:
+        """Every entry that records a change, in order. Their signatures are verified with the whole log."""
+        query = select(audit).where(audit.c.stream == self._log.stream, text(CHANGES)).order_by(audit.c.seq)
+        with self._db.read() as connection:
+            for row in connection.execute(query):
+                yield _entry(row)
 
     def seal(self, by: str, expected: str, now: datetime) -> int:
         """Record the rows as they are: of a store of an older version, or where somebody has answered for them.
@@ -93,7 +101,10 @@ class Configuration:
         return count
 
     def state(self, connection: Connection, floor: int) -> State:
-        """What the newest change in the log says. `floor` is an entry that was there before this connection looked."""
+        """What the newest change in the log says. `floor` is an entry that was there before this connection looked.
+
+        Raises Unavailable.
+        """
         newest, known = self._newest(connection), self._state
         if newest is None and floor == 0:
             return State()
@@ -109,12 +120,16 @@ class Configuration:
 
     def _load(self, sheet: Sheet) -> Rows:
         floor = self._state.seq
-        with self._db.snapshot() as connection:
-            digest = self.state(connection, floor).digests.get(sheet.name, "")
-            kept = self._kept.get(sheet)
-            if kept is not None and kept[0] == digest:
-                return kept[1]
-            rows = verified(connection, sheet, digest)
+        try:
+            with self._db.snapshot() as connection:
+                digest = self.state(connection, floor).digests.get(sheet.name, "")
+                kept = self._kept.get(sheet)
+                if kept is not None and kept[0] == digest:
+                    return kept[1]
+                rows = verified(connection, sheet, digest)
+        except Unavailable:
+            self.suspect = True
+            raise
         self._kept[sheet] = (digest, rows)
         return rows
 

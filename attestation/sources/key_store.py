@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Select, bindparam, delete, func, insert, select, update
 
 from attestation.broker.keys import MAX_SECRET_BYTES, KeyKind, KeyRecord
 from attestation.errors import Denied, Malformed, Unavailable
@@ -20,16 +20,18 @@ from attestation.values import ResourcePath, Secret
 NO_LIMIT = (1 << 63) - 1
 MAX_COUNTED = 1000  # limits up to here are counted in the log, in a millisecond at most; larger ones in `keys` alone
 _RELEASES = select(keys.c.releases).where(keys.c.path == bindparam("p"))
-_RECORDED = Statement(
-    select(func.count())
-    .select_from(audit)
-    .where(
-        audit.c.stream == AUDIT_STREAM,
-        audit.c.subject == bindparam("p"),
-        audit.c.event == "released",
-        audit.c.at >= bindparam("since"),
-    )
-)
+
+
+def _recorded(path: ColumnElement[str]) -> Select[int]:
+    """How often the log says that this key was released, since a key of this name was deleted."""
+    mine = (audit.c.stream == AUDIT_STREAM) & (audit.c.subject == path)
+    earlier = audit.alias()
+    deleted = (earlier.c.stream == AUDIT_STREAM) & (earlier.c.subject == path) & (earlier.c.event == "key-deleted")
+    since = select(func.coalesce(func.max(earlier.c.seq), 0)).where(deleted).scalar_subquery()
+    return select(func.count()).select_from(audit).where(mine, audit.c.event == "released", audit.c.seq > since)
+
+
+_RECORDED = Statement(_recorded(bindparam("p")))
 _BY_VERSION = select(key_versions).where(
     key_versions.c.path == bindparam("p"), key_versions.c.version == bindparam("v")
 )
@@ -61,6 +63,7 @@ class KeyStore:
         """Store a new key, or a new version of a known one (labels stay; the policy stays unless given).
 
         `expected` is the version that the caller saw, 0 for no key: another one is Denied.
+        Raises Malformed or Unavailable.
         """
         if len(secret) > MAX_SECRET_BYTES:
             raise Malformed("secret-size", "secret is too long", expected=MAX_SECRET_BYTES, got=len(secret))
@@ -143,15 +146,22 @@ class KeyStore:
     def count_release(self, connection: Connection, path: ResourcePath, most: int | None) -> None:
         """Count one release, which is in the audit log already, inside the caller's transaction.
 
-        Denied where the limit was reached meanwhile, by the counter or by what the log has since the key was made.
+        Denied where the limit was reached meanwhile, by the counter or by the log.
         """
         if _COUNT.run(connection, {"p": str(path), "most": NO_LIMIT if most is None else most}) != 1:
             raise Denied("releases-exhausted", "the key was deleted or released as often as it may be", expected=most)
-        if most is None or most > MAX_COUNTED or (record := self.get(path)) is None:
+        if most is None or most > MAX_COUNTED:
             return
-        row = _RECORDED.one(connection, {"p": str(path), "since": ms(record.created)})
+        row = _RECORDED.one(connection, {"p": str(path)})
         if row is not None and row[0] > most:
             raise Denied("releases-exhausted", "the log has as many releases as there may be", expected=most)
+
+    def miscounted(self) -> tuple[tuple[str, int, int], ...]:
+        """Keys whose counter is not the number of releases that the log has: path and both."""
+        recorded = _recorded(keys.c.path).correlate(keys).scalar_subquery()
+        query = select(keys.c.path, keys.c.releases, recorded).where(keys.c.releases != recorded).order_by(keys.c.path)
+        with self._db.read() as connection:
+            return tuple((row[0], row[1], row[2]) for row in connection.execute(query))
 
     def only_test_keys(self) -> bool:
         """Whether every stored key is labelled `test`."""

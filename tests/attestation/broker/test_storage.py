@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +26,6 @@ from attestation.sources.schema import audit, key_versions, metadata, sessions
 from attestation.sources.sessions import InProgress, Repeated, SessionStore, session_key
 from attestation.values import ResourcePath, Secret
 from tests.attestation.broker.broker import GPU_POLICY, NOW, PATH, Broker, broker
-from tests.attestation.broker.postgres import ABSENT, FOUND, Cluster, cluster
-
-_NUMBERS = count()
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Cluster]:
-    """Started once; every test has a database of its own."""
-    if not FOUND:
-        pytest.skip(ABSENT)
-    with cluster() as made:
-        yield made
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The name of an empty store."""
-    if request.param == "sqlite":
-        return str(tmp_path / "store")
-    made: Cluster = request.getfixturevalue("server")
-    return made.database(f"t{next(_NUMBERS)}")
 
 
 @pytest.fixture

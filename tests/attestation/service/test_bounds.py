@@ -274,5 +274,5 @@ def test_no_memory_of_this_process_is_written_or_read() -> None:
 def test_what_a_broker_is_made_of(kbs: Served) -> None:
     """A broker without a stored collateral probes what it has."""
     made: Broker = kbs.broker
-    assert kbs.service.health.names == ("database", "root-key")
+    assert kbs.service.health.names == ("database", "root-key", "configuration")
     assert not kbs.service.health.check(made.clock())
