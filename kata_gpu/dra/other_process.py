@@ -1,7 +1,6 @@
 """The agent as a process in a mode without our DRA driver: one loop, woken by uevents, with metrics and probes."""
 
 import socket
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from kata_gpu.dra.health import Health
 from kata_gpu.dra.kubelet import list_allocations
 from kata_gpu.dra.metrics import Metrics
 from kata_gpu.dra.other_modes import CompanionClaims, DevicePluginMode, NvidiaMode, OtherMode
+from kata_gpu.dra.passes import Passes
 from kata_gpu.dra.probes import Probes
 from kata_gpu.dra.runner import AgentSettings
 from kata_gpu.dra.server import PluginPaths, PluginServer
@@ -25,7 +25,7 @@ from kata_gpu.errors import KataGpuError
 from kata_gpu.host.durable import DurableDir
 from kata_gpu.host.real import RealHost
 from kata_gpu.host.uevents import UeventListener
-from kata_gpu.ops.agent import PERIOD, Picture
+from kata_gpu.ops.agent import Picture
 from kata_gpu.ops.modes import ModeChanger
 from kata_gpu.ops.node import Node
 from kata_gpu.ops.node_devices import HostDevices
@@ -86,9 +86,8 @@ class OtherProcess:
         uevents: Callable[[], socket.socket] | None = None,
     ) -> None:
         self._mode = mode
-        self._wake = threading.Event()
-        self._stopped = threading.Event()
-        self._uevents = UeventListener(self._wake.set, connect=uevents)
+        self._passes = Passes()
+        self._uevents = UeventListener(self._passes.wake, connect=uevents)
         self._picture = Picture()
         self._probes = Probes(listen, metrics, lambda: "" if mode.registered else "kubelet has not registered us")
         self._log = structlog.get_logger("agent")
@@ -99,11 +98,7 @@ class OtherProcess:
         self._mode.start()
         try:
             self._uevents.start()
-            while not self._stopped.is_set():
-                self._wake.clear()
-                self._step()
-                if not self._stopped.is_set():
-                    self._wake.wait(PERIOD.total_seconds())
+            self._passes.run(self._step)
         finally:
             self._uevents.stop()
             self._mode.stop()
@@ -111,8 +106,7 @@ class OtherProcess:
 
     def stop(self) -> None:
         """End after the pass that runs."""
-        self._stopped.set()
-        self._wake.set()
+        self._passes.stop()
 
     def _step(self) -> None:
         before = self._picture.problems

@@ -1,7 +1,6 @@
 """The agent as a process: recover, serve kubelet, then loop until told to stop."""
 
 import socket
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from kata_gpu.core.node_policy import NodePolicy
 from kata_gpu.dra.health import DeviceHealth, Health
 from kata_gpu.dra.kubelet import answers, listed_by
 from kata_gpu.dra.metrics import Metrics
+from kata_gpu.dra.passes import Passes
 from kata_gpu.dra.probes import Probes
 from kata_gpu.dra.server import PluginPaths, PluginServer
 from kata_gpu.dra.service import DraService
@@ -22,7 +22,7 @@ from kata_gpu.errors import Unavailable
 from kata_gpu.host.claim_cdi_dir import ClaimCdiDir
 from kata_gpu.host.claim_file import ClaimFileStore
 from kata_gpu.host.uevents import UeventListener
-from kata_gpu.ops.agent import PERIOD, Agent, Parts, Picture
+from kata_gpu.ops.agent import Agent, Parts, Picture
 from kata_gpu.ops.claim_status import ClaimStatus
 from kata_gpu.ops.deadline import Deadline
 from kata_gpu.ops.modes import ModeChanger
@@ -69,8 +69,7 @@ class AgentProcess:
         self._uevents = uevents
         self._settings = settings
         self._policy = policy
-        self._wake = threading.Event()
-        self._stopped = threading.Event()
+        self._passes = Passes()
         self._log = structlog.get_logger("agent")
         self._paths = PluginPaths(kubelet_root=settings.kubelet_root, driver=DRIVER, instance=settings.instance)
         self._identity = Node(driver=DRIVER, pool=settings.node, boot_id=boot_id(host.host))
@@ -82,12 +81,12 @@ class AgentProcess:
         self.metrics = Metrics()
         preparer = ClaimPreparer(
             self._identity, store=self._store, kube=kube, devices=self._devices, cdi=self._cdi, now=utc_now,
-            on_change=self._wake.set,
+            on_change=self._passes.wake,
         )  # fmt: skip
         self._health = Health(settings.node, utc_now)
         self.plugin = PluginServer(self._paths, DraService(preparer, self.metrics), self._health)
         publisher = SlicePublisher(kube, settings.node)
-        self._watch = SliceWatch(kube, publisher, self._wake.set)
+        self._watch = SliceWatch(kube, publisher, self._passes.wake)
         self._agent = Agent(
             Parts(
                 devices=self._devices,
@@ -114,17 +113,13 @@ class AgentProcess:
     def run(self) -> None:
         """Recover first: kubelet is answered only by a driver that knows what it promised."""
         self._recover()
-        uevents = UeventListener(self._wake.set, connect=self._uevents)
+        uevents = UeventListener(self._passes.wake, connect=self._uevents)
         self._probes.start()
         self.plugin.start()
         try:
             self._watch.start()
             uevents.start()
-            while not self._stopped.is_set():
-                self._wake.clear()  # before the look: what happens during it leads to another
-                self.step()
-                if not self._stopped.is_set():
-                    self._wake.wait(PERIOD.total_seconds())
+            self._passes.run(self.step)
         finally:
             self._watch.stop()
             uevents.stop()
@@ -173,8 +168,7 @@ class AgentProcess:
 
     def stop(self) -> None:
         """Ask `run` to end."""
-        self._stopped.set()
-        self._wake.set()
+        self._passes.stop()
 
     def _unregistered(self) -> str:
         registered = self.plugin.registered
