@@ -9,14 +9,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from secrets import token_bytes
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select, text, update
+from cryptography.hazmat.primitives.asymmetric import ec
+from sqlalchemy import MetaData, Table, insert, select, text, update
 
 from attestation.broker.revocation import RevocationKind
 from attestation.broker.roles import Role, Verb
 from attestation.cli.main import cli, run
+from attestation.cli.platform import platform_verifier
+from attestation.cli.verification import BUILTIN
+from attestation.crypto.backup import by_recipient, open_backup, seal_backup, to_recipient
+from attestation.crypto.jwk import tee_key_of
 from attestation.errors import AttestationError, Denied, Unavailable, Untrusted
 from attestation.ops.administer import (
     add_user,
@@ -27,6 +33,7 @@ from attestation.ops.administer import (
     set_rego_policy,
     set_release_policy,
 )
+from attestation.ops.backup import create_backup, verify_backup
 from attestation.ops.open_world import WorldOptions, close_world, open_world
 from attestation.ops.readiness import probes
 from attestation.ops.release import Credentials, authenticate
@@ -34,7 +41,10 @@ from attestation.ops.revocations import revoke, set_quota, unrevoke
 from attestation.ops.root_keys import rotate_root
 from attestation.simulate.amd import MEASUREMENT
 from attestation.sources import schema
+from attestation.sources.audit import AuditLog
 from attestation.sources.audit_proof import check_extends, checkpoint
+from attestation.sources.db import Database
+from attestation.sources.envelope import FileRootKey
 from attestation.sources.policy_store import PolicyKind
 from attestation.sources.sheets import POLICIES, read_all, sheet_of
 from attestation.sources.tenants import Quota
@@ -43,6 +53,8 @@ from tests.attestation.broker.broker import ADMIN, GPU_POLICY, NOW, PATH, Broker
 
 STRICT = GPU_POLICY.replace('["hopper"]', '["blackwell"]')
 OTHER = ResourcePath.parse("default/other/key")  # has no policy of its own
+MINE = ec.generate_private_key(ec.SECP256R1())
+TO, BY = to_recipient(tee_key_of(MINE.public_key()), token_bytes), by_recipient(MINE)
 Action = Callable[[Broker], Any]  # at the broker that did it, or at another replica
 
 
@@ -459,3 +471,95 @@ def test_a_sheet_has_the_digest_that_it_always_had() -> None:
     )
     want = "5b769ff3e2c22290142f475f2af4876730186757b16396d5f563bc7add51e8d3"
     assert POLICIES.digest({POLICIES.key(row): row}) == want
+
+
+def _of_an_older_version(where: str, tmp_path: Path, verifier: Any, *, policy: str) -> None:
+    """Schema 0003: rows, and entries that name no digest over all of them. The key's policy is not that of its entry."""
+    root = None if where.startswith("/") else tmp_path / "root.key"
+    world = open_world(WorldOptions(store=where, root_key=root), verifier, now=NOW)
+    made = Broker(world=world)
+    made.references({"snp_launch_measurement": [MEASUREMENT.hex()]})
+    made.put(policy=GPU_POLICY)
+    rows = _copy(made)
+    close_world(world)
+    database = Database.connect(where)
+    log = AuditLog(database, made.world.audit._key)
+    try:
+        with database.write() as connection:
+            for name in rows:
+                connection.execute(text(f"DROP TABLE {name}"))
+            connection.execute(text("DROP TABLE alembic_version"))
+        database.migrate("0003")
+        rows["keys"][0]["policy"] = policy
+        entries, _ = rows.pop("audit"), rows.pop("audit_heads")
+        with database.write() as connection:
+            connection.execute(text("DELETE FROM epochs"))
+            found = MetaData()
+            for name in set(rows) - {"sheets"}:
+                table = Table(name, found, autoload_with=connection)
+                held = [{column.name: row[column.name] for column in table.columns} for row in rows[name]]
+                if held:
+                    connection.execute(insert(table), held)
+            for entry in entries:
+                body = {fact: value for fact, value in json.loads(entry["body"]).items() if fact not in _NEW}
+                log.append(connection, event=entry["event"], subject=entry["subject"], body=body, now=NOW)
+    finally:
+        database.close()
+
+
+_NEW = {"configuration", "value"}
+
+
+@pytest.mark.parametrize("policy", [GPU_POLICY, GPU_POLICY.replace("count = 1", "count = 2")])
+def test_a_store_of_an_older_version_is_sealed_once(
+    where: str, tmp_path: Path, policy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is released and nothing changed until somebody has said that the rows are theirs; then all is as before."""
+    if not where.startswith("/"):
+        FileRootKey.create(tmp_path / "root.key", token_bytes)
+    verifier = platform_verifier(collateral=None, simulated_roots=BUILTIN)
+    _of_an_older_version(where, tmp_path, verifier, policy=policy)
+    root = None if where.startswith("/") else tmp_path / "root.key"
+    world = open_world(WorldOptions(store=where, root_key=root), verifier, now=NOW)
+    kbs = Broker(world=world)
+    try:
+        for action in (kbs.handshake, kbs.put, lambda: probes(world)["configuration"](NOW)):
+            with pytest.raises(Unavailable) as caught:
+                action()
+            assert caught.value.code == "configuration-unsealed"
+        file = create_backup(world, TO, now=NOW)
+        assert not verify_backup(file, BY, world.vault.ring, now=NOW).sealed
+        assert command(where, tmp_path, "store", "verify") == 1
+        explained = policy == GPU_POLICY
+        assert command(where, tmp_path, "store", "seal") == (0 if explained else 1)
+        assert ("key default/model/llama: policy is sha256:" in capsys.readouterr().out) is not explained
+        if not explained:
+            assert command(where, tmp_path, "store", "seal", "--accept-differences") == 0
+            capsys.readouterr()
+        kbs.world.database._checked = 0.0
+        probes(world)["configuration"](NOW)
+        visit = kbs.handshake()
+        if explained:
+            assert visit.get() == b"k" * 32
+        kbs.put()
+        sealed = create_backup(world, TO, now=NOW)
+        assert verify_backup(sealed, BY, world.vault.ring, now=NOW).sealed
+    finally:
+        close_world(world)
+
+
+@pytest.mark.parametrize("change", ["policy", "revocation", "digest"])
+def test_a_backup_with_other_rows_is_not_restored(kbs: Broker, tmp_path: Path, change: str) -> None:
+    """By whoever can read it and seal it again; also without the broker's signature over the whole file."""
+    revoked(kbs)
+    header, *lines = open_backup(create_backup(kbs.world, TO, now=NOW), BY).decode().split("\n")
+    if change == "revocation":
+        lines = [line for line in lines if not line.startswith('["revocations"')]
+    elif change == "digest":
+        lines = [line for line in lines if not line.startswith('["sheets", {"name": "revocations"')]
+    else:
+        lines = [line.replace("hopper", "ampere") if line.startswith('["keys"') else line for line in lines]
+    file = seal_backup("\n".join([header, *lines]).encode(), TO, token_bytes)
+    with pytest.raises(Untrusted) as caught:
+        verify_backup(file, BY, kbs.world.vault.ring, now=NOW)
+    assert caught.value.code == "configuration-changed"
