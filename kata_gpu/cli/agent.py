@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kata_gpu.cli.world import CDI_DIR, kubelet_root_option, sim_option
+from kata_gpu.cli.world import CDI_DIR, kubelet_root_option, require_kubelet, sim_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,12 @@ def agent() -> None:
 @click.option("--drain", is_flag=True, help="Evict pods (within their disruption budgets) for a mode change.")
 @click.option("--kubeconfig", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
               help="Without it the pod's service account is used.")  # fmt: skip
-@click.option("--server", default="", metavar="URL", help="API server without credentials, for tests.")
+@click.option(
+    "--server",
+    default="",
+    metavar="URL",
+    help="API server without credentials, for tests: https, or http on this machine.",
+)
 @kubelet_root_option
 @click.option("--cdi-dir", type=click.Path(path_type=Path), default=CDI_DIR, show_default=True, help="CDI directory.")
 @click.option("--state-dir", type=click.Path(path_type=Path), help="State of the node's verbs.")
@@ -80,6 +85,7 @@ def run(
     if not port.isdecimal():
         raise click.BadParameter("expected HOST:PORT", param_hint="--listen")
     configure_log()
+    require_kubelet(kubelet_root)
     node = replace(open_node(sim=sim, state_dir=state_dir, cdi_dir=None), progress=_progress())
     settings = AgentSettings(
         node=node_name,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from kata_gpu.cli.world import kubelet_root_option
+from kata_gpu.cli.world import kubelet_root_option, require_kubelet
 from kata_gpu.core.podresources import BRIDGE_SOCKET
 
 HEAL_S = 5.0  # between looks at the socket file
@@ -48,6 +48,7 @@ def run(path: Path, kubelet_root: Path, allow: tuple[str, ...], kata_config: tup
     configure_log()
     for file in kata_config:
         refuse_native_support(file.read_text(), where=str(file))
+    require_kubelet(kubelet_root)
     reader = ClaimFileReader(kubelet_root / "plugins" / DRIVER)
     served = Bridge(
         kubelet_root / "pod-resources" / "kubelet.sock", frozenset(allow or (DRIVER,)), promised_by(reader.load)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kata_gpu.cli.world import echo_json, echo_table, kubelet_root_option, output_option
+from kata_gpu.cli.world import echo_json, echo_table, kubelet_root_option, output_option, require_kubelet
 
 HEADER = ("CLAIM", "UID", "STATE", "POD", "DEVICES", "SINCE")
 
@@ -20,13 +20,9 @@ def claims(kubelet_root: Path, output: str) -> None:
       kata-gpu claims --output json
     """
     from kata_gpu.core.claim import DRIVER
-    from kata_gpu.errors import Misconfigured
     from kata_gpu.host.claim_file import ClaimFileReader
 
-    if not kubelet_root.is_dir():
-        raise Misconfigured("kubelet-root", "no such folder", where=str(kubelet_root), hint="--kubelet-root FOLDER")
-
-    checkpoint = ClaimFileReader(kubelet_root / "plugins" / DRIVER).load()
+    checkpoint = ClaimFileReader(require_kubelet(kubelet_root) / "plugins" / DRIVER).load()
     if output == "json":
         echo_json(
             {

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import click
 
-from kata_gpu.cli.world import device_state, echo_json, echo_table, kubelet_root_option, node_options, open_node
+from kata_gpu.cli.world import (
+    KUBELET_ROOT,
+    device_state,
+    echo_json,
+    echo_table,
+    kubelet_root_option,
+    node_options,
+    open_node,
+    require_kubelet,
+)
 from kata_gpu.errors import ExitCode
 
 HEADER = ("DEVICE", "ADDRESS", "MODE", "BINDING", "CLAIM", "POD", "HEALTH", "REASON")
@@ -26,6 +35,8 @@ def status(kubelet_root: Path, sim: Path | None, state_dir: Path | None, cdi_dir
     from kata_gpu.host.claim_file import ClaimFileReader
     from kata_gpu.ops.node_devices import HostDevices
 
+    if sim is None or kubelet_root != KUBELET_ROOT:  # a simulated host has no kubelet of its own
+        require_kubelet(kubelet_root)
     node = open_node(sim=sim, state_dir=state_dir, cdi_dir=cdi_dir)
     inventory = HostDevices(node).observe()
     checkpoint = ClaimFileReader(kubelet_root / "plugins" / DRIVER).load()

@@ -67,6 +67,18 @@ def tool_options(command: _F) -> _F:
     return command
 
 
+def require_kubelet(root: Path) -> Path:
+    """Kubelet's folder. Raises Misconfigured where it is not: without it nothing here means that nobody has a claim."""
+    from kata_gpu.errors import Misconfigured
+
+    if not root.is_dir():
+        raise Misconfigured(
+            "kubelet-root", "kubelet's folder is not here", where=str(root), expected="its --root-dir",
+            hint="name it with --kubelet-root; k0s, MicroK8s and others have theirs elsewhere: `kata-gpu doctor`",
+        )  # fmt: skip
+    return root
+
+
 def open_host(sim: Path | None) -> "Host":
     """This machine, or a simulated one."""
     if sim is None:

@@ -67,8 +67,8 @@ class Journal:
         where = str(self._dir.path / _JOURNAL)
         match data:
             case {
-                "version": version, "purpose": str(purpose), "boot_id": str(boot_id), "pid": int(pid), "step": int(step),
-                "reason": str(reason), "actions": list(rows),
+                "version": version, "purpose": str(purpose), "boot_id": str(boot_id), "pid": int(pid),
+                "step": int(step), "reason": str(reason), "actions": list(rows),
             } if version == VERSION and 0 <= step <= len(rows):  # fmt: skip
                 actions = tuple(parse_action(row, where=f"{where}: actions[{i}]") for i, row in enumerate(rows))
                 return Transaction(purpose=purpose, boot_id=boot_id, pid=pid, actions=actions, step=step, reason=reason)

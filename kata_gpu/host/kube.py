@@ -8,9 +8,11 @@ models are left alone: they cost 20 MiB, drop fields that they do not know and s
 import json
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 import urllib3
 import yaml
@@ -39,12 +41,16 @@ class KubeApi:
 
     @classmethod
     def connect(cls, *, kubeconfig: Path | None = None, server: str = "") -> Self:
-        """From a kubeconfig, else a plain server URL, else the pod's service account. Raises Misconfigured."""
+        """From a kubeconfig, else a server's URL, else the pod's service account.
+
+        Raises Misconfigured, also for plain HTTP beyond this machine.
+        """
         configuration = Configuration()
         try:
             if kubeconfig is not None:
                 load_kube_config(str(kubeconfig), client_configuration=configuration)  # type: ignore[no-untyped-call]
             elif server:
+                _require_private(server)
                 configuration.host = server
             else:
                 load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
@@ -64,6 +70,7 @@ class KubeApi:
                 expected="YAML with clusters, users and a current-context",
                 got=" ".join(str(exc).split())[:120] if isinstance(exc, yaml.YAMLError) else "another document",
             ) from exc
+        _require_private(configuration.host)
         if not configuration.verify_ssl:  # the kubeconfig's choice: said once, not at every request
             warnings.filterwarnings("once", category=urllib3.exceptions.InsecureRequestWarning)
         return cls(configuration)
@@ -177,6 +184,25 @@ class KubeApi:
         except (ValueError, KeyError, TypeError):
             message = message[:200]
         raise _error(response.status, path, message)
+
+
+def _require_private(server: str) -> None:
+    """Raise Misconfigured for plain HTTP beyond this machine: who is on the way would be believed, and read tokens."""
+    with suppress(ValueError):  # of `urlsplit`: brackets that hold no address
+        parts = urlsplit(server)
+        if parts.hostname and (parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(parts.hostname))):
+            return
+    raise Misconfigured(
+        "kube-server", "not an API server to be trusted with this node", where=server,
+        expected="https://..., or http:// to a loopback address", hint="give --kubeconfig, or run in a pod",
+    )  # fmt: skip
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def encode(body: JsonObject) -> bytes:

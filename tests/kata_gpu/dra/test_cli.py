@@ -9,8 +9,9 @@ from kata_gpu.cli.main import cli, run
 from kata_gpu.core.claim import DRIVER
 from kata_gpu.core.gpu import CcMode
 from kata_gpu.core.node_policy import NodePolicy
-from kata_gpu.errors import ExitCode
+from kata_gpu.errors import ExitCode, Misconfigured
 from kata_gpu.host.durable import DurableDir
+from kata_gpu.host.kube import KubeApi
 from kata_gpu.host.simkernel.kernel import SimKernel
 from kata_gpu.host.simkernel.presets import hgx_h100
 from kata_gpu.ops import setup
@@ -87,6 +88,51 @@ def test_a_broken_checkpoint_is_one_clear_line(world: World, capsys: pytest.Capt
     (world.root / "plugins" / DRIVER / "checkpoint.json").write_bytes(b"?")
     assert run(cli, ["claims", "--kubelet-root", str(world.root)]) == ExitCode.USAGE
     assert "error[checkpoint-json]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["claims"], ["status"], ["bridge", "run"], ["agent", "run", "--node-name", NODE]])
+def test_a_folder_that_is_not_kubelets_is_no_node_without_claims(
+    argv: list[str], sim: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = sim if argv[0] in {"status", "agent"} else []
+    assert run(cli, [*argv, "--kubelet-root", str(tmp_path / "typo"), *more]) == ExitCode.USAGE
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "error[kubelet-root]" in output.err
+    assert "--kubelet-root" in output.err
+    assert not (tmp_path / "typo").exists()
+
+
+def test_status_of_a_simulated_host_needs_no_kubelet(sim: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert out(capsys, "status", *sim)[0] == ExitCode.OK
+
+
+@pytest.mark.parametrize(
+    "server",
+    ["http://10.0.0.1:8080", "http://kubernetes.default", "http://127.0.0.1.evil.example", "http://localhost@evil.example",
+     "http://[::1", "ftp://127.0.0.1", "https://", "127.0.0.1:8080", "http://0.0.0.0:80"],
+)  # fmt: skip
+def test_nobody_on_the_way_is_taken_for_the_api_server(
+    server: str, world: World, sim: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["agent", "run", "--node-name", NODE, "--kubelet-root", str(world.root), *sim]
+    assert run(cli, [*argv, "--server", server]) == ExitCode.USAGE
+    assert "error[kube-server]" in capsys.readouterr().err
+    kubeconfig = {
+        "apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": server}}],
+        "users": [{"name": "c", "user": {"token": "t"}}], "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
+    }  # fmt: skip
+    (tmp_path / "kubeconfig").write_text(json.dumps(kubeconfig))
+    with pytest.raises(Misconfigured):
+        KubeApi.connect(kubeconfig=tmp_path / "kubeconfig")
+
+
+@pytest.mark.parametrize(
+    "server", ["https://10.0.0.1:6443", "http://127.0.0.1:1", "http://[::1]:1", "http://localhost:1"]
+)
+def test_an_api_server_over_tls_or_on_this_machine_is_taken(server: str) -> None:
+    assert KubeApi.connect(server=server) is not None
 
 
 @pytest.mark.parametrize(
