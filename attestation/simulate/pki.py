@@ -45,6 +45,7 @@ class CertSpec:
     not_before: datetime = EPOCH
     not_after: datetime = FOREVER
     extensions: tuple[x509.ExtensionType, ...] = ()
+    critical: tuple[x509.ExtensionType, ...] = ()
     digest: hashes.SHA256 | hashes.SHA384 = field(default_factory=hashes.SHA384)
 
 
@@ -93,8 +94,8 @@ def _issue(spec: CertSpec, issuer: CertSpec) -> x509.Certificate:
         usage = x509.KeyUsage(**{name: name in spec.usage for name in _USAGES})
         builder = builder.add_extension(usage, critical=True)
     builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(spec.key.public_key()), critical=False)
-    for extension in spec.extensions:
-        builder = builder.add_extension(extension, critical=False)
+    for extension in (*spec.extensions, *spec.critical):
+        builder = builder.add_extension(extension, critical=extension in spec.critical)
     return builder.sign(issuer.key, spec.digest, ecdsa_deterministic=True)
 
 

@@ -206,7 +206,7 @@ def _outcome(statement: Statement, status: RevocationStatus, reason: str) -> Rev
     return Revocation(
         status=status,
         reason=reason,
-        held=status is RevocationStatus.REVOKED and statement.said is Said.HELD,
+        held=statement.said is Said.HELD,
         source=statement.source,
         document=statement.document,
         since=statement.since,

@@ -6,12 +6,14 @@ from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from attestation.simulate.pki import CertSpec, mint
+
+_SHA384 = hashes.SHA384()
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +21,20 @@ class Signer:
     """A certificate and its private key."""
 
     certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
+    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
-def delegate(issuer: Signer, *, now: datetime, days: int = 30, ocsp_signing: bool = True) -> Signer:
+def delegate(
+    issuer: Signer,
+    *,
+    now: datetime,
+    days: int = 30,
+    ocsp_signing: bool = True,
+    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None,
+    digest: hashes.SHA224 | hashes.SHA384 = _SHA384,
+) -> Signer:
     """A responder certificate made by `issuer`, valid from a day before `now`; marked for OCSP signing or not."""
-    key = ec.generate_private_key(ec.SECP384R1())
+    key = key or ec.generate_private_key(ec.SECP384R1())
     usage = ExtendedKeyUsageOID.OCSP_SIGNING if ocsp_signing else ExtendedKeyUsageOID.CODE_SIGNING
     certificate = (
         x509.CertificateBuilder()
@@ -36,7 +46,7 @@ def delegate(issuer: Signer, *, now: datetime, days: int = 30, ocsp_signing: boo
         .not_valid_after(now + timedelta(days=days))
         .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         .add_extension(x509.OCSPNoCheck(), critical=False)
-        .sign(issuer.key, hashes.SHA384())
+        .sign(issuer.key, digest)
     )
     return Signer(certificate, key)
 
@@ -52,8 +62,14 @@ def forge_ocsp(
     reason: x509.ReasonFlags | None = None,
     nonce: bytes | None = None,
     cert_id_hash: hashes.HashAlgorithm | None = None,
+    by_name: bool = False,
+    before: Sequence[x509.Certificate] = (),
+    digest: hashes.HashAlgorithm = _SHA384,
 ) -> bytes:
-    """DER of an OCSP response about `certificate` by `signer`, which is included unless it is the issuer itself."""
+    """DER of an OCSP response about `certificate` by `signer`, which is included unless it is the issuer itself.
+
+    It is named by its key, or by its name; `before` are certificates ahead of its own.
+    """
     builder = (
         ocsp.OCSPResponseBuilder()
         .add_response(
@@ -66,13 +82,15 @@ def forge_ocsp(
             revocation_time=this_update if status is ocsp.OCSPCertStatus.REVOKED else None,
             revocation_reason=reason,
         )
-        .responder_id(ocsp.OCSPResponderEncoding.HASH, signer.certificate)
+        .responder_id(
+            ocsp.OCSPResponderEncoding.NAME if by_name else ocsp.OCSPResponderEncoding.HASH, signer.certificate
+        )
     )
     if signer.certificate != issuer:
-        builder = builder.certificates([signer.certificate])
+        builder = builder.certificates([*before, signer.certificate])
     if nonce is not None:
         builder = builder.add_extension(x509.OCSPNonce(nonce), critical=False)
-    return builder.sign(signer.key, hashes.SHA384()).public_bytes(Encoding.DER)
+    return builder.sign(signer.key, digest).public_bytes(Encoding.DER)
 
 
 def forge_crl(
@@ -82,6 +100,7 @@ def forge_crl(
     last_update: datetime,
     next_update: datetime,
     extensions: tuple[tuple[x509.ExtensionType, bool], ...] = (),
+    digest: hashes.SHA256 | hashes.SHA384 | hashes.SHA512 = _SHA384,
 ) -> bytes:
     """DER of a CRL that lists serial numbers with their reasons; `extensions` are (value, critical) pairs."""
     builder = (
@@ -97,7 +116,7 @@ def forge_crl(
         if reason is not None:
             entry = entry.add_extension(x509.CRLReason(reason), critical=False)
         builder = builder.add_revoked_certificate(entry.build())
-    return builder.sign(issuer.key, hashes.SHA384()).public_bytes(Encoding.DER)
+    return builder.sign(issuer.key, digest).public_bytes(Encoding.DER)
 
 
 def forge_chain_answers(

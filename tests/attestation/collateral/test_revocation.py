@@ -1,5 +1,6 @@
 """Stored OCSP responses and CRLs: what counts, what does not, and what each role of a certificate accepts."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -7,7 +8,7 @@ from datetime import timedelta
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 
 from attestation.errors import Malformed, Misconfigured, Untrusted
 from attestation.findings import Result
+from attestation.values import Digest
+from attestation.verify.crl import MAX_CRL_BYTES
 from attestation.verify.ocsp import MAX_OCSP_BYTES, verify_ocsp
 from attestation.verify.revocation import (
     ChainKind,
@@ -73,6 +76,27 @@ def status(pki: Pki, stored: Stored, *, rule: RevocationRule = POLICY.rim, nonce
 
 def replace_last_byte(der: bytes) -> bytes:
     return der[:-1] + bytes([der[-1] ^ 1])
+
+
+def renamed(ca: Signer) -> x509.Certificate:
+    """A certificate of the same key under another name."""
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "SIMULATED other name")])
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(ca.key.public_key())
+        .serial_number(2)
+        .not_valid_before(NOW)
+        .not_valid_after(NOW + DAY)
+        .sign(ca.key, hashes.SHA384())
+    )
+
+
+def namesake(pki: Pki) -> x509.Certificate:
+    """The leaf's serial number, of an issuer with the CA's key and another name."""
+    other = Signer(renamed(pki.ca), pki.ca.key)
+    return certify("SIMULATED leaf", other, ca=False, serial=LEAF).certificate
 
 
 OCSP_CASES: list[tuple[str, Callable[[Pki], tuple[bytes, ...]], RevocationStatus, str]] = [
@@ -212,6 +236,93 @@ OCSP_CASES: list[tuple[str, Callable[[Pki], tuple[bytes, ...]], RevocationStatus
         RevocationStatus.UNKNOWN,
         "responder-unknown",
     ),
+    (
+        "tie-goes-to-the-hold",
+        lambda p: (
+            answer(p, signer=p.ca, status=UNKNOWN),
+            answer(p, signer=p.ca, status=REVOKED, reason=Flags.certificate_hold),
+        ),
+        RevocationStatus.REVOKED,
+        "certificateHold",
+    ),
+    ("gpu-088-of-this-second", lambda p: (answer(p, this_update=NOW),), RevocationStatus.GOOD, "not-revoked"),
+    (
+        "gpu-088-ends-this-second",
+        lambda p: (answer(p, signer=p.ca, next_update=NOW),),
+        RevocationStatus.GOOD,
+        "not-revoked",
+    ),
+    (
+        "gpu-088-max-age-to-the-second",
+        lambda p: (answer(p, signer=p.ca, this_update=NOW - 30 * DAY, next_update=None),),
+        RevocationStatus.GOOD,
+        "not-revoked",
+    ),
+    (
+        "gpu-088-signer-ended-and-no-next-update",
+        lambda p: (
+            answer(p, this_update=NOW - 5 * DAY, next_update=None, signer=delegate(p.ca, now=NOW - 6 * DAY, days=2)),
+        ),
+        RevocationStatus.STALE,
+        "stale",
+    ),
+    (
+        "gpu-089-same-key-other-issuer-name",
+        lambda p: (answer(p, certificate=namesake(p), signer=p.ca),),
+        RevocationStatus.UNKNOWN,
+        "ocsp-other-certificate",
+    ),
+    (
+        "gpu-088-older-than-its-issuer",
+        lambda p: (answer(p, signer=p.ca, this_update=NOW - 500 * DAY),),
+        RevocationStatus.STALE,
+        "stale",
+    ),
+    (
+        "gpu-090-as-old-as-its-signer",
+        lambda p: (answer(p, signer=delegate(p.ca, now=NOW)),),
+        RevocationStatus.GOOD,
+        "not-revoked",
+    ),
+    (
+        "gpu-090-delegated-by-sha-224",
+        lambda p: (answer(p, signer=delegate(p.ca, now=NOW - 2 * DAY, digest=hashes.SHA224())),),
+        RevocationStatus.UNKNOWN,
+        "ocsp-algorithm",
+    ),
+    (
+        "gpu-090-signed-by-sha-224",
+        lambda p: (answer(p, signer=p.ca, digest=hashes.SHA224()),),
+        RevocationStatus.UNKNOWN,
+        "ocsp-algorithm",
+    ),
+    (
+        "gpu-090-issuers-key-under-another-name",
+        lambda p: (answer(p, signer=Signer(renamed(p.ca), p.ca.key), by_name=True),),
+        RevocationStatus.UNKNOWN,
+        "ocsp-signer",
+    ),
+    (
+        "gpu-090-five-signers",
+        lambda p: (answer(p, before=[p.other_leaf.certificate] * 4),),
+        RevocationStatus.UNKNOWN,
+        "ocsp-signers",
+    ),
+    (
+        "good-fourth-signer",
+        lambda p: (answer(p, before=[p.other_leaf.certificate] * 3),),
+        RevocationStatus.GOOD,
+        "not-revoked",
+    ),
+    (
+        "good-issuer-by-name",
+        lambda p: (answer(p, signer=p.ca, by_name=True),),
+        RevocationStatus.GOOD,
+        "not-revoked",
+    ),
+    ("good-64th", lambda p: (*(b"",) * 63, answer(p)), RevocationStatus.GOOD, "not-revoked"),
+    ("65th-is-not-looked-at", lambda p: (*(b"",) * 64, answer(p)), RevocationStatus.UNKNOWN, "ocsp-der"),
+    ("largest", lambda p: (b"\x30" * MAX_OCSP_BYTES,), RevocationStatus.UNKNOWN, "ocsp-der"),
     ("not-der", lambda p: (b"\x30\x80rubbish",), RevocationStatus.UNKNOWN, "ocsp-der"),
     ("too-large", lambda p: (b"\x30" * (MAX_OCSP_BYTES + 1),), RevocationStatus.UNKNOWN, "ocsp-size"),
     (
@@ -234,6 +345,31 @@ def test_ocsp(pki: Pki, stored: Callable[[Pki], tuple[bytes, ...]], expected: Re
     result = status(pki, Stored(ocsp=stored(pki)))
     assert (expected, reason) == (result.status, result.reason)
     assert (result.document is None) == (result.since is None)
+
+
+ALLOWED = [hashes.SHA256(), hashes.SHA384(), hashes.SHA512()]
+
+
+@pytest.mark.parametrize("digest", ALLOWED, ids=[d.name for d in ALLOWED])
+@pytest.mark.parametrize(
+    "key", [ec.generate_private_key(ec.SECP256R1()), rsa.generate_private_key(65537, 2048)], ids=["ec", "rsa"]
+)
+def test_every_allowed_signature(
+    pki: Pki, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, digest: hashes.HashAlgorithm
+) -> None:
+    stored = answer(pki, signer=delegate(pki.ca, now=NOW - 2 * DAY, key=key), digest=digest)
+    assert status(pki, Stored(ocsp=(stored,))).status is RevocationStatus.GOOD
+
+
+def test_the_document_that_says_so_is_named(pki: Pki) -> None:
+    """By SHA-256 of its bytes; where nothing speaks, nothing is named."""
+    spoken, listed = answer(pki, signer=pki.ca), crl(pki, {})
+    for stored, source, document in ((Stored(ocsp=(spoken,)), "ocsp", spoken), (Stored(crl=(listed,)), "crl", listed)):
+        said = status(pki, stored)
+        assert said.document == Digest("sha256", hashlib.sha256(document).digest())
+        assert (said.to_json()["source"], said.to_json()["document"]) == (source, str(said.document))
+    absent = status(pki, Stored()).to_json()
+    assert (absent["source"], absent["document"], absent["this-update"]) == (None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -274,6 +410,7 @@ def scope(**changes: object) -> tuple[tuple[x509.ExtensionType, bool], ...]:
 
 
 LEAF = 0x1001
+RELATIVE = x509.RelativeDistinguishedName([x509.NameAttribute(x509.NameOID.COMMON_NAME, "here")])
 CRL_CASES: list[tuple[str, Callable[[Pki], bytes], RevocationStatus, str]] = [
     ("gpu-088-crl-stale", lambda p: crl(p, {}, age=8 * DAY), RevocationStatus.STALE, "stale"),
     ("gpu-088-crl-future", lambda p: crl(p, {}, age=-DAY), RevocationStatus.UNKNOWN, "crl-future"),
@@ -325,6 +462,43 @@ CRL_CASES: list[tuple[str, Callable[[Pki], bytes], RevocationStatus, str]] = [
         RevocationStatus.UNKNOWN,
         "crl-extension",
     ),
+    (
+        "crl-of-attribute-certificates-only",
+        lambda p: crl(p, {}, extensions=scope(only_contains_attribute_certs=True)),
+        RevocationStatus.UNKNOWN,
+        "crl-scope",
+    ),
+    (
+        "crl-of-a-relative-point",
+        lambda p: crl(p, {}, extensions=scope(full_name=None, relative_name=RELATIVE)),
+        RevocationStatus.UNKNOWN,
+        "crl-scope",
+    ),
+    (
+        "crl-of-leaves-only",
+        lambda p: crl(p, {}, extensions=scope(only_contains_user_certs=True)),
+        RevocationStatus.GOOD,
+        "not-revoked",
+    ),
+    (
+        "crl-of-no-named-point",
+        lambda p: crl(p, {}, extensions=scope(full_name=None, only_contains_user_certs=True)),
+        RevocationStatus.GOOD,
+        "not-revoked",
+    ),
+    ("gpu-088-crl-of-this-second", lambda p: crl(p, {}, age=timedelta(0)), RevocationStatus.GOOD, "not-revoked"),
+    ("crl-sha-256", lambda p: crl(p, {}, digest=hashes.SHA256()), RevocationStatus.GOOD, "not-revoked"),
+    (
+        "crl-extension-that-may-be-ignored",
+        lambda p: crl(
+            p, {}, extensions=((x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), b"\x05\0"), False),)
+        ),
+        RevocationStatus.GOOD,
+        "not-revoked",
+    ),
+    ("crl-sha-512", lambda p: crl(p, {}, digest=hashes.SHA512()), RevocationStatus.UNKNOWN, "crl-algorithm"),
+    ("crl-largest", lambda p: bytes(MAX_CRL_BYTES), RevocationStatus.UNKNOWN, "crl-der"),
+    ("crl-too-large", lambda p: bytes(MAX_CRL_BYTES + 1), RevocationStatus.UNKNOWN, "crl-size"),
     ("crl-not-der", lambda p: b"\x30\x00", RevocationStatus.UNKNOWN, "crl-der"),
 ]
 
@@ -335,6 +509,40 @@ CRL_CASES: list[tuple[str, Callable[[Pki], bytes], RevocationStatus, str]] = [
 def test_crl(pki: Pki, stored: Callable[[Pki], bytes], expected: RevocationStatus, reason: str) -> None:
     result = status(pki, Stored(crl=(stored(pki),)))
     assert (expected, reason) == (result.status, result.reason)
+
+
+@pytest.mark.parametrize(
+    ("only", "expected", "reason"),
+    [
+        pytest.param("only_contains_ca_certs", RevocationStatus.GOOD, "not-revoked", id="of-authorities"),
+        pytest.param("only_contains_user_certs", RevocationStatus.UNKNOWN, "crl-scope", id="of-leaves"),
+    ],
+)
+def test_a_list_for_one_kind_of_certificates(pki: Pki, only: str, expected: RevocationStatus, reason: str) -> None:
+    """About an authority: what holds for leaves holds the other way round."""
+    listed = forge_crl(pki.root, {}, last_update=NOW - DAY, next_update=NOW + DAY, extensions=scope(**{only: True}))
+    result = check_revocation(
+        pki.ca.certificate, pki.root.certificate, Stored(crl=(listed,)), rule=POLICY.device_ca, now=NOW
+    )
+    assert (expected, reason) == (result.status, result.reason)
+
+
+def test_a_certificate_that_names_its_list_relative_to_its_issuer(pki: Pki) -> None:
+    """Such a name is not resolved, and not a reason to fail: the list of another point is not for it."""
+    leaf = (
+        x509.CertificateBuilder()
+        .subject_name(pki.leaf.certificate.subject)
+        .issuer_name(pki.ca.certificate.subject)
+        .public_key(pki.leaf.key.public_key())
+        .serial_number(LEAF)
+        .not_valid_before(NOW)
+        .not_valid_after(NOW + DAY)
+        .add_extension(x509.CRLDistributionPoints([x509.DistributionPoint(None, RELATIVE, None, None)]), critical=False)
+        .sign(pki.ca.key, hashes.SHA384())
+    )
+    for stored, code in ((crl(pki, {}, extensions=scope()), "crl-scope"), (crl(pki, {}), "not-revoked")):
+        result = check_revocation(leaf, pki.ca.certificate, Stored(crl=(stored,)), rule=POLICY.rim, now=NOW)
+        assert result.reason == code
 
 
 def test_a_crl_issuer_needs_the_key_usage(pki: Pki) -> None:
@@ -366,10 +574,15 @@ def test_grace_extends_next_update_and_nothing_else(pki: Pki) -> None:
     rule = RevocationRule(kind=ChainKind.RIM, accept=frozenset({RevocationStatus.GOOD}), grace=5 * DAY)
     late = Stored(ocsp=(answer(pki, signer=pki.ca, this_update=NOW - 8 * DAY, next_update=NOW - 4 * DAY),))
     assert status(pki, late, rule=rule).status is RevocationStatus.GOOD
+    last = Stored(ocsp=(answer(pki, signer=pki.ca, this_update=NOW - 8 * DAY, next_update=NOW - 5 * DAY),))
+    assert status(pki, last, rule=rule).status is RevocationStatus.GOOD
+    over = Stored(ocsp=(answer(pki, signer=pki.ca, this_update=NOW - 8 * DAY, next_update=NOW - 5 * DAY - SECOND),))
+    assert status(pki, over, rule=rule).status is RevocationStatus.STALE
     old = Stored(ocsp=(answer(pki, signer=pki.ca, this_update=NOW - 31 * DAY, next_update=NOW + DAY),))
     assert status(pki, old, rule=rule).status is RevocationStatus.STALE
 
 
+SECOND = timedelta(seconds=1)
 HOLD = RevocationRule(kind=ChainKind.RIM, accept=frozenset({RevocationStatus.GOOD}), allow_hold=True)
 
 
@@ -426,6 +639,12 @@ def test_stale_is_refused_by_default(pki: Pki) -> None:
             "revocation-age",
             id="no-age",
         ),
+        pytest.param(
+            lambda: RevocationRule(kind=ChainKind.RIM, accept=frozenset({RevocationStatus.GOOD}), grace=-SECOND),
+            "revocation-age",
+            id="negative-grace",
+        ),
+        pytest.param(lambda: RevocationPolicy(rim=POLICY.device_ca), "revocation-kind", id="device-rule-for-rim"),
         pytest.param(lambda: RevocationPolicy(device_leaf=HOLD), "revocation-kind", id="gpu-093-rim-rule-for-device"),
         pytest.param(lambda: RevocationPolicy(device_ca=HOLD), "revocation-kind", id="rim-rule-for-device-ca"),
     ],
@@ -496,7 +715,18 @@ def test_any_stored_bytes_give_a_status(pki: Pki, documents: tuple[bytes, bytes]
         assert result.status is RevocationStatus.UNKNOWN or said == (RevocationStatus.GOOD, NOW - DAY, NOW + 6 * DAY)
 
 
-def test_unknown_critical_extension(pki: Pki) -> None:
+_STRANGE = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
+
+
+@pytest.mark.parametrize(
+    ("extension", "critical", "reason"),
+    [
+        pytest.param(_STRANGE, True, "ocsp-extension", id="critical"),
+        pytest.param(_STRANGE, False, "not-revoked", id="may-be-ignored"),
+        pytest.param(x509.OCSPNonce(b"n" * 32), True, "not-revoked", id="known"),
+    ],
+)
+def test_extensions_of_an_answer(pki: Pki, extension: x509.ExtensionType, critical: bool, reason: str) -> None:
     builder = (
         ocsp.OCSPResponseBuilder()
         .add_response(
@@ -504,10 +734,10 @@ def test_unknown_critical_extension(pki: Pki) -> None:
             NOW - DAY, NOW + DAY, None, None,
         )
         .responder_id(ocsp.OCSPResponderEncoding.NAME, pki.ca.certificate)
-        .add_extension(x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00"), critical=True)
+        .add_extension(extension, critical=critical)
     )  # fmt: skip
     der = builder.sign(pki.ca.key, hashes.SHA384()).public_bytes(Encoding.DER)
-    assert status(pki, Stored(ocsp=(der,))).reason == "ocsp-extension"
+    assert status(pki, Stored(ocsp=(der,))).reason == reason
 
 
 def test_weak_responder_keys_are_refused(pki: Pki) -> None:
@@ -526,5 +756,10 @@ def test_weak_responder_keys_are_refused(pki: Pki) -> None:
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING]), critical=False)
         .sign(pki.ca.key, hashes.SHA384())
     )
-    small = answer(pki, signer=Signer(certificate, rsa_key))  # type: ignore[arg-type]
+    small = answer(pki, signer=Signer(certificate, rsa_key))
     assert status(pki, Stored(ocsp=(small,))).reason == "ocsp-algorithm"
+    enough = delegate(pki.ca, now=NOW - 2 * DAY, key=rsa.generate_private_key(public_exponent=65537, key_size=2048))
+    assert status(pki, Stored(ocsp=(answer(pki, signer=enough),))).status is RevocationStatus.GOOD
+    other = answer(pki, signer=enough, digest=hashes.SHA224())
+    assert status(pki, Stored(ocsp=(other,))).reason == "ocsp-algorithm"
+    assert status(pki, Stored(ocsp=(replace_last_byte(answer(pki, signer=enough)),))).status is RevocationStatus.UNKNOWN

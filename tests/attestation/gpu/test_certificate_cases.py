@@ -8,13 +8,15 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestation.findings import Result
 from attestation.formats.certs import parse_bundle
+from attestation.simulate import der
 from attestation.simulate.nvidia import ForgedEvidence, NvidiaForge
 from attestation.simulate.pki import CERTIFYING, CertSpec, mint, to_pem
 from attestation.values import Architecture, Level
-from attestation.verify.chain import require_valid, verify_path
+from attestation.verify.chain import VerifiedPath, require_valid, verify_path
 from attestation.verify.identity import FwidMatch
 from attestation.verify.nv_policy import OneOf, Unchecked
 from tests.attestation.gpu.support import (
@@ -58,6 +60,7 @@ def changed(position: int, **changes: object) -> Callable[[list[CertSpec]], list
     return edit
 
 
+_ECDSA_SHA256, _ECDSA_SHA384 = (bytes.fromhex(f"300a06082a8648ce3d04030{n}") for n in (2, 3))
 RIM_CHAIN = list(mint(FORGE.rim_specs(HOPPER)))
 STRANGER = list(mint(NvidiaForge(seed="stranger").device_specs(HOPPER, 0)))
 
@@ -118,7 +121,11 @@ SPECS: list[tuple[str, Callable[[list[CertSpec]], list[CertSpec]], str]] = [
         for name, change, code in LEAF_BY_LEAF
     ),
     ("073-no-basic-constraints", changed(2, ca=None), "chain-ca"),
+    ("071-signs-certificates", changed(0, usage=frozenset({"digital_signature", "key_cert_sign"})), "leaf-usage"),
     ("073-ca-false", changed(2, ca=False), "chain-ca"),
+    ("073-no-key-usage", changed(2, usage=None), "chain-ca"),
+    ("073-root-no-ca", changed(4, ca=None), "chain-ca"),
+    ("073-critical", changed(2, critical=(x509.PolicyConstraints(0, None),)), "certificate-critical"),
     ("074-path-length", changed(3, path_length=1), "chain-path-length"),
     ("075-p256-leaf", changed(0, key=P256), "certificate-key"),
     ("075-rsa-leaf", changed(0, key=RSA), "certificate-key"),
@@ -140,10 +147,10 @@ def test_profile(edit: Callable[[list[CertSpec]], list[CertSpec]], code: str) ->
 @pytest.mark.parametrize("_case", [pytest.param(None, id="gpu-076-sha1-signature")])
 def test_sha1_signature(_case: None) -> None:
     """No library signs certificates with SHA-1 any more: the identifier is put there by hand."""
-    der = parse_bundle(FORGE.device(nonce=NONCE).chain)
+    ders = parse_bundle(FORGE.device(nonce=NONCE).chain)
     sha384, sha1 = bytes.fromhex("06082a8648ce3d040303"), bytes.fromhex("06072a8648ce3d0401")
-    old = der[1].replace(sha384, b"\x06\x08" + sha1[2:] + b"\x01")
-    path = [der[0], old, *der[2:]]
+    old = ders[1].replace(sha384, b"\x06\x08" + sha1[2:] + b"\x01")
+    path = [ders[0], old, *ders[2:]]
     refused("certificate-algorithm", lambda: verify_path(path, anchors=FORGE.trust.device_roots, where="chain"))
 
 
@@ -155,6 +162,66 @@ def test_end_of_time(_case: None) -> None:
     path = verify_path(parse_bundle(FORGE.device(nonce=NONCE).chain), anchors=FORGE.trust.device_roots, where="chain")
     last = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
     require_valid(path, last, where="chain", grace=last - NOW)
+
+
+def signed_by_hand(change: Callable[[bytes], bytes], outer: bytes = _ECDSA_SHA384) -> list[bytes]:
+    """The chain of a device whose leaf was changed before its issuer signed it."""
+    leaf, *issuers = parse_bundle(FORGE.device(nonce=NONCE).chain)
+    tbs = change(x509.load_der_x509_certificate(leaf).tbs_certificate_bytes)
+    key = FORGE.device_specs(HOPPER, 0)[1].key
+    return [der.sequence(tbs, outer, der.bits(key.sign(tbs, ec.ECDSA(hashes.SHA384())))), *issuers]
+
+
+def _serial(value: bytes) -> Callable[[bytes], bytes]:
+    """Another serial number of the same length: 20 bytes after `[0] 2`, INTEGER."""
+    return lambda tbs: tbs[:11] + value + tbs[11 + len(value) :]
+
+
+BY_HAND: list[tuple[str, list[bytes], str | None]] = [
+    ("as-it-was", signed_by_hand(lambda tbs: tbs), None),
+    ("076-inner-algorithm", signed_by_hand(lambda tbs: tbs.replace(_ECDSA_SHA384, _ECDSA_SHA256, 1)),
+     "certificate-algorithm"),
+    ("076-outer-algorithm", signed_by_hand(lambda tbs: tbs, _ECDSA_SHA256), "certificate-algorithm"),
+    ("084-serial-zero", signed_by_hand(_serial(bytes(20))), "certificate-serial"),
+    ("084-serial-negative", signed_by_hand(_serial(b"\x80")), "certificate-serial"),
+    ("084-serial-positive", signed_by_hand(_serial(b"\x7f")), None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ders", "code"), [pytest.param(d, c, id=f"gpu-{name}") for name, d, c in BY_HAND])
+def test_what_no_library_would_sign(ders: list[bytes], code: str | None) -> None:
+    """Well signed, all of them: only the property itself is wrong."""
+
+    def run() -> VerifiedPath:
+        return verify_path(ders, anchors=FORGE.trust.device_roots, where="chain")
+
+    if code is None:
+        assert len(run().certificates) == 5
+    else:
+        refused(code, run)
+
+
+@pytest.mark.parametrize(
+    ("between", "code"),
+    [
+        pytest.param(0, None, id="gpu-067-two"),
+        pytest.param(6, None, id="gpu-067-eight"),
+        pytest.param(7, "chain-length", id="gpu-067-nine"),
+        pytest.param(-1, "chain-length", id="gpu-067-one"),
+    ],
+)
+def test_lengths(between: int, code: str | None) -> None:
+    leaf, *_, root = FORGE.rim_specs(HOPPER)
+    middle = [replace(root, name=f"middle {n}", serial=n + 1) for n in range(between)]
+    ders = [c.public_bytes(Encoding.DER) for c in mint([leaf, *middle, root])][: between + 2]
+
+    def run() -> VerifiedPath:
+        return verify_path(ders, anchors=FORGE.trust.rim_roots, where="chain")
+
+    if code is None:
+        assert len(run().certificates) == between + 2
+    else:
+        refused(code, run)
 
 
 def fwid_of(value: bytes | None) -> Callable[[list[CertSpec]], list[CertSpec]]:
@@ -285,9 +352,9 @@ def test_every_certificate_is_needed_as_it_is() -> None:
     """A flipped bit anywhere in any certificate of the chain, the root included, is refused."""
     evidence = FORGE.device(nonce=NONCE)
     ders = parse_bundle(evidence.chain)
-    for position, der in enumerate(ders):
-        for offset in range(0, len(der), 29):
-            bad = der[:offset] + bytes([der[offset] ^ 4]) + der[offset + 1 :]
+    for position, raw in enumerate(ders):
+        for offset in range(0, len(raw), 29):
+            bad = raw[:offset] + bytes([raw[offset] ^ 4]) + raw[offset + 1 :]
             path = [*ders[:position], bad, *ders[position + 1 :]]
             refused_somehow(path)
 

@@ -102,7 +102,7 @@ AUTHORITIES = {serial: answer for serial, answer in answers(DEVICE_SPECS).items(
         pytest.param({"device_ca": STRICT}, LEAF, False, id="authorities-unknown"),
     ],
 )
-def test_each_role_has_its_own_rule(rules: Mapping[str, RevocationRule], known: Mapping[int, bytes], met: bool) -> None:
+def test_each_role_has_its_own_rule(rules: Mapping[str, RevocationRule], known: dict[int, bytes], met: bool) -> None:
     """A device that misses one is authentic: only what is known to be revoked proves nothing."""
     policy = NvPolicy(revocation=replace(RevocationPolicy(), **rules))
     device = verify(DEVICE, replace(FORGED, policy=policy, revocation=Answers(RIM_GOOD | known), cache=NvCache()))

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestation.errors import AttestationError, Misconfigured
 from attestation.findings import Result
+from attestation.formats.nv_report import GpuFacts
 from attestation.formats.rim import parse_rim_content
 from attestation.formats.rim_signature import parse_signed_rim
 from attestation.simulate.nv_products import PRODUCTS
@@ -20,10 +21,11 @@ from attestation.simulate.nv_rim import sign_rim
 from attestation.simulate.nvidia import NvidiaForge
 from attestation.simulate.pki import mint
 from attestation.sources.nv_rim import parse_rim_answer
-from attestation.values import Level
+from attestation.values import Architecture, Level, Nonce
 from attestation.verify.cache import BoundedCache
+from attestation.verify.nv_gpu import prove_device
 from attestation.verify.nv_policy import ExpiryMode, SignerExpiry
-from attestation.verify.rim import VerifiedRim, check_id, require_signer_time, verify_rim
+from attestation.verify.rim import VerifiedRim, check_id, gpu_needs, require_signer_time, verify_rim
 from attestation.verify.roots import Anchors, NvTrust
 from tests.attestation.gpu.support import (
     BLACKWELL,
@@ -246,6 +248,31 @@ FITS: list[tuple[str, str, bytes, str]] = [
 def test_fit(rim_id: str, document: bytes, code: str) -> None:
     """A valid document that is not this device's: named, and the device is authentic at most."""
     falls_short(verify(DEVICE, with_rim(rim_id, document)), code)
+
+
+@pytest.mark.parametrize(
+    ("others", "level"),
+    [pytest.param(15, Level.TRUSTED, id="gpu-137-16th"), pytest.param(16, Level.AUTHENTIC, id="gpu-137-17th")],
+)
+def test_so_many_documents_of_one_id_are_looked_at(others: int, level: Level) -> None:
+    assert verify(DEVICE, with_rim(DRIVER_ID, *[b"<"] * others, DRIVER)).level is level
+
+
+@pytest.mark.parametrize(
+    ("arch", "chip_info", "product"),
+    [
+        pytest.param(HOPPER, "gh999", "GH100", id="gpu-124-hopper"),
+        pytest.param(BLACKWELL, "gb102", "GB102", id="gpu-124-blackwell-says-its-chip"),
+        pytest.param(BLACKWELL, "", "GB100", id="gpu-124-blackwell-does-not"),
+    ],
+)
+def test_which_product_a_document_must_name(arch: Architecture, chip_info: str, product: str) -> None:
+    evidence = FORGE.device(arch, nonce=NONCE)
+    proof = prove_device(evidence.report, evidence.chain, FORGED, nonce=Nonce(NONCE))
+    assert isinstance(proof.facts, GpuFacts)
+    needs = gpu_needs(proof.certificate, replace(proof.facts, chip_info=chip_info))
+    assert [need.product for need in needs] == [product, product]
+    assert product in needs[0].rim_id
 
 
 @pytest.mark.parametrize("_case", [pytest.param(None, id="gpu-125-debug-root")])

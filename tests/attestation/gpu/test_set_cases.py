@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from attestation.errors import AttestationError, Misconfigured, Unavailable
-from attestation.findings import Result
+from attestation.findings import Result, passed
 from attestation.formats.nv_evidence import NvEvidence, parse_evidence
 from attestation.simulate.nvidia import LINKS, ForgedEvidence
 from attestation.values import GpuMode, Level, Nonce
-from attestation.verify.nv_policy import AtLeast, Exactly, NvPolicy, OneOf, Unchecked
-from attestation.verify.nv_set import Expected, SetResult, verify_set
+from attestation.verify.nv_policy import AtLeast, Exactly, ExpiryMode, NvPolicy, OneOf, SignerExpiry, Unchecked
+from attestation.verify.nv_set import DeviceOutcome, Expected, SetResult, verify_set
 from tests.attestation.gpu.support import (
     BLACKWELL,
     FORGE,
@@ -150,8 +150,19 @@ def test_error_in_one_device(_case: None) -> None:
 
 
 def test_results_have_no_truth_value() -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"ask \.level"):
         bool(judge(BOARD))
+
+
+@pytest.mark.parametrize("_case", [pytest.param(None, id="gpu-057-as-many-as-fit")])
+def test_sets_have_a_size(_case: None) -> None:
+    nothing = NvEvidence(report=b"", chain=b"")
+    result = verify_set([nothing] * 64, expected=Expected(gpus=64), nonce=Nonce(NONCE), collateral=FORGED)
+    assert (result.level, result.proofs, len(result.outcomes)) == (Level.NONE, (), 64)
+    refused(
+        "evidence-empty",
+        lambda: verify_set([nothing] * 65, expected=Expected(gpus=64), nonce=Nonce(NONCE), collateral=FORGED),
+    )
 
 
 @pytest.mark.parametrize("_case", [pytest.param(None, id="gpu-151-token-or-not")])
@@ -198,6 +209,19 @@ def test_nonce_of_the_envelope_is_nothing(vectors: Path, _case: None) -> None:
     refused("nonce-mismatch", lambda: verify(other, GENUINE))
 
 
+def test_a_version_is_at_least_itself() -> None:
+    driver = verify(FORGE.device(nonce=NONCE)).driver_version
+    assert verify(FORGE.device(nonce=NONCE), policy(driver=AtLeast(driver))).level is Level.TRUSTED
+
+
+def test_policies_do_not_change_with_what_they_were_made_of() -> None:
+    pins, seen = {"NV": frozenset({"00"})}, {"00": FORGED.now}
+    made, expiry = NvPolicy(rim_pins=pins), SignerExpiry(mode=ExpiryMode.FIRST_SEEN, first_seen=seen)
+    pins.clear()
+    seen.clear()
+    assert (made.rim_pins, expiry.first_seen) == ({"NV": frozenset({"00"})}, {"00": FORGED.now})
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
@@ -220,7 +244,11 @@ def test_policy_tightens(changes: dict[str, object], code: str) -> None:
         lambda: AtLeast("550.x"),
         lambda: NvPolicy(trailing_zeros=65),
         lambda: Expected(gpus=65),
+        lambda: Expected(gpus=-1, switches=2),
+        lambda: Expected(gpus=2, switches=-1),
         lambda: SetResult(outcomes=(), findings=()),
+        lambda: SetResult(outcomes=(), findings=(passed("device-count"),)),
+        lambda: SetResult(outcomes=(DeviceOutcome(position=0, proof=None, refusal=None),), findings=()),
     ],
 )
 def test_unusable_policy(make: Callable[[], object]) -> None:
