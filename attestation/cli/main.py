@@ -93,7 +93,7 @@ def run(group: click.Group, argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         return ExitCode.NEGATIVE
     except OSError as exc:  # nothing that a command foresaw: above all, no room where its output goes
-        click.echo(f"error[io]: {exc.filename or 'standard output'}: {exc.strerror or exc}", err=True)
+        click.echo(f"error[io]: {exc.filename or 'output'}: {exc.strerror or exc}", err=True)
         _drop_output()
         return ExitCode.UNAVAILABLE
     return int(result) if isinstance(result, int) else ExitCode.OK

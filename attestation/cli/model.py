@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from attestation.crypto.stream import DEFAULT_CHUNK_LOG2, MAX_CHUNK_LOG2, MIN_CHUNK_LOG2, MODEL_KEY_BYTES
-from attestation.errors import Malformed, Misconfigured
+from attestation.errors import Malformed, Misconfigured, Unavailable
 from attestation.values import ResourcePath, Secret
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -162,10 +162,14 @@ def _model_key(path: Path | None) -> Secret:
     except OSError as exc:
         raise Misconfigured("key-file", exc.strerror or "cannot write", where=str(path)) from exc
     secret = Secret(secrets.token_bytes(MODEL_KEY_BYTES))
-    with os.fdopen(fd, "wb") as file:
-        file.write(secret.expose())
-        file.flush()
-        os.fsync(fd)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(secret.expose())
+            file.flush()
+            os.fsync(fd)
+    except OSError as exc:
+        path.unlink()  # half a key is none, and would be in the way of a whole one
+        raise Unavailable("key-file", exc.strerror or "cannot write", where=str(path)) from exc
     sync_folder(path.parent)  # what it will have encrypted must not outlive its name
     return secret
 

@@ -71,7 +71,9 @@ def _vm_options(command: Any) -> Any:
 @click.option("--broker", help="Broker URL; without init-data only.")
 @click.option("--broker-cert", type=_FILE, help="PEM to pin; without init-data only.")
 @click.option("--binding-profile", type=_PROFILES, help="Offer only this one.")
-@click.option("--model", type=_FOLDER, help="Encrypted model to decrypt.")
+@click.option(
+    "--model", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Encrypted model to decrypt."
+)
 @click.option("--target", type=_FOLDER, help="Memory folder for the plaintext.")
 @click.option(
     "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."

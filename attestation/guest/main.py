@@ -107,7 +107,7 @@ def run(argv: list[str] | None = None, *, machine: "Machine | None" = None) -> i
         return ExitCode.NEGATIVE
     except OSError as exc:  # nothing that a command foresaw: above all, no room where its output goes
         _drop_output()
-        where = exc.filename or "standard output"
+        where = exc.filename or "output"
         return _fail(log, f"error[io]: {where}: {exc.strerror or exc}", ExitCode.UNAVAILABLE)
     return int(result) if isinstance(result, int) else ExitCode.OK
 

@@ -103,8 +103,9 @@ def workload(attested: Attested) -> str:
     """A name for people: TEE, chip, number of devices, measurement, init-data."""
     facts = attested.facts
     init_data = str(facts.init_data_digest)[:19] if facts.init_data_digest else "none"
+    chip = f"{facts.cpu.chip_id[:12]}..." if facts.cpu.chip_id else "-"  # as no command would take it for a whole one
     return (
-        f"{facts.cpu.tee} chip {facts.cpu.chip_id[:16] or '-'} devices {len(facts.devices)} "
+        f"{facts.cpu.tee} chip {chip} devices {len(facts.devices)} "
         f"measurement {facts.cpu.measurement[:12] or '-'} init-data {init_data}"
     )
 
