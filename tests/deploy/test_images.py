@@ -76,6 +76,26 @@ def test_every_module_of_an_image_finds_what_it_imports(image: str, tmp_path: Pa
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_the_guest_image_has_only_modules_that_the_client_imports(tmp_path: Path) -> None:
+    """It is measured with the guest: what is copied is `attestation.guest` and what that reaches."""
+    assemble(FOLDER / "guest.Containerfile", tmp_path)
+    copied = {str(path.relative_to(tmp_path)) for path in (tmp_path / "attestation").rglob("*.py")}
+    todo, reached = [path for path in copied if path.startswith("attestation/guest/")], set()
+    while todo:
+        path = todo.pop()
+        reached.add(path)
+        todo += {
+            name
+            for node in ast.walk(ast.parse((tmp_path / path).read_text()))
+            if isinstance(node, ast.ImportFrom) and node.module
+            for module in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+            for name in (f"{module.replace('.', '/')}.py", f"{module.replace('.', '/')}/__init__.py")
+            if name in copied - reached
+        }
+    packages = {path for path in copied if path.endswith("__init__.py")}
+    assert copied - packages <= reached
+
+
 EXTRAS = {"hvac", "opentelemetry", "pkcs11"}  # optional, and not in the image: `kata-gpu[vault]`, `[pkcs11]`, tracing
 
 
