@@ -251,7 +251,7 @@ def owner(work: Path, guests: int, admins: int) -> str:
     """Step 3: what the model owner does. Returns the SHA-256 of the model."""
     (work / "agent-policy.rego").write_text(AGENT_POLICY)
     built = run("kata-gpu", "initdata", "build", "--tee", "snp", "--kbs-url", f"https://127.0.0.1:{guests}",
-                "--kbs-cert", "kbs.pem", "--policy", "agent-policy.rego", "-o", "init.toml", cwd=work)  # fmt: skip
+                "--kbs-cert", "kbs.pem", "--agent-policy", "agent-policy.rego", "-o", "init.toml", cwd=work)  # fmt: skip
     digest = built.partition("digest: ")[2].split()[0]
     note("the guest learns its broker from measured init-data, whose digest the policy names")
     from attestation.simulate.amd import MEASUREMENT

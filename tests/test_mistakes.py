@@ -58,7 +58,7 @@ ROWS = (
     ("kata-gpu initdata digest absent", 2, "absent: cannot read"),
     ("kata-gpu initdata digest bad.toml", 2, "bad.toml: not valid TOML"),
     (
-        "kata-gpu initdata build --tee snp --kbs-url https://kbs --kbs-cert text --policy policy.rego",
+        "kata-gpu initdata build --tee snp --kbs-url https://kbs --kbs-cert text --agent-policy policy.rego",
         2,
         "kbs-cert: not a certificate: no guest could reach this broker, expected PEM",
     ),
@@ -103,7 +103,7 @@ ROWS = (
     ("kata-gpu sim fault host.sim 0000:17:00.0 explode", 2, "Invalid value for '[FAULT]...'"),
     ("kata-gpu measure tdx --firmware absent", 2, "absent: cannot read"),
     (
-        "kata-gpu initdata build --tee snp --kbs-url https://kbs --policy policy.rego -o absent/init.toml",
+        "kata-gpu initdata build --tee snp --kbs-url https://kbs --agent-policy policy.rego -o absent/init.toml",
         8,
         "absent/init.toml: cannot write the file, got No such file",
     ),

@@ -31,7 +31,7 @@ def initdata() -> None:
 
     \b
     Example:
-      kata-gpu initdata build --tee snp --kbs-url https://kbs:8080 --kbs-cert kbs.pem --policy policy.rego -o init.toml
+      kata-gpu initdata build --tee snp --kbs-url https://kbs --kbs-cert kbs.pem --agent-policy agent.rego -o init.toml
       kata-gpu initdata digest init.toml
     """
 
@@ -64,7 +64,8 @@ def _facts(document: InitData) -> dict[str, str]:
 )
 @click.option("--kbs-url", required=True, help="URL of the key broker as the guest reaches it.")
 @click.option("--kbs-cert", type=click.Path(dir_okay=False), help="PEM certificate that the guest pins.")
-@click.option("--policy", required=True, type=click.Path(dir_okay=False), help="Agent policy (policy.rego).")
+@click.option("--agent-policy", "policy", required=True, type=click.Path(dir_okay=False), metavar="FILE",
+              help="What Kata's agent allows the host (policy.rego).")  # fmt: skip
 @click.option(
     "--vfio-devices",
     multiple=True,
@@ -85,7 +86,7 @@ def build(
 
     \b
     Example:
-      kata-gpu initdata build --tee snp --kbs-url https://kbs:8080 --kbs-cert kbs.pem --policy policy.rego -o init.toml
+      kata-gpu initdata build --tee snp --kbs-url https://kbs --kbs-cert kbs.pem --agent-policy agent.rego -o init.toml
     """
     if (tee is None) == (algorithm is None):
         raise Misconfigured("initdata-tee", "name the TEE or the algorithm", expected="either --tee or --algorithm")

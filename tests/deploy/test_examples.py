@@ -48,7 +48,7 @@ def init_data(tmp_path_factory: pytest.TempPathFactory) -> str:
     (folder / "policy.rego").write_text(POLICY)
     out = folder / "annotation"
     argv = ["initdata", "build", "--tee", "snp", "--kbs-url", "https://kata-gpu-kbs.kata-gpu.svc:8080",
-            "--kbs-cert", str(folder / "kbs.pem"), "--policy", str(folder / "policy.rego"),
+            "--kbs-cert", str(folder / "kbs.pem"), "--agent-policy", str(folder / "policy.rego"),
             "--vfio-devices", "1=1", "--annotation", "-o", str(out)]  # fmt: skip
     assert run(cli, argv) == 0
     name, _, value = out.read_text().partition(":")

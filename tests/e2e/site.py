@@ -148,7 +148,7 @@ class Site:
         """The annotation's value: broker, its certificate and the agent's policy."""
         (self.work / "agent-policy.rego").write_text(agent_policy)
         built = self.node.console("kata-gpu", "initdata", "build", "--tee", "snp", "--kbs-url", self.brokers.url,
-                        "--kbs-cert", self.brokers.tls.certificate, "--policy", self.work / "agent-policy.rego",
+                        "--kbs-cert", self.brokers.tls.certificate, "--agent-policy", self.work / "agent-policy.rego",
                         "--annotation")  # fmt: skip
         return built.split()[-1]
 

@@ -192,7 +192,7 @@ def test_cli_builds_verifies_and_refuses(tmp_path: Path, capsys: pytest.CaptureF
         "https://kbs:8080",
         "--kbs-cert",
         str(tmp_path / "kbs.pem"),
-        "--policy",
+        "--agent-policy",
         str(tmp_path / "p.rego"),
     ]
     assert run(cli, ["initdata", "build", "--tee", "snp", *args, "-o", out]) == 0
