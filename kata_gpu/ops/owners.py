@@ -1,11 +1,8 @@
 """Who gives GPUs away on this node: we, or NVIDIA's DRA driver. Never both (dra.md 6.1, 6.3)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
 
-from kata_gpu.core.allocatable import allocatables
 from kata_gpu.core.api_errors import Conflict, NotFound
 from kata_gpu.core.beside_nvidia import (
     NVIDIA,
@@ -15,14 +12,12 @@ from kata_gpu.core.beside_nvidia import (
     parse_nvidia_slices,
     render_taint_rule,
 )
-from kata_gpu.core.slices import Unfit, offers_of
 from kata_gpu.errors import InUse
-from kata_gpu.ops.publish import SLICES, SlicePublisher
-from kata_gpu.ports import ClaimStore, FileKind, HostFiles, JsonObject, Kube, NodeDevices
+from kata_gpu.ops.publish import SLICES
+from kata_gpu.ports import FileKind, HostFiles, JsonObject, Kube
 
 REQUEST_S = 10.0
 RULES = f"/apis/{TAINT_API}/devicetaintrules"
-CLAIMS = "/apis/resource.k8s.io/v1/resourceclaims"
 
 
 class Mode(StrEnum):
@@ -52,64 +47,8 @@ def choose_mode(wanted: Mode, host: HostFiles, kubelet_root: str) -> Mode:
     return wanted
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OwnedDevice:
-    """A device as its owner names it."""
-
-    name: str
-    address: str
-
-
-class AllocationOwner(Protocol):
-    """What the rest needs of whoever allocates. One contract, two implementations, one test suite."""
-
-    def devices(self) -> tuple[OwnedDevice, ...]:
-        """Single devices of this node, by address."""
-        ...
-
-    def allocations(self) -> Mapping[str, str]:
-        """Address -> `namespace/name` of the claim that has it."""
-        ...
-
-    def mark_unfit(self, reasons: Mapping[str, str]) -> None:
-        """Exactly these addresses must not be allocated, for these reasons; a mark that is not named is taken off."""
-        ...
-
-    def clear(self) -> None:
-        """Take every mark of ours off."""
-        ...
-
-
-class OwnAllocation:
-    """Standalone: our slices and our checkpoint."""
-
-    def __init__(self, devices: NodeDevices, store: ClaimStore, publisher: SlicePublisher) -> None:
-        self._devices = devices
-        self._store = store
-        self._publisher = publisher
-
-    def devices(self) -> tuple[OwnedDevice, ...]:
-        """From the inventory."""
-        return tuple(OwnedDevice(name=d.name, address=str(d.function.address)) for d in self._devices.observe().devices)
-
-    def allocations(self) -> Mapping[str, str]:
-        """From the checkpoint: what was promised, not what was planned."""
-        claims = self._store.load().claims
-        return {a: f"{c.ref.namespace}/{c.ref.name}" for c in claims for a in sorted(c.exclusive)}
-
-    def mark_unfit(self, reasons: Mapping[str, str]) -> None:
-        """Taints in our slices, or devices left out where the server keeps no taints."""
-        inventory = self._devices.observe()
-        unfit = {a: Unfit(code=r) for a, r in reasons.items()}
-        self._publisher.sync(inventory, offers_of(inventory, allocatables(inventory), unfit))
-
-    def clear(self) -> None:
-        """No reasons."""
-        self.mark_unfit({})
-
-
 class NvidiaAllocation:
-    """nvidia-dra: their slices and claims are read, DeviceTaintRules are ours."""
+    """nvidia-dra: their slices are read, DeviceTaintRules are ours."""
 
     def __init__(self, kube: Kube, node: str) -> None:
         self._kube = kube
@@ -121,25 +60,8 @@ class NvidiaAllocation:
         items, _ = self._kube.list(SLICES, field_selector=selector, timeout_s=REQUEST_S)
         return parse_nvidia_slices(items, self._node)
 
-    def devices(self) -> tuple[OwnedDevice, ...]:
-        """By `pciBusID`."""
-        return tuple(OwnedDevice(name=d.name, address=d.address) for d in self.nvidia_devices())
-
-    def allocations(self) -> Mapping[str, str]:
-        """From the claims in the API: their checkpoint is not ours to read."""
-        by_name = {(d.pool, d.name): d.address for d in self.nvidia_devices()}
-        items, _ = self._kube.list(CLAIMS, timeout_s=REQUEST_S)
-        out = {}
-        for item in items:
-            allocation = ((item.get("status") or {}).get("allocation") or {}).get("devices") or {}
-            for row in allocation.get("results") or []:
-                address = by_name.get((row.get("pool"), row.get("device")))
-                if row.get("driver") == NVIDIA and address:
-                    out[address] = f"{item['metadata']['namespace']}/{item['metadata']['name']}"
-        return out
-
     def mark_unfit(self, reasons: Mapping[str, str]) -> None:
-        """One rule per address, following the device when its index changes."""
+        """Exactly these must not be allocated: one rule per address, following the device when its index changes."""
         devices = {d.address: d for d in self.nvidia_devices()}
         wanted = {
             rule["metadata"]["name"]: rule

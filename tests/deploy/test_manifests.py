@@ -200,7 +200,7 @@ def test_containers_that_are_added_later_are_admitted_by_the_same_rules() -> Non
 def test_the_agent_may_do_what_it_does_and_nothing_else() -> None:
     assert granted("node") == {
         "resourceslices": {"list", "watch", "create", "update", "delete"},  # ops/publish.py, dra/watch.py
-        "resourceclaims": {"get", "list"},  # ops/prepare.py, recover_claims.py, owners.py
+        "resourceclaims": {"get", "list"},  # ops/prepare.py, recover_claims.py
         "resourceclaims/status": {"patch"},  # ops/claim_status.py
         "resourceclaims/driver": {"associated-node:patch"},
         "pods": {"get"},  # ops/consumer.py

@@ -22,7 +22,7 @@ from kata_gpu.core.gpu import CcMode
 from kata_gpu.core.slices import Features, offers_of, render_pool
 from kata_gpu.errors import InUse
 from kata_gpu.host.real import RealHost
-from kata_gpu.ops.owners import AllocationOwner, Mode, NvidiaAllocation, OwnAllocation, choose_mode
+from kata_gpu.ops.owners import Mode, NvidiaAllocation, choose_mode
 from kata_gpu.ops.publish import SlicePublisher
 from tests.kata_gpu.dra.admission import policies_of
 from tests.kata_gpu.dra.fake_rules import ADMIN_ACCESS
@@ -258,44 +258,14 @@ def test_classes_demand_what_prepare_checks() -> None:
     assert set(extended.values()) == {None}
 
 
-# the contract that both owners keep
-
-
-@pytest.fixture(params=["own", "nvidia-dra"])
-def owner(request: pytest.FixtureRequest, world: World) -> AllocationOwner:
-    """Either implementation over the same node."""
-    if request.param == "own":
-        return OwnAllocation(world.host, world.store, SlicePublisher(world.kube, NODE))
-    nvidia_slice(world, list(range(7)))
-    return NvidiaAllocation(world.kube, NODE)
-
-
 def marks(world: World) -> set[str]:
-    """Reasons that the scheduler can see, however they are expressed."""
-    taints = {
-        t["value"] for s in world.api.store.list(SLICES)[0] for d in s["spec"]["devices"] for t in d.get("taints", [])
-    }
-    return taints | set(rules(world).values())
+    """Reasons that the scheduler can see."""
+    return set(rules(world).values())
 
 
-def test_owner_lists_single_devices_by_address(owner: AllocationOwner) -> None:
-    found = [d.address for d in owner.devices()]
-    assert found == sorted(found)
-    assert set(found) >= {address(i) for i in range(7)}
-    assert len({d.name for d in owner.devices()}) == len(found)
-
-
-def test_owner_tells_who_has_what(world: World, owner: AllocationOwner) -> None:
-    assert owner.allocations() == {}
-    if isinstance(owner, OwnAllocation):
-        ref = world.claim(gpu(0))
-        world.prepare(ref)
-    else:
-        ref = world.claim("gpu-vfio-0", mode=None, driver=NVIDIA)
-    assert owner.allocations() == {address(0): f"default/{ref.name}"}
-
-
-def test_owner_marks_are_exact_repeatable_and_removable(world: World, owner: AllocationOwner) -> None:
+def test_marks_are_exact_repeatable_and_removable(world: World) -> None:
+    nvidia_slice(world, list(range(7)))
+    owner = NvidiaAllocation(world.kube, NODE)
     owner.mark_unfit({address(0): "cc-mode-on", address(1): "reset-failed"})
     assert marks(world) == {"cc-mode-on", "reset-failed"}
     version = world.api.store.version

@@ -24,8 +24,7 @@ def _gpu(world: World) -> Function:
     return world.machine.functions[str(GPU)]
 
 
-@pytest.fixture
-def dead(make_world: Make) -> World:
+def _with_a_dead_gpu(make_world: Make) -> World:
     """A node that was set up; its first GPU answers all ones since, and a function-level reset does not reach it."""
     world = make_world(hgx_h100(gpus=2, switches=0))
     setup.setup(world.node, ON)
@@ -33,6 +32,11 @@ def dead(make_world: Make) -> World:
     assert chip is not None
     chip.faults["dead"] = "until-bus-reset"
     return world
+
+
+@pytest.fixture
+def dead(make_world: Make) -> World:
+    return _with_a_dead_gpu(make_world)
 
 
 def test_a_bus_reset_brings_it_back(dead: World) -> None:
@@ -102,23 +106,14 @@ def test_a_shared_bus_is_not_reset(make_world: Make) -> None:
 
 def test_killed_anywhere_the_device_is_found_again(make_world: Make, tmp_path: Path) -> None:
     """kill -9 before every write: `recover` enumerates what is missing, and the next try succeeds."""
-
-    def start() -> World:
-        world = make_world(hgx_h100(gpus=2, switches=0))
-        setup.setup(world.node, ON)
-        chip = _gpu(world).chip
-        assert chip is not None
-        chip.faults["dead"] = "until-bus-reset"
-        return world
-
-    whole = start()
+    whole = _with_a_dead_gpu(make_world)
     began = whole.machine.writes
     revive(whole.node, GPU)
     steps = whole.machine.writes - began
     assert steps >= 8
     missing = 0
     for k in range(steps):
-        world = start()
+        world = _with_a_dead_gpu(make_world)
         world.machine.crash_after = world.machine.writes + k
         with pytest.raises(Crashed):
             revive(world.node, GPU)
