@@ -15,7 +15,7 @@ from tests.kata_gpu.dra.real_api import RealApi
 from tests.kata_gpu.dra.real_node import RealNode
 from tests.kata_gpu.dra.test_kubelet import CLASSES, TEMPLATES
 from tests.kata_gpu.dra.test_kubelet import Site as RealPods
-from tests.kata_gpu.dra.world import CLAIMS, NODE, NODES, World, key
+from tests.kata_gpu.dra.world import CLAIMS, HANDLER, KATA, NODE, NODES, RUNTIME_CLASSES, World, key
 
 EVENTS = KINDS["v1", "events"]
 CLASS = "confidential-gpu"
@@ -138,6 +138,7 @@ class RealKubelet:
         self._count = 0
         for body in render_device_classes(extended_resource=True):
             api.store.create(CLASSES, "", body)
+        api.store.create(RUNTIME_CLASSES, "", {"metadata": {"name": KATA}, "handler": HANDLER})
         self._node.start()
         self._node.start_kubelet()
 
