@@ -48,7 +48,6 @@ class TdxCollateral:
     qe_identity: SignedStatement
     pck_crl: bytes
     root_crl: bytes
-    pck_crl_chain: bytes  # PEM
 
     @property
     def fmspc(self) -> str:
@@ -78,7 +77,6 @@ def parse_tdx_collateral(data: bytes) -> TdxCollateral:
         qe_identity=_statement(members, "qe_identity"),
         pck_crl=_hex(members, "pck_crl"),
         root_crl=_hex(members, "root_ca_crl"),
-        pck_crl_chain=members["pck_crl_issuer_chain"].encode(),
     )
 
 

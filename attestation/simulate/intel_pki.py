@@ -85,9 +85,14 @@ def certificate(
 
 
 def sgx_extension(
-    *, fmspc: str = FMSPC, pce_id: str = PCE_ID, cpu_svn: bytes = CPU_SVN, pce_svn: int = PCE_SVN
+    *,
+    fmspc: str = FMSPC,
+    pce_id: str = PCE_ID,
+    cpu_svn: bytes = CPU_SVN,
+    pce_svn: int = PCE_SVN,
+    platform_instance: bytes | None = PLATFORM_INSTANCE,
 ) -> bytes:
-    """The PCK leaf's SGX extension (tee.md 2.2)."""
+    """The PCK leaf's SGX extension (tee.md 2.2); without `platform_instance` of a single-package platform."""
 
     def member(suffix: str, value: bytes) -> bytes:
         return der.sequence(der.oid(f"{_SGX}.{suffix}"), value)
@@ -104,7 +109,7 @@ def sgx_extension(
         member("3", der.octets(bytes.fromhex(pce_id))),
         member("4", der.octets(bytes.fromhex(fmspc))),
         member("5", der.tlv(0x0A, b"\x01")),
-        member("6", der.octets(PLATFORM_INSTANCE)),
+        *([] if platform_instance is None else [member("6", der.octets(platform_instance))]),
         member("7", flags),
     )
 

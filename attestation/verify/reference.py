@@ -55,10 +55,10 @@ def compare_slot(
     accepted: list[Comparison] = []
     refused: list[Finding] = []
     reported: list[Finding] = []
-    other_versions = frozenset(n.version.upper() for n in needs if n is not need)
+    known_versions = frozenset(n.version.upper() for n in needs)
     for document in documents[:MAX_DOCUMENTS]:
         try:
-            rim = _accept_rim(document, need, other_versions, collateral)
+            rim = _accept_rim(document, need, known_versions, collateral)
         except (Malformed, Untrusted) as exc:
             refused.append(
                 failed(check, exc.code, expected=exc.expected or need.rim_id, got=exc.got or exc.what, hint=str(exc),
@@ -89,7 +89,7 @@ def compare_slot(
     return best, [*findings, summary, *explain_mismatches(best, near, subject=subject)]
 
 
-def _accept_rim(document: bytes, need: RimNeed, other_versions: frozenset[str], collateral: Collateral) -> VerifiedRim:
+def _accept_rim(document: bytes, need: RimNeed, known_versions: frozenset[str], collateral: Collateral) -> VerifiedRim:
     """10 steps 8 and 9 for one document, all but revocation. Raises Malformed and Untrusted."""
     policy, cache = collateral.policy, collateral.cache
     rim = verify_rim(
@@ -108,7 +108,7 @@ def _accept_rim(document: bytes, need: RimNeed, other_versions: frozenset[str], 
             got=rim.sha256,
         )
     require_signer_time(rim, policy.signer_expiry, collateral.now)
-    require_fit(rim, need, other_versions=other_versions)
+    require_fit(rim, need, known_versions=known_versions)
     return rim
 
 

@@ -173,7 +173,7 @@ def require_signer_time(rim: VerifiedRim, expiry: SignerExpiry, now: datetime) -
     require_valid(rim.path, moment, where="RIM chain", code="rim-signer", grace=expiry.grace)
 
 
-def require_fit(rim: VerifiedRim, need: RimNeed, *, other_versions: frozenset[str]) -> None:
+def require_fit(rim: VerifiedRim, need: RimNeed, *, known_versions: frozenset[str]) -> None:
     """The document speaks of this product, slot and version (10 step 9). Raises Untrusted."""
     content = rim.content
     if (content.product, content.edition) != (need.product, need.edition):
@@ -186,7 +186,7 @@ def require_fit(rim: VerifiedRim, need: RimNeed, *, other_versions: frozenset[st
         )
     if content.version.upper() != need.version.upper():
         raise Untrusted(
-            "rim-slot" if content.version.upper() in other_versions else "rim-version",
+            "rim-slot" if content.version.upper() in known_versions else "rim-version",
             f"not this device's {need.slot} document",
             where=need.rim_id,
             expected=need.version,

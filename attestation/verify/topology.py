@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attestation.findings import Finding, failed, passed
-from attestation.formats.nv_report import NO_GPU, GpuFacts, SwitchFacts
+from attestation.formats.nv_report import GpuFacts, SwitchFacts
 from attestation.verify.nv_gpu import DeviceProof
 
 PPCIE_GPUS, PPCIE_SWITCHES = 8, 4  # HGX H100: the only Protected PCIe board
@@ -150,7 +150,7 @@ def _port_count(gpu: _Gpu, switch: _Switch, links: int) -> list[Finding]:
     if gpu.pdi not in switch.facts.gpu_pdis:
         return []
     position = switch.facts.gpu_pdis.index(gpu.pdi)
-    ports = sum(1 for port in switch.facts.ports if port != NO_GPU and port == position)
+    ports = switch.facts.ports.count(position)
     if 1 <= ports <= links:
         return []
     return [_edge(f"{gpu.name} - {switch.name}", "ports that lead to the GPU", f"1..{links}", ports)]

@@ -331,6 +331,35 @@ def test_device_name(name: str, code: str) -> None:
     refused(code, lambda: verify(with_specs(edit)))
 
 
+_OWN = FORGE.device_specs(HOPPER, 0)[0].extensions[0]
+assert isinstance(_OWN, x509.SubjectAlternativeName)
+(_OWN_NAME,) = _OWN
+_STRANGE_NAME = x509.OtherName(x509.ObjectIdentifier("1.2.3.4"), b"\x0c\x01x")
+ALTERNATIVES: list[tuple[str, x509.ExtensionType | None, str | None]] = [
+    ("alone", x509.SubjectAlternativeName([_OWN_NAME]), None),
+    ("beside-others", x509.SubjectAlternativeName([x509.DNSName("a.example"), _STRANGE_NAME, _OWN_NAME]), None),
+    ("twice", x509.SubjectAlternativeName([_OWN_NAME, _OWN_NAME]), "identity-name"),
+    ("of-another-kind", x509.SubjectAlternativeName([_STRANGE_NAME]), "identity-name"),
+    ("none", None, "identity-name"),
+]
+
+
+@pytest.mark.parametrize(("names", "code"), [pytest.param(n, c, id=f"gpu-085-{i}") for i, n, c in ALTERNATIVES])
+def test_alternative_names(names: x509.ExtensionType | None, code: str | None) -> None:
+    """Exactly one SPDM name; other names are nobody's business."""
+
+    def edit(specs: list[CertSpec]) -> list[CertSpec]:
+        fwid = specs[0].extensions[1]
+        specs[0] = replace(specs[0], extensions=(fwid,) if names is None else (names, fwid))
+        return specs
+
+    evidence = with_specs(edit)
+    if code is None:
+        assert verify(evidence).level is Level.TRUSTED
+    else:
+        refused(code, lambda: verify(evidence))
+
+
 PEM = FORGE.device(nonce=NONCE).chain
 TEXTS = [
     ("086-nul", b"\0" + PEM, "pem-syntax"),

@@ -11,6 +11,7 @@ from attestation.errors import Malformed
 from attestation.findings import Result
 from attestation.formats.nv_evidence import NvEvidence
 from attestation.formats.spdm import parse_report
+from attestation.simulate.nv_products import PRODUCTS
 from attestation.values import Level
 from attestation.verify.nv_policy import Exactly
 from tests.attestation.gpu.support import (
@@ -277,6 +278,21 @@ def test_index_35(nvdec0: bytes, level: Level) -> None:
         assert "index 35 depends on NVDEC0" in find(device.findings, "measurement-mismatch").hint
 
 
+@pytest.mark.parametrize(
+    ("nvdec0", "level"),
+    [
+        pytest.param(b"\xaa", Level.TRUSTED, id="gpu-043-something-was-compared"),
+        pytest.param(b"\x55", Level.AUTHENTIC, id="gpu-043-nothing-was-compared"),
+    ],
+)
+def test_a_document_that_compares_nothing_matches_nothing(nvdec0: bytes, level: Level) -> None:
+    """Its only index is 35, and NVDEC0 is on or off."""
+    rim_id = "NV_GPU_DRIVER_GH100_590.12"
+    document = FORGE.rim(HOPPER, driver=True, golden={35: (b"\2" * 48,)})
+    evidence = FORGE.device(nonce=NONCE, tlvs={11: nvdec0}, measurements={35: b"\2" * 48})
+    assert verify(evidence, with_rim(rim_id, document)).level is level
+
+
 @pytest.mark.parametrize("_case", [pytest.param(None, id="gpu-046-every-prefix")])
 def test_every_prefix(hopper: NvEvidence, _case: None) -> None:
     """A genuine report cut at every offset is Malformed, and nothing else is raised."""
@@ -346,9 +362,10 @@ def test_forged_devices_are_trusted() -> None:
         assert verify(FORGE.device(arch, nonce=NONCE)).level is Level.TRUSTED
 
 
-def test_missing_measurement_is_named() -> None:
+@pytest.mark.parametrize("index", [PRODUCTS[LS10].blocks, 40], ids=["first", "any"])
+def test_missing_measurement_is_named(index: int) -> None:
     """A document that names an index which the device does not have."""
-    golden = {i: (v,) for i, v in FORGE.measurements(LS10).items()} | {40: (UNUSED,)}
+    golden = {i: (v,) for i, v in FORGE.measurements(LS10).items()} | {index: (UNUSED,)}
     rim_id = "NV_SWITCH_BIOS_5612_0002_890_9610730001"
     device = verify(FORGE.device(LS10, nonce=NONCE), with_rim(rim_id, FORGE.rim(LS10, driver=False, golden=golden)))
     assert find(device.findings, "measurement-missing").got == "absent"

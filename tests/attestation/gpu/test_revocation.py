@@ -9,13 +9,25 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import ocsp
 
+from attestation.findings import Result
 from attestation.simulate.pki import CertSpec, mint
 from attestation.values import Level
 from attestation.verify.nv_collateral import NvCache
 from attestation.verify.nv_policy import NvPolicy
 from attestation.verify.revocation import ChainKind, RevocationPolicy, RevocationRule, RevocationStatus
 from tests.attestation.forged_revocation import Signer, forge_ocsp
-from tests.attestation.gpu.support import FORGE, FORGED, HOPPER, NONCE, NOW, falls_short, refused, verify
+from tests.attestation.gpu.support import (
+    FORGE,
+    FORGED,
+    HOPPER,
+    NONCE,
+    NOW,
+    falls_short,
+    find,
+    refused,
+    verify,
+    with_rim,
+)
 
 GOOD, REVOKED = ocsp.OCSPCertStatus.GOOD, ocsp.OCSPCertStatus.REVOKED
 DAY = timedelta(days=1)
@@ -86,6 +98,19 @@ def test_revoked_signer(position: int) -> None:
         FORGED, policy=NvPolicy(), revocation=Answers(answers(RIM_SPECS, revoked=position)), cache=NvCache()
     )
     falls_short(verify(DEVICE, collateral), "revocation-revoked")
+
+
+def test_a_document_under_a_revoked_signer_does_no_harm_to_a_good_one() -> None:
+    """Two documents for one id, by two signers of one authority; in either order the good one decides."""
+    leaf, *above = RIM_SPECS
+    stranger = [replace(leaf, key=FORGE.key("another signer"), serial=leaf.serial + 1000), *above]
+    withdrawn, good = (FORGE.rim(HOPPER, driver=True, specs=specs) for specs in (stranger, RIM_SPECS))
+    known = answers(stranger, revoked=0) | RIM_GOOD
+    for documents in ((withdrawn, good), (good, withdrawn)):
+        shelf = with_rim("NV_GPU_DRIVER_GH100_590.12", *documents)
+        device = verify(DEVICE, replace(shelf, policy=NvPolicy(), revocation=Answers(known)))
+        assert device.level is Level.TRUSTED
+        assert find(device.findings, "revocation-revoked").result is Result.WARN
 
 
 STRICT = RevocationRule(kind=ChainKind.DEVICE, accept=frozenset({RevocationStatus.GOOD}))

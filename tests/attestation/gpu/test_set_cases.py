@@ -14,6 +14,7 @@ from attestation.simulate.nvidia import LINKS, ForgedEvidence
 from attestation.values import GpuMode, Level, Nonce
 from attestation.verify.nv_policy import AtLeast, Exactly, ExpiryMode, NvPolicy, OneOf, SignerExpiry, Unchecked
 from attestation.verify.nv_set import DeviceOutcome, Expected, SetResult, verify_set
+from attestation.verify.topology import check_set
 from tests.attestation.gpu.support import (
     BLACKWELL,
     FORGE,
@@ -94,6 +95,48 @@ def test_board(make: Callable[[], list[ForgedEvidence]], code: str) -> None:
     result = judge(make())
     assert result.level is Level.NONE
     assert code in {f.code for f in result.findings if f.result is Result.FAIL}
+
+
+@pytest.mark.parametrize(
+    ("make", "expected", "code"),
+    [
+        pytest.param(lambda: BOARD[:1], Expected(gpus=1), None, id="gpu-141-one-gpu-alone"),
+        pytest.param(lambda: BOARD[:2], Expected(gpus=2), "ppcie-incomplete", id="gpu-141-two-gpus"),
+        pytest.param(
+            lambda: [BOARD[0], BOARD[8]], Expected(gpus=1, switches=1), "ppcie-incomplete", id="gpu-141-gpu-and-switch"
+        ),
+        pytest.param(
+            lambda: [FORGE.device(nonce=NONCE), BOARD[8]],
+            Expected(gpus=1, switches=1),
+            None,
+            id="gpu-141-not-protected",
+        ),
+    ],
+)
+def test_who_must_be_a_whole_board(
+    make: Callable[[], list[ForgedEvidence]], expected: Expected, code: str | None
+) -> None:
+    """Protected GPUs that have company, of either kind."""
+    failing = {f.code for f in judge(make(), expected=expected).findings if f.result is Result.FAIL}
+    assert ("ppcie-incomplete" in failing) == (code is not None)
+    assert code is not None or not failing
+
+
+def test_a_set_of_nothing_fails() -> None:
+    assert [f.code for f in check_set(())] == ["device-missing"]
+
+
+@pytest.mark.parametrize("_case", [pytest.param(None, id="gpu-139-names-the-one")])
+def test_only_the_one_that_is_there_twice_is_named(_case: None) -> None:
+    finding = find(judge([BOARD[0], BOARD[0], BOARD[1]], expected=Expected(gpus=3)).findings, "device-duplicate")
+    assert FORGE.chip_id(HOPPER, 0) in finding.got
+    assert FORGE.chip_id(HOPPER, 1) not in finding.got
+
+
+@pytest.mark.parametrize("_case", [pytest.param(None, id="gpu-146-names-the-odd-one")])
+def test_only_the_one_of_another_mode_is_named(_case: None) -> None:
+    finding = find(judge(with_gpu(4, mode=GpuMode.ON)).findings, "mode-mix")
+    assert finding.got.startswith(f"{FORGE.chip_id(HOPPER, 4)}: flag")
 
 
 @pytest.mark.parametrize("_case", [pytest.param(None, id="gpu-144-names-the-edge")])

@@ -25,6 +25,8 @@ from attestation.verify.platform import Expected, PlatformEvidence, PlatformPoli
 from attestation.verify.revocation import ChainKind, NoRevocation, RevocationPolicy, RevocationRule, RevocationStatus
 from attestation.verify.rim import RimShelf
 from attestation.verify.roots import NvTrust
+from attestation.verify.snp_trust import AmdTrust
+from attestation.verify.tdx_trust import IntelTrust
 from attestation.verify.verified import BoundPlatform
 from tests.attestation.tee.snp_cases import flipped
 from tests.attestation.tee.world import (
@@ -139,11 +141,21 @@ def test_native_profile_needs_the_kind_of_each_device() -> None:
     assert code_of(lambda: verify(replace(evidence, additional=json.dumps(without)))) == "device-arch"
 
 
-def test_simulated_trust_marks_everything() -> None:
-    assert trust().simulated
-    assert not PlatformTrust(
-        amd=trust().amd.production(), intel=trust().intel.production(), nvidia=NvTrust.production()
-    ).simulated
+VENDORS = PlatformTrust(amd=AmdTrust.production(), intel=IntelTrust.production(), nvidia=NvTrust.production())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"amd": trust().amd}, id="amd"),
+        pytest.param({"intel": trust().intel}, id="intel"),
+        pytest.param({"nvidia": trust().nvidia}, id="nvidia"),
+        pytest.param({"unsafe_sample_tee": True}, id="sample"),
+    ],
+)
+def test_one_root_that_can_be_forged_marks_everything(changes: dict[str, Any]) -> None:
+    assert not VENDORS.simulated
+    assert replace(VENDORS, **changes).simulated
 
 
 WANTS_8 = DeviceRequirement(gpus=8)

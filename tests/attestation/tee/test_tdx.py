@@ -10,13 +10,17 @@ from typing import Any
 
 import dcap_qvl
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from attestation.errors import AttestationError, Denied, Malformed, Unavailable, Untrusted
+from attestation.errors import AttestationError, Denied, Malformed, Misconfigured, Unavailable, Untrusted
 from attestation.formats.event_log import parse_event_log
 from attestation.formats.snp_evidence import SnpEvidence
 from attestation.formats.tdx_collateral import parse_tdx_collateral
 from attestation.formats.tdx_evidence import TdxEvidence, read_tdx_evidence
 from attestation.formats.tdx_quote import parse_tdx_quote
+from attestation.simulate import der
 from attestation.simulate.intel import QuoteForm, simulated_intel_trust
 from attestation.simulate.intel_pki import (
     CA_SERIAL,
@@ -27,6 +31,7 @@ from attestation.simulate.intel_pki import (
     TDX_SVN,
     CollateralForm,
     certificate,
+    derive_key,
     mint_crl,
     pem,
     root,
@@ -194,6 +199,8 @@ _QUOTES: list[tuple[str, QuoteForm | bytes, list[str]]] = [
     ),
     ("tee-038-junk", RAW + b"\1", ["tdx-trailing-bytes"]),
     ("tee-038-zeros", RAW + bytes(70), []),
+    ("tee-038-as-many-zeros-as-allowed", RAW + bytes(4096), []),
+    ("tee-038-one-zero-more", RAW + bytes(4097), ["tdx-trailing-bytes"]),
     ("tee-038-many-zeros", RAW + bytes(5000), ["tdx-trailing-bytes"]),
     ("tee-043-fmspc", GOOD.with_(sgx=sgx_extension(fmspc="B0C06F000000")), ["tdx-fmspc-mismatch"]),
     ("tee-043-pceid", GOOD.with_(sgx=sgx_extension(pce_id="0100")), ["tdx-pceid-mismatch"]),
@@ -234,6 +241,9 @@ _QUOTES: list[tuple[str, QuoteForm | bytes, list[str]]] = [
     ("tee-051-td10-in-v5", GOOD.with_(version=5, body_type=2), []),
     ("tee-052-r-zero", RAW[:636] + bytes(32) + RAW[668:], ["tdx-quote-signature"]),
     ("xfam", GOOD.with_(xfam=1 << 40 | 3), ["tdx-xfam"]),
+    ("xfam-without-x87", GOOD.with_(xfam=2), ["tdx-xfam"]),
+    ("xfam-without-sse", GOOD.with_(xfam=1), ["tdx-xfam"]),
+    ("xfam-least", GOOD.with_(xfam=3), []),
     ("too-large", RAW + bytes(1 << 16), ["tdx-size"]),
 ]
 
@@ -271,6 +281,38 @@ _CHAINS: list[tuple[str, QuoteForm, list[str]]] = [
 ]
 
 
+def _dated(role: str, **dates: datetime) -> QuoteForm:
+    """A chain with other dates in one certificate."""
+    rows = (("pck", "platform", PCK_SERIAL), ("platform", "root", CA_SERIAL), ("root", "root", 1))
+    made = (
+        certificate(r, i, serial=s, sgx=sgx_extension() if r == "pck" else None, **(dates if r == role else {}))
+        for r, i, s in rows
+    )
+    return GOOD.with_(chain=pem(*made))
+
+
+def _other_name() -> str:
+    """A leaf with the SGX extension that is not called a PCK certificate."""
+    return pem(certificate("tcb", "platform", serial=9, sgx=sgx_extension())) + _chain(_CA, _ROOT)
+
+
+_SECOND = timedelta(seconds=1)
+_CHAINS += [
+    ("tee-050-other-leaf-name", GOOD.with_(chain=_other_name()), ["tdx-chain-names"]),
+    ("tee-050-no-ca", GOOD.with_(chain=_chain(("pck", "root", PCK_SERIAL), _ROOT, _ROOT)), ["tdx-chain-names"]),
+    *(
+        row
+        for role in ("pck", "platform")
+        for row in (
+            (f"tee-039-{role}-expired", _dated(role, end=TODAY - _SECOND), ["tdx-certificate-expired"]),
+            (f"tee-039-{role}-last-second", _dated(role, end=TODAY), []),
+            (f"tee-039-{role}-first-second", _dated(role, start=TODAY), []),
+            (f"tee-039-{role}-early", _dated(role, start=TODAY + _SECOND), ["tdx-certificate-expired"]),
+        )
+    ),
+]
+
+
 @pytest.mark.parametrize(("quote", "codes"), [pytest.param(q, c, id=i) for i, q, c in _CHAINS])
 def test_pck_chains(quote: QuoteForm, codes: list[str]) -> None:
     assert refusal(quote) == codes
@@ -281,11 +323,45 @@ def _edit(**changes: Callable[[str], str]) -> bytes:
     return json.dumps({name: changes.get(name, str)(text) for name, text in members.items()}).encode()
 
 
+def _endless(issuer: str) -> bytes:
+    """A list that does not say when the next one comes."""
+    algorithm = bytes.fromhex("300a06082a8648ce3d040302")
+    name = certificate("tcb", issuer, serial=9).issuer.public_bytes()
+    tbs = der.sequence(der.integer(1), algorithm, name, der.time(START))
+    return der.sequence(tbs, algorithm, der.bits(derive_key(issuer).sign(tbs, ec.ECDSA(hashes.SHA256()))))
+
+
 _LEVELS = FORM.tcb_info["tcbLevels"]
 _YESTERDAY, _TOMORROW = TODAY - timedelta(seconds=1), TODAY + timedelta(seconds=1)
 _COLLATERAL: list[tuple[str, CollateralForm | bytes, list[str]]] = [
     ("tee-039-expired", CollateralForm(end=_YESTERDAY), ["tdx-collateral-expired"]),
     ("tee-039-future", CollateralForm(start=_TOMORROW), ["tdx-collateral-future"]),
+    ("tee-039-first-second", CollateralForm(start=TODAY), []),
+    (
+        "tee-039-tcb-signer-expired",
+        _edit(
+            tcb_info_issuer_chain=lambda _: pem(certificate("tcb", "root", serial=TCB_SERIAL, end=_YESTERDAY), root())
+        ),
+        ["tdx-certificate-expired"],
+    ),
+    (
+        "tee-039-qe-signer-early",
+        _edit(
+            qe_identity_issuer_chain=lambda _: pem(
+                certificate("tcb", "root", serial=TCB_SERIAL, start=_TOMORROW), root()
+            )
+        ),
+        ["tdx-certificate-expired"],
+    ),
+    ("tee-039-root-crl-without-end", CollateralForm(root_crl=_endless("root")), ["tdx-crl-window"]),
+    ("tee-039-pck-crl-without-end", CollateralForm(pck_crl=_endless("platform")), ["tdx-crl-window"]),
+    ("tee-040-no-signer", _edit(tcb_info_issuer_chain=lambda _: ""), ["tdx-collateral-signer"]),
+    (
+        "tee-040-signer-of-another-name",
+        _edit(tcb_info_issuer_chain=lambda _: pem(certificate("pck", "root", serial=9), root())),
+        ["tdx-collateral-signer"],
+    ),
+    ("tee-040-signer-not-base64", _edit(tcb_info_issuer_chain=lambda t: t[:50] + "*"), ["tdx-certificate"]),
     ("tee-039-root-crl-expired", CollateralForm(root_crl=mint_crl("root", end=_YESTERDAY)), ["tdx-collateral-expired"]),
     (
         "tee-039-pck-crl-expired",
@@ -358,6 +434,48 @@ def test_collateral(collateral: CollateralForm | bytes, codes: list[str]) -> Non
     assert refusal(GOOD, collateral) == codes
 
 
+def _with_documents(*documents: bytes) -> list[str]:
+    try:
+        cpu = verify_tdx(
+            TdxEvidence(quote=RAW),
+            trust=simulated_intel_trust(),
+            collateral=StaticIntelCollateral(documents=documents),
+            policy=TdxPolicy(),
+            expected=CpuExpected.unchecked(),
+            now=TODAY,
+        )
+    except AttestationError as exc:
+        return [exc.code]
+    return failures(cpu)
+
+
+def test_of_several_documents_the_first_that_fits_counts() -> None:
+    """Where none does, the first one's reason is told."""
+    good, expired = FORM.render(), CollateralForm(end=_YESTERDAY).render()
+    future = CollateralForm(start=_TOMORROW).render()
+    assert (_with_documents(expired, good), _with_documents(good, expired)) == ([], [])
+    assert _with_documents(expired, future) == ["tdx-collateral-expired"]
+    assert _with_documents(future, expired) == ["tdx-collateral-future"]
+
+
+def test_the_root_is_judged_by_its_dates_as_well() -> None:
+    """Pinned, and expired."""
+    old = certificate("root", "root", serial=1, end=_YESTERDAY)
+    pin = hashlib.sha256(old.public_bytes(Encoding.DER)).hexdigest()
+    quote = _dated("root", end=_YESTERDAY)
+    assert refusal(quote, trust=IntelTrust(root_sha256=pin, simulated=True)) == ["tdx-certificate-expired"]
+
+
+def test_a_pinned_root_that_is_no_vendors_is_said() -> None:
+    assert "simulated-roots" in {f.code for f in verify_forged().findings}
+    trust = replace(simulated_intel_trust(), simulated=False)
+    assert {f.code for f in verify_forged(trust=trust).findings if f.check == "tdx-chain"} == {""}
+
+
+def test_a_platform_of_one_package_has_no_name() -> None:
+    assert verify_forged(GOOD.with_(sgx=sgx_extension(platform_instance=None))).chip_id == ""
+
+
 def _svn_256() -> CollateralForm:
     level = tcb_level("UpToDate")
     level["tcb"]["tdxtcbcomponents"][0]["svn"] = 256
@@ -387,7 +505,9 @@ def test_statuses(_case: None) -> None:
 
 _POLICIES: list[tuple[str, TdxPolicy, list[str]]] = [
     ("tee-054-evaluation", TdxPolicy(min_evaluation=19), ["tdx-evaluation"]),
+    ("tee-054-evaluation-at-least", TdxPolicy(min_evaluation=18), []),
     ("tcb-date", TdxPolicy(min_tcb_date=TODAY), ["tdx-tcb-date"]),
+    ("tcb-date-of-that-day", TdxPolicy(min_tcb_date=datetime.fromisoformat("2025-05-14T00:00:00Z")), []),
     ("advisories", TdxPolicy(advisories=frozenset()), []),
     ("mr-seam", TdxPolicy(mr_seams=frozenset({"00" * 48})), ["tdx-mr-seam"]),
     ("mr-owner", TdxPolicy(mr_owners=frozenset({"01" * 48})), ["tdx-mr-owner"]),
@@ -400,6 +520,19 @@ _POLICIES: list[tuple[str, TdxPolicy, list[str]]] = [
 @pytest.mark.parametrize(("policy", "codes"), [pytest.param(p, c, id=i) for i, p, c in _POLICIES])
 def test_policy(policy: TdxPolicy, codes: list[str]) -> None:
     assert refusal(policy=policy) == codes
+
+
+@pytest.mark.parametrize(
+    ("statuses", "code"),
+    [
+        pytest.param(frozenset(), "tdx-policy-empty", id="none"),
+        pytest.param(frozenset(TcbStatus), "tdx-policy-revoked", id="tee-045-revoked"),
+    ],
+)
+def test_policies_that_cannot_be_meant(statuses: frozenset[TcbStatus], code: str) -> None:
+    with pytest.raises(Misconfigured) as caught:
+        TdxPolicy(statuses=statuses)
+    assert caught.value.code == code
 
 
 @pytest.mark.parametrize(
@@ -481,6 +614,14 @@ def test_only_replaying_registers_give_claims(_case: None) -> None:
     cpu = verify_forged(GOOD.with_(rtmrs=tuple(rtmrs)), event_log=LOG)
     claims: Any = cpu.claims["uefi_event_logs"]
     assert (failures(cpu), [c["index"] for c in claims]) == (["event-log-mismatch"], [1])
+    assert [f.got for f in cpu.findings if f.code == "event-log-mismatch"] == ["RTMR1"]
+
+
+@pytest.mark.parametrize(("size", "claimed"), [(4096, True), (4097, False)])
+def test_large_events_are_claimed_by_digest_alone(size: int, claimed: bool) -> None:
+    log = _HEADER + _event(1, bytes(size))
+    ((claim,), _) = verify_event_log(log, replay(parse_event_log(log)))
+    assert (claim["event"] is not None, claim["digest_matches_event"]) == (claimed, True)
 
 
 _LOGS: list[tuple[str, bytes, str]] = [
