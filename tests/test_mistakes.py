@@ -95,7 +95,7 @@ ROWS = (
     (f"{LEASE} --broker 127.0.0.1:1", 2, "expected https://host[:port], got 127.0.0.1:1"),
     (f"{LEASE} --broker https://127.0.0.1:1", 2, "no certificate to pin"),
     (f"{LEASE} --broker https://127.0.0.1:1 --broker-cert text", 2, "not a PEM certificate"),
-    ("kata-gpu-guest model verify folder --key-file text --expect abc", 2, "expected sha256:<hex>, got 'abc'"),
+    ("kata-gpu-guest model verify folder --key-file text --model-digest abc", 2, "expected sha256:<hex>, got 'abc'"),
     ("kata-gpu-guest model verify folder", 2, "expected either --key or --key-file"),
     ("kata-gpu-guest key get llama --out - --init-data text", 2, "expected repository/type/tag, got 'llama'"),
     ("kata-gpu install --kubeconfig absent", 2, "absent: no usable access to the Kubernetes API, got No such file"),

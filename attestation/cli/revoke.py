@@ -52,19 +52,20 @@ def add(kind: str, value: str, reason: str, webhook: Path | None, output: str, *
 @click.argument("value")
 @office_options
 def remove(kind: str, value: str, output: str, **where: Any) -> None:
-    """Take a revocation back. Exit code 1 where there was none.
+    """Take a revocation back. Exit code 2 where there was none.
 
     \b
     Example:
       kata-gpu-kbs revoke remove chip 9f2c... --store /var/lib/kbs
     """
-    from attestation.errors import ExitCode
+    from attestation.errors import Misconfigured
 
     with office(where) as place:
-        found = place.unrevoke(kind, value)
-    show({"removed": found}, output, [f"{kind} {value} is accepted again" if found else "was not revoked"])
-    if not found:
-        raise click.exceptions.Exit(ExitCode.NEGATIVE)
+        if not place.unrevoke(kind, value):
+            raise Misconfigured(
+                "revocation-unknown", "not revoked (`revoke list` says what is)", where=f"{kind} {value}"
+            )
+    show({"removed": True}, output, [f"{kind} {value} is accepted again"])
 
 
 @revoke.command("list")

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,28 @@ from attestation.values import Digest
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
+class _Renamed(click.Option):
+    """Help shows its first name; the others are what it was called before. One option, so that no name loses a value."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        today = copy(self)
+        today.opts = self.opts[:1]
+        return click.Option.get_help_record(today, ctx)
+
+
 def _threads() -> int:
     return min(4, len(os.sched_getaffinity(0)))
 
 
 def _key_options(command: Any) -> Any:
     for option in (
-        click.option("--expect", metavar="sha256:HEX", help="Accept only this encryption (what encrypt printed)."),
+        click.option(
+            "--model-digest",
+            "--expect",
+            cls=_Renamed,
+            metavar="sha256:HEX",
+            help="Accept only this encryption (what encrypt printed).",
+        ),
         click.option("--key-file", type=FILE, help="Model key from a file instead of the broker."),
         click.option("--key", metavar="KBS-URI", help="Model key by name, e.g. kbs:///models/llama/key."),
     ):
@@ -41,8 +57,10 @@ def _key_options(command: Any) -> Any:
     return source_options(command)
 
 
-def _open(folder: Path, key: str | None, key_file: Path | None, expect: str | None, source: Source) -> EncryptedModel:
-    pinned = Digest.parse(expect) if expect else None
+def _open(
+    folder: Path, key: str | None, key_file: Path | None, model_digest: str | None, source: Source
+) -> EncryptedModel:
+    pinned = Digest.parse(model_digest) if model_digest else None
     if pinned is None and source.init_data is not None:
         pinned = settings_of(source).model_digest
     return open_model(folder, read_key(source, key, key_file), expect=pinned)
@@ -76,7 +94,7 @@ def decrypt(
     unsafe_plaintext_with_swap: bool,
     key: str | None,
     key_file: Path | None,
-    expect: str | None,
+    model_digest: str | None,
     source: Source,
     output: str,
 ) -> None:
@@ -99,7 +117,7 @@ def decrypt(
         raise Misconfigured(
             "mode", "not permissions", where="--mode", expected="octal, e.g. 640", got=mode[:40]
         ) from exc
-    opened = _open(folder, key, key_file, expect, source)
+    opened = _open(folder, key, key_file, model_digest, source)
     exceptions = Exceptions(disk=unsafe_plaintext_on_disk, swap=unsafe_plaintext_with_swap)
     warn(
         decrypt_model(
@@ -120,7 +138,7 @@ def decrypt(
 @_key_options
 @output_option
 def verify(
-    folder: Path, key: str | None, key_file: Path | None, expect: str | None, source: Source, output: str
+    folder: Path, key: str | None, key_file: Path | None, model_digest: str | None, source: Source, output: str
 ) -> None:
     """Open every chunk and compare every digest; nothing is written.
 
@@ -130,7 +148,7 @@ def verify(
     """
     from attestation.guest.model import verify_file
 
-    opened = _open(folder, key, key_file, expect, source)
+    opened = _open(folder, key, key_file, model_digest, source)
     progress = _progress("verified", opened)
     for index, entry in enumerate(opened.manifest.files):
         verify_file(opened, index)
@@ -149,7 +167,7 @@ def cat(
     tensor: str | None,
     key: str | None,
     key_file: Path | None,
-    expect: str | None,
+    model_digest: str | None,
     source: Source,
 ) -> None:
     """Write one file, or one tensor of it, to stdout. Each chunk is authenticated before it is written.
@@ -163,7 +181,7 @@ def cat(
     from attestation.guest.model import open_file
     from attestation.guest.tensors import read_tensor
 
-    opened = _open(folder, key, key_file, expect, source)
+    opened = _open(folder, key, key_file, model_digest, source)
     with open_file(opened, opened.index(name)) as stored:
         for view in read_tensor(stored, tensor) if tensor else stored.chunks():
             sys.stdout.buffer.write(view)
@@ -182,7 +200,7 @@ def serve(
     token_file: Path,
     key: str | None,
     key_file: Path | None,
-    expect: str | None,
+    model_digest: str | None,
     source: Source,
 ) -> None:
     """Serve files and tensors on loopback without writing plaintext anywhere: HTTP with ranges.
@@ -199,7 +217,7 @@ def serve(
         raise Misconfigured(
             "token-short", "token is too short", where=str(token_file), expected="16 characters or more"
         )
-    with ModelServer(_open(folder, key, key_file, expect, source), port, token) as server:
+    with ModelServer(_open(folder, key, key_file, model_digest, source), port, token) as server:
         click.echo(f"http://{server.server_address[0]!s}:{server.server_address[1]}", err=True)
         server.serve_forever()
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from attestation.broker.roles import Role
 from attestation.cli.main import cli
-from attestation.errors import AttestationError
+from attestation.errors import AttestationError, Misconfigured
 from attestation.ops.administer import add_user, issue_admin_token, set_key_policy
 from attestation.values import ResourcePath
 from tests.attestation.broker.broker import ADMIN, GPU_POLICY, NOW, PATH, Broker, Served, ready_broker, served
@@ -136,7 +136,8 @@ def test_the_command_line_at_a_broker(run: Callable[..., Any]) -> None:
     assert run("revoke", "add", "gpu", "beef", "--reason", "test")["ended"] == []
     assert [row["value"] for row in run("revoke", "list")["revocations"]] == ["beef"]
     assert run("revoke", "remove", "gpu", "beef") == {"removed": True}
-    assert run("revoke", "remove", "gpu", "beef", code=1) == {"removed": False}
+    with pytest.raises(Misconfigured, match="not revoked"):
+        run("revoke", "remove", "gpu", "beef")
     assert run("tenant", "set", "acme", "--keys", "9")["max_keys"] == 9
     assert {row["tenant"]: row["max_keys"] for row in run("tenant", "list")["tenants"]}["acme"] == 9
     assert {row["path"] for row in run("lease", str(ACME))["leases"]} <= {str(ACME)}

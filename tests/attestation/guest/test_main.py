@@ -61,7 +61,8 @@ def test_decrypt(
         pytest.param("short-key", ExitCode.USAGE, "error[model-key]", id="no-key"),
         pytest.param("chunk", ExitCode.NEGATIVE, "error[chunk-tag]: model.safetensors, chunk", id="damaged"),
         pytest.param("manifest", ExitCode.USAGE, "error[no-manifest]", id="no-model"),
-        pytest.param("expect", ExitCode.NEGATIVE, "error[model-digest]", id="another-encryption"),
+        pytest.param("--model-digest", ExitCode.NEGATIVE, "error[model-digest]", id="another-encryption"),
+        pytest.param("--expect", ExitCode.NEGATIVE, "error[model-digest]", id="another-encryption-by-the-old-name"),
         pytest.param("mode", ExitCode.USAGE, "error[mode]", id="bad-mode"),
     ],
 )
@@ -83,8 +84,8 @@ def test_why_it_failed_is_in_the_termination_message(
         (folder / "000002.kgf").write_bytes(data)
     elif spoil == "manifest":
         (folder / "manifest.kgm").unlink()
-    elif spoil == "expect":
-        extra = ["--expect", f"sha256:{'00' * 32}"]
+    elif spoil.startswith("--"):
+        extra = [spoil, f"sha256:{'00' * 32}"]
     else:
         extra = ["--mode", "rw"]
     assert guest(log, "model", "decrypt", folder, memory / "out", "--key-file", key_file, *extra) == code
