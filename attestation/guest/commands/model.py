@@ -29,7 +29,7 @@ FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
 class _Renamed(click.Option):
-    """Help shows its first name; the others are what it was called before. One option, so that no name loses a value."""
+    """Help shows its first name; the others are what it was called before. One option: no name loses a value."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         today = copy(self)
