@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ OUTPUT = click.option(
     "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
 )
 _MAX_TOKEN_BYTES = 4096
+_OVER = "\r\x1b[K"  # ECMA-48: to the start of the line, and erase it
 
 
 @click.command()
@@ -121,23 +123,25 @@ def _snp(path: Path) -> tuple["Product", "SnpReport"]:
 
 @contextmanager
 def _progress() -> Iterator[tuple[Callable[[Sequence["Step"]], None], Callable[["Outcome"], None]]]:
-    """A bar on stderr for people; nothing when nobody looks."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    """One line on stderr, written over and over, for people; nothing where nobody looks."""
+    shown = sys.stderr.isatty()
+    wanted = finished = 0
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("fetching", total=0)
+    def begin(steps: Sequence["Step"]) -> None:
+        nonlocal wanted
+        wanted += len(steps)
 
-        def begin(steps: Sequence["Step"]) -> None:
-            bar.update(task, total=(bar.tasks[0].total or 0) + len(steps))
+    def done(outcome: "Outcome") -> None:
+        nonlocal finished
+        finished += 1
+        if shown:
+            click.echo(f"{_OVER}{finished}/{wanted} {outcome.step[:60]}", nl=False, err=True)
 
-        def done(outcome: "Outcome") -> None:
-            bar.advance(task)
-            bar.update(task, description=outcome.step[:60])
-
+    try:
         yield begin, done
+    finally:
+        if shown:
+            click.echo(_OVER, nl=False, err=True)
 
 
 def _outcomes(outcomes: Sequence["Outcome"], output: str) -> str:

@@ -3,14 +3,15 @@
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from functools import partial
 from pathlib import Path
 
 import click
 
 from attestation.crypto.stream import DEFAULT_CHUNK_LOG2, MAX_CHUNK_LOG2, MIN_CHUNK_LOG2, MODEL_KEY_BYTES
 from attestation.errors import Malformed, Misconfigured, Unavailable
+from attestation.guest.progress import Progress
 from attestation.values import ResourcePath, Secret
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -78,7 +79,8 @@ def encrypt(
     same key, the one of --key-file, so that models which it encrypted before can still be opened.
 
     An interrupted run goes on where it stopped when it is started again with the same --key-file; what changed in
-    between is encrypted anew. Without --key-file the key is in memory and in the broker only.
+    between is encrypted anew. Without --key-file the key is in memory and in the broker only. A line on stderr
+    says every ten seconds how far it is.
 
     \b
     Example:
@@ -109,15 +111,14 @@ def encrypt(
             token_file=admin_token_file,
         )
     total = sum(p.stat().st_size for p in sources.values())
-    with _progress(f"encrypting {len(sources)} files", total) as advance:
-        result = encrypt_model(
-            sources,
-            out,
-            secret,
-            random=secrets.token_bytes,
-            options=Options(threads=threads, chunk_log2=chunk_log2, sha256=sha256),
-            progress=advance,
-        )
+    result = encrypt_model(
+        sources,
+        out,
+        secret,
+        random=secrets.token_bytes,
+        options=Options(threads=threads, chunk_log2=chunk_log2, sha256=sha256),
+        progress=Progress(what="encrypted", total=total, clock=time.monotonic, say=partial(click.echo, err=True)),
+    )
     document = {
         "out": str(out),
         "files": len(result.manifest.files),
@@ -204,26 +205,3 @@ def _read(path: Path, limit: int) -> bytes:
     if len(data) > limit:
         raise Malformed("file-size", "too large", where=str(path), expected=f"at most {limit} bytes")
     return data
-
-
-@contextmanager
-def _progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr for people; nothing when nobody looks."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _size: None
-        return
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda size: bar.advance(task, size)
