@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from attestation.crypto.b64 import b64
 from attestation.errors import AttestationError, Denied, Misconfigured, Unavailable
 from attestation.formats.json_strict import require_object
+from attestation.guest.commands.common import said_pace
 from attestation.guest.http import PinnedHttp, Reply
 from attestation.values import ResourcePath, Secret
 
@@ -20,7 +21,7 @@ class AdminClient:
     def __init__(self, url: str, *, certificate: str | None, token: str) -> None:
         if not token.isascii() or not token.isprintable() or not token:
             raise Misconfigured("admin-token", "not a token", where="--admin-token-file", expected="one line of text")
-        self._http = PinnedHttp(url, certificate=certificate)
+        self._http = PinnedHttp(url, certificate=certificate, pace=said_pace())
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
 
     def keep_key(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from attestation.cli.output import output_option
 from attestation.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -75,9 +76,7 @@ def _vm_options(command: Any) -> Any:
     "--model", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Encrypted model to decrypt."
 )
 @click.option("--target", type=_FOLDER, help="Memory folder for the plaintext.")
-@click.option(
-    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
-)
+@output_option
 @_vm_options
 def vm(
     key: str,
@@ -100,6 +99,7 @@ def vm(
       kata-gpu-kbs simulate vm kbs:///models/llama/key --broker http://127.0.0.1:8080 --tamper measurement
     """
     from attestation.guest.client import KbsClient
+    from attestation.guest.commands.common import said_pace
     from attestation.guest.http import PinnedHttp
     from attestation.guest.settings import read_settings
     from attestation.values import BindingProfile, ResourcePath
@@ -108,7 +108,7 @@ def vm(
     machine = _machine(options)
     settings = read_settings(options["init_data"], broker, broker_cert)
     profiles = (BindingProfile(binding_profile),) if binding_profile else settings.profiles
-    http = PinnedHttp(settings.broker_url, certificate=settings.broker_certificate)
+    http = PinnedHttp(settings.broker_url, certificate=settings.broker_certificate, pace=said_pace())
     say = _Said(quiet=output == "json")
     say(f"simulated VM: {machine.tee} CPU, {machine.gpus} {machine.arch} GPU(s), {machine.switches} NVSwitch(es)")
     if machine.faults:

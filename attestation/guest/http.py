@@ -23,16 +23,17 @@ RETRY_STATUS = frozenset({429, 503})
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _READ_BYTES = 64 << 10
 _WRONG_SCHEME = " (plain http: does it want https?)"
-_CAUSE = re.compile(r"\[Errno -?\d+\] ([\w ]+)|(certificate verify failed[^(]*)")
+_CAUSE = re.compile(r"\[Errno -?\d+\] ([\w ]+)|(certificate verify failed[^(]*|Remote end closed connection)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How waiting is done; tests hold another one. `jitter` is between 0 and 1."""
+    """How waiting is done, and who is told of it; tests hold another one. `jitter` is between 0 and 1."""
 
     sleep: Callable[[float], None] = time.sleep
     jitter: Callable[[], float] = lambda: time.monotonic_ns() % 1000 / 1000
     clock: Callable[[], float] = time.monotonic
+    say: Callable[[str], object] = lambda _line: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +112,7 @@ class PinnedHttp:
             except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as exc:
                 failure = _reason(exc)
             if attempt + 1 < ATTEMPTS:
+                self._pace.say(f"no answer of {self.base} yet ({failure}): attempt {attempt + 2} of {ATTEMPTS} follows")
                 grown = FIRST_PAUSE_S * 2**attempt * (0.5 + self._pace.jitter() / 2)
                 self._pace.sleep(min(max(wanted, grown), MAX_PAUSE_S))
         raise Unavailable(

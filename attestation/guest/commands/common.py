@@ -4,8 +4,9 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,6 +14,9 @@ from attestation.errors import Misconfigured
 from attestation.guest.evidence import DeviceSource, EvidenceProvider
 from attestation.guest.settings import GuestSettings, read_settings
 from attestation.values import ResourcePath, Secret
+
+if TYPE_CHECKING:
+    from attestation.guest.http import Pace
 
 F = TypeVar("F", bound=Callable[..., Any])
 CDH_URL = "http://127.0.0.1:8006"  # api-server-rest of Confidential Containers (keybroker.md 4.1)
@@ -90,6 +94,13 @@ def settings_of(source: Source) -> GuestSettings:
     return read_settings(source.init_data, source.broker, source.broker_cert)
 
 
+def said_pace() -> "Pace":
+    """Waiting that says on stderr what it waits for: half a minute is long for somebody who looks."""
+    from attestation.guest.http import Pace
+
+    return Pace(say=partial(click.echo, err=True))
+
+
 def fetch_key(source: Source, path: ResourcePath) -> Secret:
     """The key, from the broker after attestation or through the data hub."""
     from attestation.guest.http import PinnedHttp
@@ -97,11 +108,11 @@ def fetch_key(source: Source, path: ResourcePath) -> Secret:
     if source.via == "cdh":
         from attestation.guest.cdh import CdhClient
 
-        return CdhClient(PinnedHttp(source.cdh_url, certificate=None)).fetch(path)
+        return CdhClient(PinnedHttp(source.cdh_url, certificate=None, pace=said_pace())).fetch(path)
     from attestation.guest.client import KbsClient
 
     settings = settings_of(source)
-    http = PinnedHttp(settings.broker_url, certificate=settings.broker_certificate)
+    http = PinnedHttp(settings.broker_url, certificate=settings.broker_certificate, pace=said_pace())
     with evidence_provider(settings, source.expected_devices) as provider:
         return KbsClient(http, provider, profiles=settings.profiles).fetch(path)
 

@@ -8,6 +8,7 @@ from attestation.guest.commands.common import (
     Source,
     evidence_provider,
     output_option,
+    said_pace,
     settings_of,
     show,
     source_options,
@@ -35,7 +36,7 @@ def ready(source: Source, output: str) -> None:
 
     def attest() -> Sequence[DeviceEvidence]:
         settings = settings_of(source)
-        http = PinnedHttp(settings.broker_url, certificate=settings.broker_certificate)
+        http = PinnedHttp(settings.broker_url, certificate=settings.broker_certificate, pace=said_pace())
         with evidence_provider(settings, source.expected_devices) as provider:
             return KbsClient(http, provider, profiles=settings.profiles).attest().evidence.devices
 

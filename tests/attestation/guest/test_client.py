@@ -38,9 +38,10 @@ class Clock:
 
     def __init__(self) -> None:
         self.slept: list[float] = []
+        self.said: list[str] = []
 
     def pace(self) -> Pace:
-        return Pace(sleep=self.slept.append, jitter=lambda: 1.0, clock=lambda: sum(self.slept))
+        return Pace(sleep=self.slept.append, jitter=lambda: 1.0, clock=lambda: sum(self.slept), say=self.said.append)
 
 
 @pytest.fixture
@@ -337,6 +338,25 @@ def certificate(folder: Path, name: str, host: str = "127.0.0.1") -> tuple[Path,
     path = folder / f"{name}.pem"
     path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + pem)
     return path, pem.decode()
+
+
+def test_plain_http_to_a_tls_port_is_guessed(tmp_path: Path, clock: Clock) -> None:
+    """Each attempt is said before the wait, and the last word asks what people forget."""
+
+    class HangUp(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1 << 16)  # no greeting of TLS
+
+    with TCPServer(("127.0.0.1", 0), HangUp) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        with pytest.raises(Unavailable, match=r"Remote end closed connection \(plain http: does it want https\?\)"):
+            PinnedHttp(url, certificate=None, pace=clock.pace()).call("GET", RESOURCE)
+        server.shutdown()
+    assert clock.said == [
+        f"no answer of {url} yet (Remote end closed connection): attempt {n} of {ATTEMPTS} follows"
+        for n in range(2, ATTEMPTS + 1)
+    ]
 
 
 def test_a_connection_cut_in_the_tls_handshake_is_tried_again(tmp_path: Path, clock: Clock) -> None:
