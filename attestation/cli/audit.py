@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from attestation.cli.audit_page import lines_of
+from attestation.cli.output import output_option
 from attestation.cli.store import moment, opened, read_bytes, show, store_options
 
 if TYPE_CHECKING:
@@ -118,9 +119,7 @@ def read_audit_key(file: str) -> "Ed25519PublicKey":
 @audit.command("verify-proof")
 @click.argument("file", type=click.Path())
 @click.option("--key", type=click.Path(), required=True, help="Public audit key, PEM (see `audit public-key`).")
-@click.option(
-    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
-)
+@output_option
 def verify_proof(file: str, key: str, output: str) -> None:
     """Check a proof without the store: entry, signatures, Merkle path. Exit code 1 where it does not hold.
 

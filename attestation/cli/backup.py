@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import click
 
+from attestation.cli.output import output_option
 from attestation.cli.store import moment, opened, read_bytes, show, store_options
 from attestation.errors import Misconfigured
 from attestation.values import Secret
@@ -88,9 +89,7 @@ def create(
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @_opening
 @click.option("--root-key", type=click.Path(path_type=Path), help="Where root keys are in Vault or an HSM.")
-@click.option(
-    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
-)
+@output_option
 def verify(
     file: Path,
     passphrase_file: str | None,
@@ -121,9 +120,7 @@ def verify(
 @click.option("--root-key", type=click.Path(path_type=Path), help="Where root keys are in Vault or an HSM.")
 @click.option("--keys-to", type=click.Path(path_type=Path, file_okay=False),
               help="Directory for root key files. Default: the store's, where that is a directory.")  # fmt: skip
-@click.option(
-    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
-)
+@output_option
 def restore(
     file: Path,
     passphrase_file: str | None,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from attestation.cli.collateral_fetch import FILE, OUTPUT, PATH, STORE, fetch
+from attestation.cli.collateral_fetch import FILE, PATH, STORE, fetch
+from attestation.cli.output import output_option
 from attestation.clock import parse_time, utc_now
 from attestation.errors import ExitCode, Malformed, Misconfigured
 from attestation.formats.collateral import Kind, State
@@ -57,7 +58,7 @@ def keygen(private: Path, public: Path) -> None:
 @click.option("--key", type=FILE, required=True, help="Private key that signs: Ed25519 or P-384, PEM.")
 @click.option("--issued-at", metavar="RFC3339", help="Issue time instead of now: equal input then gives equal bytes.")
 @click.argument("out", type=PATH)
-@OUTPUT
+@output_option
 def build(store: Path, key: Path, issued_at: str | None, out: Path, output: str) -> None:
     """Write everything usable in the store to OUT: one signed, reproducible file for air-gapped sites.
 
@@ -98,7 +99,7 @@ def build(store: Path, key: Path, issued_at: str | None, out: Path, output: str)
     help="Host in the issuer that tokens name.",
 )
 @click.argument("bundle", type=FILE, required=False)
-@OUTPUT
+@output_option
 def import_(**options: Any) -> None:
     """Import a signed BUNDLE, or files of other origin.
 
@@ -153,7 +154,7 @@ def _files(options: dict[str, Any], now: datetime) -> Iterator["Document"]:
 @click.option("--kind", type=click.Choice([str(k) for k in Kind]), help="Only this kind.")
 @click.option("--expiring", type=click.IntRange(0, 3650), metavar="DAYS", help="Only what ends within DAYS.")
 @click.option("--at", metavar="RFC3339", help="As of this time instead of now.")
-@OUTPUT
+@output_option
 def show(store: Path, kind: str | None, expiring: int | None, at: str | None, output: str) -> int:
     """List the store: bundle in use, documents, and what expires when. With --expiring, exit code 1 if any does.
 

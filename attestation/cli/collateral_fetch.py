@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from attestation.cli.output import output_option
 from attestation.clock import utc_now
 from attestation.errors import ExitCode, Misconfigured
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 STORE = click.option("--store", type=PATH, required=True, help="The collateral store, a directory.")
-OUTPUT = click.option(
-    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
-)
 _MAX_TOKEN_BYTES = 4096
 _OVER = "\r\x1b[K"  # ECMA-48: to the start of the line, and erase it
 
@@ -49,7 +47,7 @@ _OVER = "\r\x1b[K"  # ECMA-48: to the start of the line, and erase it
 @click.option("--nras-keys", is_flag=True, help="NVIDIA's key set, to verify NRAS tokens offline.")
 @click.option("--rim-service", metavar="URL", help="Another RIM service, e.g. a mirror (https).")
 @click.option("--service-key-file", type=FILE, help="NVIDIA service key, sent to NVIDIA's RIM and OCSP services.")
-@OUTPUT
+@output_option
 def fetch(**options: Any) -> int:
     """Fetch into the store. What fails is listed, the rest is kept; exit code 8 when anything failed.
 

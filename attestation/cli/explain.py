@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
+from attestation.cli.output import output_option
+
 
 @click.command()
 @click.argument("result", type=click.Path(path_type=Path, allow_dash=True))
-@click.option(
-    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
-)
+@output_option
 def explain(result: Path, output: str) -> None:
     """Explain RESULT, the JSON of `verify gpu|snp|tdx|evidence` (`-` reads stdin): what was proven, what was not,
     what to do.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from attestation.cli.output import output_option
 from attestation.errors import Malformed, Misconfigured
 from attestation.values import ResourcePath, Secret
 
@@ -76,9 +77,7 @@ def seal(resource: str, key_file: Path, kid: str) -> None:
 @click.argument("path", metavar="KBS-URI")
 @click.option("--kek-file", type=_FILE, required=True, help="The 32 bytes that the broker holds under this name.")
 @click.option("--options-file", type=_FILE, help="ocicrypt's private options of the layer; default stdin.")
-@click.option(
-    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
-)
+@output_option
 def wrap(path: str, kek_file: Path, options_file: Path | None, output: str) -> None:
     """Print the annotation of an encrypted layer: its key under a key of the broker.
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from attestation.cli.output import output_option
 from attestation.cli.store import moment, opened, operator, read_text, show
 from attestation.errors import ExitCode, Misconfigured
 
@@ -24,9 +25,7 @@ def migrate() -> None:
 @click.option("--store", type=click.Path(), help="Our store: a directory, or postgresql://...")
 @click.option("--root-key", type=click.Path(path_type=Path), help="Root key file. Default: in the store.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done; write nothing.")
-@click.option(
-    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
-)
+@output_option
 def trustee(
     config: str, resources: Path | None, store: str | None, root_key: Path | None, dry_run: bool, output: str
 ) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from attestation.cli.output import output_option
 from attestation.crypto.stream import DEFAULT_CHUNK_LOG2, MAX_CHUNK_LOG2, MIN_CHUNK_LOG2, MODEL_KEY_BYTES
 from attestation.errors import Malformed, Misconfigured, Unavailable
 from attestation.guest.progress import Progress
@@ -55,9 +56,7 @@ def model() -> None:
     help="Chunk size as a power of two.",
 )
 @click.option("--sha256", is_flag=True, help="Add the SHA-256 of every plaintext file to the manifest (slower).")
-@click.option(
-    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
-)
+@output_option
 def encrypt(
     source: Path,
     out: Path,

@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 
 import click
 
+from attestation.cli.output import output_option
 from attestation.cli.store import moment, opened, operator, read_text
 from attestation.errors import Misconfigured
 
@@ -45,13 +46,7 @@ class Office(Protocol):
 def office_options(command: F) -> F:
     """`--store` with `--root-key`, or `--broker` with a token; and `--output`."""
     for option in (
-        click.option(
-            "--output",
-            type=click.Choice(["text", "json"]),
-            default="text",
-            show_default=True,
-            help="Form of the result.",
-        ),
+        output_option,
         click.option("--admin-token-file", type=_FILE, help="Admin token for --broker."),
         click.option("--broker-cert", type=_FILE, help="PEM to pin for it (https)."),
         click.option("--broker", metavar="URL", help="A broker's admin listener, instead of --store."),

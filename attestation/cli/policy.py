@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from attestation.cli.output import output_option
 from attestation.cli.store import moment, opened, operator, read_bytes, read_text, show, store_options
 from attestation.cli.verification import simulated_roots_option
 from attestation.errors import ExitCode, Misconfigured
@@ -27,9 +28,7 @@ def policy() -> None:
 
 @policy.command()
 @click.argument("file", type=click.Path())
-@click.option(
-    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
-)
+@output_option
 def check(file: str, output: str) -> None:
     """Parse a policy and say what it demands and what it waives.
 

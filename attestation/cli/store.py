@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from attestation.cli.output import output_option
 from attestation.clock import parse_time, utc_now
 from attestation.errors import Misconfigured
 
@@ -21,13 +22,7 @@ MAX_FILE_BYTES = 4 * 1024 * 1024
 def store_options(command: F) -> F:
     """`--store`, `--root-key` and `--output`."""
     for option in (
-        click.option(
-            "--output",
-            type=click.Choice(["text", "json"]),
-            default="text",
-            show_default=True,
-            help="Form of the result.",
-        ),
+        output_option,
         click.option("--root-key", type=click.Path(path_type=Path), help="Root key file. Default: in the store."),
         click.option(
             "--store", type=click.Path(), required=True, help="Directory of the embedded store, or postgresql://..."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from attestation.cli.output import output_option
 from attestation.clock import parse_time, time_text, utc_now
 from attestation.errors import Misconfigured
 
@@ -45,9 +46,7 @@ _JUDGING = (
         show_default=True,
         help="Level that counts as success: signatures alone, or policy met too.",
     ),
-    click.option(
-        "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
-    ),
+    output_option,
     simulated_roots_option,
 )
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from attestation.cli.output import output_option
 from attestation.clock import parse_time, utc_now
 from attestation.errors import AttestationError, ExitCode
 from attestation.values import Nonce
@@ -25,9 +26,7 @@ _ISSUER = "https://nras.attestation.nvidia.com"
 @click.option("--issuer", default=_ISSUER, show_default=True, help="The only issuer to accept.")
 @click.option("--audience", help="Demand this `aud`. Without it, tokens that name one are refused.")
 @click.option("--at", metavar="RFC3339", help="Verify as of this time instead of now.")
-@click.option(
-    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
-)
+@output_option
 def nras(
     token: Path,
     nonce: str,
