@@ -178,7 +178,9 @@ def command_lines(text: str) -> Iterator[list[str]]:
             line = EXIT_CODE.sub("", line.strip().removeprefix("$ "))
             if line.split(" ")[0] in ENTRIES:
                 words = shlex.split(re.sub(r"\$\([^)]*\)", "x", line))
-                yield words[: next((i for i, w in enumerate(words) if w in {">", "2>", "|", "&", "&&", "#"}), len(words))]
+                yield words[
+                    : next((i for i, w in enumerate(words) if w in {">", "2>", "|", "&", "&&", "#"}), len(words))
+                ]
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -36,6 +36,7 @@ ALPHABET = "?" * 6 + ">" * 6  # base64 of these has / and + at every alignment
 
 def eat_key(name: str) -> EatKey:
     made = certify(name, None, ca=False, serial=9)
+    assert isinstance(made.key, ec.EllipticCurvePrivateKey)
     return EatKey(made.key, made.certificate)
 
 
