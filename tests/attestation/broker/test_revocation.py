@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from attestation.appraise.facts import CpuFacts, DeviceFacts, PlatformFacts
 from attestation.appraise.native import tee_claim
-from attestation.broker.revocation import FirmwareRange, RevocationKind
+from attestation.broker.revocation import FirmwareRange, RevocationKind, normal_value
 from attestation.broker.roles import Principal, Role
 from attestation.cli.main import cli, run
 from attestation.crypto.jwk import tee_key_of, thumbprint
@@ -23,7 +24,7 @@ from attestation.ops.release import Credentials, authenticate
 from attestation.ops.revocations import list_leases, revoke, set_quota, unrevoke
 from attestation.sources.tenants import Quota
 from attestation.sources.webhook import ATTEMPTS, SIGNATURE, Webhook, signature
-from attestation.values import ResourcePath, Secret
+from attestation.values import Architecture, DeviceKind, GpuMode, Level, ResourcePath, Secret, Tee
 from tests.attestation.broker.broker import ADMIN, GPU_POLICY, INIT_DATA, NOW, PATH, Broker, Visit, ready_broker
 from tests.attestation.tee.world import Guest
 
@@ -139,9 +140,70 @@ def test_range_arithmetic(version: tuple[int, ...], text: str, covered: bool) ->
     assert FirmwareRange.parse(f"hopper driver {text}")._holds(version) is covered
 
 
+def _device(kind: DeviceKind, arch: Architecture, driver: str = "", vbios: str = "") -> DeviceFacts:
+    return DeviceFacts(
+        kind=kind, arch=arch, chip_id="00", leaf_serial="1", level=Level.TRUSTED, mode=GpuMode.ON,
+        driver_version=driver, vbios_version=vbios, evidence="", claims={},
+    )  # fmt: skip
+
+
+def _platform(tee: Tee, *devices: DeviceFacts) -> PlatformFacts:
+    claims = {"reported_tcb_microcode": 84, "reported_tcb_snp": 23}
+    cpu = CpuFacts(tee=tee, product="", chip_id="", measurement="", init_data="", claims=claims)
+    return PlatformFacts(cpu=cpu, devices=devices, init_data_digest=None, init_data_claims=None, binding={})
+
+
+_HOPPERS = [
+    _device(DeviceKind.GPU, Architecture.HOPPER, driver, "96.00.5E.00.01") for driver in ("550.54.14", "570.1", "580.2")
+]
+_SWITCH = _device(DeviceKind.NVSWITCH, Architecture.LS10, vbios="96.10.73.00.01")
+_BLACKWELL = _device(DeviceKind.GPU, Architecture.BLACKWELL, "570.1", "97.00.5E.00.01")
+
+
+@pytest.mark.parametrize(
+    ("text", "platform", "covered"),
+    [
+        pytest.param("hopper driver ..550.54.14", _platform(Tee.SNP, *_HOPPERS), True, id="first-of-three"),
+        pytest.param("hopper driver 580..", _platform(Tee.SNP, *_HOPPERS), True, id="last-of-three"),
+        pytest.param("hopper driver ..540", _platform(Tee.SNP, *_HOPPERS), False, id="none-of-three"),
+        pytest.param("blackwell driver ..999", _platform(Tee.SNP, *_HOPPERS), False, id="another-architecture"),
+        pytest.param("blackwell driver ..999", _platform(Tee.SNP, *_HOPPERS, _BLACKWELL), True, id="the-fourth"),
+        pytest.param("ls10 vbios ..99", _platform(Tee.SNP, _SWITCH), False, id="a-switch-is-no-gpu"),
+        pytest.param("hopper vbios ..96.00.5E", _platform(Tee.SNP, *_HOPPERS), True, id="vbios-is-hexadecimal"),
+        pytest.param("hopper vbios ..96.00.5D", _platform(Tee.SNP, *_HOPPERS), False, id="vbios-above"),
+        pytest.param("hopper driver ..1", _platform(Tee.SNP), False, id="no-device"),
+        pytest.param("hopper driver ..1", _platform(Tee.SNP, _device(DeviceKind.GPU, Architecture.HOPPER)), True,
+                     id="a-device-that-names-none"),
+        pytest.param("snp microcode ..84", _platform(Tee.SNP), True, id="cpu"),
+        pytest.param("snp microcode ..83", _platform(Tee.SNP), False, id="cpu-above"),
+        pytest.param("snp snp 23..23", _platform(Tee.SNP), True, id="cpu-another-part"),
+        pytest.param("snp fmc ..1", _platform(Tee.SNP), True, id="cpu-that-names-none"),
+        pytest.param("snp microcode ..84", _platform(Tee.TDX), False, id="another-cpu"),
+    ],
+)  # fmt: skip
+def test_whom_a_range_covers(text: str, platform: PlatformFacts, covered: bool) -> None:
+    assert FirmwareRange.parse(text).covers(platform) is covered
+
+
+@pytest.mark.parametrize(
+    ("value", "stored"),
+    [("x" * 200, "x" * 200), (" token ", "token"), ("Token", "Token")],
+    ids=["longest", "spaces-around", "case-kept"],
+)
+def test_values_as_they_are_stored(value: str, stored: str) -> None:
+    assert normal_value(RevocationKind.TOKEN, value) == stored
+
+
 @pytest.mark.parametrize(
     ("kind", "value"),
     [
+        pytest.param("firmware", "driver ..1", id="two-words"),
+        pytest.param("firmware", "hopper driver ..1 more", id="four-words"),
+        pytest.param("firmware", "tdx microcode ..1", id="cpu-without-parts"),
+        pytest.param("firmware", "snp colour ..1", id="cpu-part"),
+        pytest.param("firmware", "hopper microcode ..1", id="gpu-with-a-part-of-a-cpu"),
+        pytest.param("token", "x" * 201, id="token-long"),
+        pytest.param("token", "a\x01b", id="not-printable"),
         pytest.param("firmware", "hopper driver 550", id="no-range"),
         pytest.param("firmware", "hopper driver ..", id="no-end"),
         pytest.param("firmware", "hopper colour ..1", id="part"),
