@@ -9,7 +9,7 @@ from typing import Any
 
 _EMEM_PORT, _EMEM_END = 0x8F2AC0, 0x8F2B00  # per channel: control +0, data +4
 _QUEUE, _QUEUE_END = 0x8F2C00, 0x8F2C40  # per channel: head +0, tail +4
-_MSGQ, _MSGQ_END = 0x8F2C80, 0x8F2CC0
+_MSGQ = 0x8F2C80
 _CHANNEL_BYTES = 1024
 _MNOC = 0x8F1E00  # port 0: receive FIFO data +0; send mbox info +0x104, data +0x108; receive mbox +0x184, +0x188
 _KNOBS = (2, 4, 5, 6, 7, 8, 9, 10, 34, 35, 36, 44, 45, 46, 47)

@@ -346,7 +346,6 @@ def _spl(chip: SimulatedChip, name: str) -> SnpEvidence:
     return forged(chip, reported_tcb=raw, current_tcb=raw, committed_tcb=raw)
 
 
-_MILAN_KIND = SimulatedChip(product=Product.MILAN)
 _VLEK = SimulatedChip(kind=LeafKind.VLEK)
 _FORM = CHIP.leaf_form()
 _AGREEMENT: list[tuple[str, SnpEvidence, list[str]]] = [
