@@ -132,13 +132,6 @@ class Visit:
         return unseal(self.sealed(path, bearer=bearer), self.key).expose()
 
 
-class AsHardware:
-    """The same verifier with its simulated roots taken for real ones: what a broker does in production."""
-
-    def __init__(self, inner: Any) -> None:
-        self.verify = inner.verify
-
-
 @contextmanager
 def broker(
     folder: Path,
