@@ -1,6 +1,5 @@
 """Entry point of `kata-gpu-kbs`: the command table, and the one place that turns errors into exit codes."""
 
-import importlib
 import os
 import sys
 import warnings
@@ -10,6 +9,7 @@ import click
 
 from attestation import __version__
 from attestation.errors import AttestationError, ExitCode
+from attestation.guest.lazy_group import LazyGroup
 
 # name -> (module, attribute, short help). Modules are imported only when their command runs: start-up stays fast.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -40,36 +40,6 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "tenant": ("attestation.cli.tenant", "tenant", "Limits of a repository."),
     "serve": ("attestation.cli.serve", "serve", "Serve keys to attested guests, and the admin API."),
 }
-
-
-class LazyGroup(click.Group):
-    """A group whose commands are imported when they are needed."""
-
-    def __init__(self, *, table: dict[str, tuple[str, str, str]], **kwargs: object) -> None:
-        super().__init__(**kwargs)  # type: ignore[arg-type]
-        self._table = table
-
-    def list_commands(self, _ctx: click.Context) -> list[str]:
-        """Names in alphabetical order."""
-        return sorted(self._table)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the module that holds the command."""
-        row = self._table.get(cmd_name)
-        if row is None:
-            from difflib import get_close_matches
-
-            for near in get_close_matches(cmd_name, self._table, n=1):
-                ctx.fail(f"No such command {cmd_name!r}. Did you mean {near!r}?")
-            return None
-        command = getattr(importlib.import_module(row[0]), row[1])
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Help from the table, so that `--help` imports nothing."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, self._table[name][2]) for name in sorted(self._table)])
 
 
 def run(group: click.Group, argv: list[str] | None = None) -> int:

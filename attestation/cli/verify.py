@@ -2,7 +2,7 @@
 
 import click
 
-from attestation.cli.main import LazyGroup
+from attestation.guest.lazy_group import LazyGroup
 
 SUBCOMMANDS: dict[str, tuple[str, str, str]] = {
     "nras": ("attestation.cli.verify_nras", "nras", "Verify an answer of NVIDIA's attestation service, offline."),

@@ -4,7 +4,6 @@ In a pod the same line that goes to stderr goes to the termination message file,
 why an init container stopped. Kubelet reads at most 4096 bytes of it.
 """
 
-import importlib
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ import click
 
 from attestation import __version__
 from attestation.errors import AttestationError, ExitCode
+from attestation.guest.lazy_group import LazyGroup
 
 if TYPE_CHECKING:
     from attestation.guest.machine import Machine
@@ -33,33 +33,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 
-class _LazyGroup(click.Group):
-    """Imports a command when it is needed, and nothing for `--help`."""
-
-    def list_commands(self, _ctx: click.Context) -> list[str]:
-        """Names in alphabetical order."""
-        return sorted(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the module that holds the command."""
-        row = COMMANDS.get(cmd_name)
-        if row is None:
-            from difflib import get_close_matches
-
-            for near in get_close_matches(cmd_name, COMMANDS, n=1):
-                ctx.fail(f"No such command {cmd_name!r}. Did you mean {near!r}?")
-            return None
-        command = getattr(importlib.import_module(row[0]), row[1])
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Help from the table."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name][2]) for name in sorted(COMMANDS)])
-
-
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kata-gpu-guest")
 @click.option(
     "--termination-log",
