@@ -15,6 +15,7 @@ from attestation.broker.endorsement import TokenTrust, endorsed_key
 from attestation.broker.external import ExternalToken, verify_external
 from attestation.broker.revocation import RevocationKind
 from attestation.broker.token import render_token
+from attestation.crypto.b64 import b64url
 from attestation.crypto.jwe import unseal
 from attestation.crypto.jwk import thumbprint
 from attestation.errors import AttestationError, Denied, Malformed, Misconfigured, Untrusted
@@ -63,7 +64,11 @@ def jwk(signer: Signer, *chain: Signer, **changes: Any) -> dict[str, Any]:
         pytest.param(jwk(OLD, OLD), [ROOT], "token-chain", id="kbs-072-expired-certificate"),
         pytest.param(jwk(BELOW_NOT_CA, BELOW_NOT_CA, NOT_CA), [ROOT], "token-chain", id="kbs-072-issuer-is-no-ca"),
         pytest.param(jwk(ALONE, ALONE), [], "token-anchor", id="kbs-072-nobody-trusted"),
+        pytest.param(jwk(ALONE, *[ALONE] * 8), [ALONE], None, id="kbs-072-longest-chain"),
         pytest.param(jwk(ALONE, *[ALONE] * 9), [ALONE], "token-x5c", id="kbs-072-long-chain"),
+        pytest.param(jwk(ALONE), [ALONE], "token-x5c", id="kbs-072-empty-chain"),
+        pytest.param(jwk(ALONE, x5c=[1]), [ALONE], "json-type", id="kbs-072-chain-of-numbers"),
+        pytest.param(jwk(ALONE, ALONE, alg="ES384"), [ALONE], "token-jwk-alg", id="kbs-072-algorithm-of-another-curve"),
         pytest.param(jwk(ALONE, x5c=["%%"]), [ALONE], "token-x5c", id="kbs-072-garbage-chain"),
         pytest.param(jwk(ALONE, ALONE, alg="HS256"), [ALONE], "token-jwk-alg", id="kbs-072-symmetric"),
         pytest.param(jwk(ALONE, ALONE, alg=None), [ALONE], "token-jwk-alg", id="kbs-072-no-alg"),
@@ -92,6 +97,50 @@ def key_set(*entries: dict[str, Any]) -> bytes:
     import json
 
     return json.dumps({"keys": entries}).encode()
+
+
+def test_certificates_in_headers_have_a_size() -> None:
+    trust = TokenTrust.of(certificates=[ALONE.pem])
+    for size, what in ((16 * 1024, "not a certificate"), (16 * 1024 + 1, "certificate is too long")):
+        with pytest.raises(Malformed) as caught:
+            endorsed_key({"jwk": jwk(ALONE, x5c=["A" * size])}, trust, now=NOW)
+        assert (caught.value.code, caught.value.what) == ("token-x5c", what)
+
+
+def rsa_jwk(bits: int, alg: str = "RS256") -> dict[str, Any]:
+    """A modulus of this size: nobody has to sign with it."""
+    modulus = ((1 << bits - 1) + 1).to_bytes(bits // 8, "big")
+    return {"kid": str(bits), "kty": "RSA", "alg": alg, "n": b64url(modulus), "e": "AQAB"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "usable"),
+    [
+        pytest.param(rsa_jwk(2040), False, id="rsa-2040"),
+        pytest.param(rsa_jwk(2048), True, id="rsa-2048"),
+        pytest.param(rsa_jwk(4096), True, id="rsa-4096"),
+        pytest.param(rsa_jwk(4104), False, id="rsa-4104"),
+        pytest.param(rsa_jwk(2048, "ES256"), False, id="rsa-es256"),
+        pytest.param(rsa_jwk(2048, "HS256"), False, id="rsa-hs256"),
+        pytest.param(ALONE.jwk | {"kid": "k", "alg": "RS256"}, False, id="ec-rs256"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Key size should be:joserfc.errors.SecurityWarning")
+def test_which_keys_may_sign(entry: dict[str, Any], usable: bool) -> None:
+    if usable:
+        assert TokenTrust.of(jwks=[key_set(entry)]).keys[entry["kid"]].alg == entry["alg"]
+        return
+    with pytest.raises(Misconfigured):
+        TokenTrust.of(jwks=[key_set(entry)])
+
+
+def test_key_sets_have_a_size() -> None:
+    entries = [ALONE.jwk | {"kid": f"k{number}"} for number in range(65)]
+    assert len(TokenTrust.of(jwks=[key_set(*entries[:64])]).keys) == 64
+    for document in (key_set(*entries), key_set()):
+        with pytest.raises(Misconfigured) as caught:
+            TokenTrust.of(jwks=[document])
+        assert caught.value.code == "token-jwks"
 
 
 BY_KID = key_set(ALONE.jwk | {"kid": "k1"})

@@ -3,14 +3,16 @@
 import base64
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attestation.crypto.b64 import b64url
-from attestation.crypto.jwe import TeePrivateKey, parse_sealed, seal, unseal
+from attestation.crypto.b64 import b64url, parse_b64url
+from attestation.crypto.jwe import Sealed, TeePrivateKey, parse_sealed, seal, unseal
 from attestation.crypto.jwk import parse_tee_key, tee_key_of, thumbprint
 from attestation.errors import Malformed, Untrusted
 from attestation.values import Secret
@@ -127,6 +129,94 @@ def test_other_members_are_malformed(change: dict[str, object]) -> None:
         parse_sealed({**sealed.to_json(), **change})
 
 
+RECIPIENT = recipient(ec.SECP256R1())
+SEALED = seal(Secret(b"shhhhhhh"), tee_key_of(RECIPIENT.public_key()), random=known_random)
+SEALED_RSA = seal(Secret(b"shhhhhhh"), tee_key_of(RSA_KEY.public_key()), random=known_random)
+_OAEP = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
+
+
+def header(sealed: Sealed = SEALED, /, **changes: object) -> Sealed:
+    """With some members of the protected header replaced, or left out where None."""
+    members = json.loads(parse_b64url(sealed.protected, where="test")) | changes
+    text = json.dumps({name: value for name, value in members.items() if value is not None})
+    return replace(sealed, protected=b64url(text.encode()))
+
+
+def epk(**changes: object) -> Sealed:
+    known = json.loads(parse_b64url(SEALED.protected, where="test"))["epk"]
+    return header(epk=known | changes)
+
+
+OTHER_EPK = tee_key_of(ec.derive_private_key(7, ec.SECP256R1()).public_key()).jwk
+
+
+@pytest.mark.parametrize(
+    ("sealed", "key", "code"),
+    [
+        pytest.param(SEALED, RECIPIENT, "", id="good"),
+        pytest.param(SEALED_RSA, RSA_KEY, "", id="good-rsa"),
+        pytest.param(SEALED_RSA, RECIPIENT, "jwe-header", id="rsa-for-an-ec-key"),
+        pytest.param(SEALED, RSA_KEY, "jwe-header", id="ec-for-an-rsa-key"),
+        pytest.param(replace(SEALED, protected=b64url(b"{")), RECIPIENT, "jwe-header", id="header-not-json"),
+        pytest.param(replace(SEALED, protected=b64url(b"[]")), RECIPIENT, "jwe-header", id="header-a-list"),
+        pytest.param(replace(SEALED, protected=b64url(b"\xff")), RECIPIENT, "jwe-header", id="header-not-text"),
+        pytest.param(header(enc="A128GCM"), RECIPIENT, "jwe-header", id="enc"),
+        pytest.param(header(enc=None), RECIPIENT, "jwe-header", id="no-enc"),
+        pytest.param(header(alg="ECDH-ES"), RECIPIENT, "jwe-header", id="alg"),
+        pytest.param(header(alg=None), RECIPIENT, "jwe-header", id="no-alg"),
+        pytest.param(header(apu="AA"), RECIPIENT, "jwe-header", id="apu"),
+        pytest.param(header(epk=None), RECIPIENT, "jwe-header", id="no-epk"),
+        pytest.param(header(epk="AA"), RECIPIENT, "jwe-epk", id="epk-no-object"),
+        pytest.param(epk(kty="OKP"), RECIPIENT, "jwe-epk", id="epk-of-another-type"),
+        pytest.param(epk(crv="P-521"), RECIPIENT, "jwe-epk", id="epk-of-another-curve"),
+        pytest.param(epk(d="AA"), RECIPIENT, "jwe-epk", id="epk-with-more"),
+        pytest.param(epk(y=OTHER_EPK["y"]), RECIPIENT, "jwe-epk", id="epk-off-the-curve"),
+        pytest.param(epk(x=OTHER_EPK["x"], y=OTHER_EPK["y"]), RECIPIENT, "jwe-key", id="epk-of-somebody-else"),
+        pytest.param(replace(SEALED, iv=b64url(bytes(11))), RECIPIENT, "jwe-length", id="iv-short"),
+        pytest.param(replace(SEALED, iv=b64url(bytes(13))), RECIPIENT, "jwe-length", id="iv-long"),
+        pytest.param(replace(SEALED, tag=b64url(bytes(15))), RECIPIENT, "jwe-length", id="tag-short"),
+        pytest.param(replace(SEALED, tag=b64url(bytes(17))), RECIPIENT, "jwe-length", id="tag-long"),
+        pytest.param(replace(SEALED, tag=b64url(bytes(16))), RECIPIENT, "jwe-tag", id="tag-zero"),
+        pytest.param(replace(SEALED, ciphertext=""), RECIPIENT, "jwe-tag", id="nothing-inside"),
+        pytest.param(replace(SEALED, encrypted_key=b64url(bytes(39))), RECIPIENT, "jwe-length", id="key-short"),
+        pytest.param(replace(SEALED, encrypted_key=b64url(bytes(41))), RECIPIENT, "jwe-length", id="key-long"),
+        pytest.param(replace(SEALED, encrypted_key=b64url(bytes(40))), RECIPIENT, "jwe-key", id="key-zero"),
+        pytest.param(SEALED, recipient(ec.SECP521R1()), "jwe-epk", id="a-key-on-another-curve"),
+        pytest.param(header(SEALED_RSA, epk={}), RSA_KEY, "jwe-header", id="rsa-with-epk"),
+        pytest.param(header(SEALED_RSA, alg="RSA1_5"), RSA_KEY, "jwe-header", id="kbs-020-rsa1_5"),
+        pytest.param(replace(SEALED_RSA, encrypted_key=b64url(bytes(512))), RSA_KEY, "jwe-key", id="rsa-longest"),
+        pytest.param(replace(SEALED_RSA, encrypted_key=b64url(bytes(513))), RSA_KEY, "jwe-key", id="rsa-too-long"),
+        *(
+            pytest.param(
+                replace(SEALED_RSA, encrypted_key=b64url(RSA_KEY.public_key().encrypt(bytes(size), _OAEP))),
+                RSA_KEY, "jwe-key", id=f"rsa-key-of-{size}",
+            )
+            for size in (16, 31, 33)
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_open(sealed: Sealed, key: TeePrivateKey, code: str) -> None:
+    """One thing of a good JWE is changed."""
+    if not code:
+        assert unseal(sealed, key) == Secret(b"shhhhhhh")
+        return
+    with pytest.raises((Malformed, Untrusted)) as caught:
+        unseal(sealed, key)
+    assert caught.value.code == code
+    assert isinstance(caught.value, Malformed) == (
+        code != "jwe-tag" and (code != "jwe-key" or "long" in caught.value.what)
+    )
+
+
+def test_headers_have_a_size() -> None:
+    sealed = SEALED.to_json()
+    assert parse_sealed(sealed | {"protected": "A" * 1024}).protected == "A" * 1024
+    for body in (sealed | {"protected": "A" * 1025}, [sealed], list(sealed)):
+        with pytest.raises(Malformed) as caught:
+            parse_sealed(body)
+        assert caught.value.code == "jwe-members"
+
+
 GOOD = tee_key_of(recipient(ec.SECP256R1()).public_key()).jwk
 RSA_JWK = tee_key_of(RSA_KEY.public_key()).jwk
 
@@ -144,6 +234,15 @@ RSA_JWK = tee_key_of(RSA_KEY.public_key()).jwk
         pytest.param({**RSA_JWK, "alg": "RSA1_5"}, "tee-key-alg", id="kbs-020-rsa1_5"),
         pytest.param({**RSA_JWK, "e": "Aw"}, "tee-key-exponent", id="kbs-020-e3"),
         pytest.param({**RSA_JWK, "n": b64url(b"\x80" + bytes(127) + b"\1")}, "tee-key-modulus", id="rsa-1032"),
+        pytest.param({**RSA_JWK, "n": b64url(b"\x7f" + b"\xff" * 255)}, "tee-key-modulus", id="rsa-2047"),
+        pytest.param({**RSA_JWK, "n": b64url(b"\xff" * 255 + b"\xfe")}, "tee-key-modulus", id="rsa-even"),
+        pytest.param({**RSA_JWK, "n": b64url(b"\1" + b"\xff" * 512)}, "tee-key-integer", id="rsa-4097"),
+        pytest.param({**RSA_JWK, "n": ""}, "tee-key-integer", id="rsa-nothing"),
+        pytest.param({**RSA_JWK, "e": b64url(b"\1\0\2")}, "tee-key-exponent", id="kbs-020-e65538"),
+        pytest.param({**GOOD, "x": 1}, "base64url", id="x-a-number"),
+        pytest.param({**GOOD, "y": None}, "base64url", id="y-null"),
+        pytest.param({**GOOD, "y": b64url(bytes(33))}, "tee-key-coordinate", id="kbs-021-long-y"),
+        pytest.param({**GOOD, "alg": "ECDH-ES"}, "tee-key-alg", id="kbs-020-ecdh-es"),
         pytest.param({**RSA_JWK, "n": b64url(b"\0" + b"\xff" * 256)}, "tee-key-integer", id="leading-zero"),
         pytest.param({"kty": "OKP"}, "tee-key-type", id="kbs-020-okp"),
         pytest.param("text", "tee-key", id="not-an-object"),
@@ -156,7 +255,22 @@ def test_bad_tee_keys(jwk: object, code: str) -> None:
     assert caught.value.code == code
 
 
-@pytest.mark.parametrize("jwk", [GOOD, RSA_JWK], ids=["kbs-020-ec", "kbs-020-rsa"])
+def test_a_key_of_ours_on_another_curve() -> None:
+    with pytest.raises(Malformed) as caught:
+        tee_key_of(recipient(ec.SECP384R1()).public_key())
+    assert caught.value.code == "tee-key-curve"
+
+
+@pytest.mark.parametrize(
+    "jwk",
+    [
+        GOOD,
+        RSA_JWK,
+        {**RSA_JWK, "n": b64url(b"\x80" + bytes(254) + b"\1")},
+        {**RSA_JWK, "n": b64url(b"\xff" * 512)},
+    ],
+    ids=["kbs-020-ec", "kbs-020-rsa", "rsa-2048", "rsa-4096"],
+)
 def test_good_tee_keys_keep_their_members(jwk: dict[str, str]) -> None:
     """Parsing and rendering is the identity: the hash over it is the guest's hash."""
     assert parse_tee_key(jwk).jwk == jwk

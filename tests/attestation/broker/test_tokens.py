@@ -14,10 +14,12 @@ from attestation.broker.admin import MAX_ADMIN_TOKEN, AdminIssuer, render_admin_
 from attestation.broker.endorsement import TokenTrust
 from attestation.broker.external import verify_external
 from attestation.broker.roles import Principal, Role, Verb
+from attestation.broker.session import challenge
 from attestation.broker.token import MAX_TOKEN_BYTES, TokenAuthority, TokenKey, verify_token
 from attestation.errors import AttestationError, Denied, Misconfigured, Untrusted
+from attestation.values import BindingProfile, Tee
 from tests.attestation.broker.broker import NOW
-from tests.attestation.broker.issuer import Signer, foreign_claims
+from tests.attestation.broker.issuer import Signer, foreign_claims, tee_jwk
 
 
 def pem_of(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -252,6 +254,26 @@ def test_who_may_do_what(
 
 
 ALONE = Signer(name="alone")
+OFFERS: list[tuple[str, object, BindingProfile]] = [
+    ("ours", {"binding-profiles": ["x", "cgpu-v1"]}, BindingProfile.CGPU_V1),
+    ("others", {"binding-profiles": ["x"]}, BindingProfile.TRUSTEE_RCAR),
+    ("none", {}, BindingProfile.TRUSTEE_RCAR),
+    ("text", {"binding-profiles": "cgpu-v1"}, BindingProfile.TRUSTEE_RCAR),
+    ("null", {"binding-profiles": None}, BindingProfile.TRUSTEE_RCAR),
+    ("list", ["cgpu-v1"], BindingProfile.TRUSTEE_RCAR),
+    ("nothing", "", BindingProfile.TRUSTEE_RCAR),
+]
+
+
+@pytest.mark.parametrize(("offered", "profile"), [pytest.param(o, p, id=i) for i, o, p in OFFERS])
+def test_what_a_session_is_bound_by(offered: object, profile: BindingProfile) -> None:
+    """Our profile for whom names it in a list; anything else is upstream's guest."""
+    made = challenge(
+        version="0.4.0", tee="snp", offered=offered, enabled=frozenset({Tee.SNP}), random=lambda n: b"\1" * n, now=NOW
+    )
+    assert (made.profile, made.expires) == (profile, NOW + timedelta(minutes=5))
+
+
 TEE = ec.derive_private_key(11, ec.SECP256R1())
 
 
@@ -271,6 +293,7 @@ def foreign(**changes: Any) -> str:
         pytest.param(foreign(nbf=AT + 61), "token-early", id="starts-later"),
         pytest.param(foreign(nbf="0"), "token-early", id="start-in-text"),
         pytest.param(foreign(nbf=True), "token-early", id="start-true"),
+        pytest.param(foreign(nbf=ABSENT), None, id="no-start"),
     ],
 )
 def test_the_time_of_foreign_tokens(token: str, code: str | None) -> None:
@@ -281,3 +304,9 @@ def test_the_time_of_foreign_tokens(token: str, code: str | None) -> None:
     with pytest.raises(AttestationError) as caught:
         verify_external(token, trust, now=NOW)
     assert caught.value.code == code
+
+
+def test_submodules_of_any_shape_are_no_reason_to_fail() -> None:
+    """Upstream's are objects; a claim that is none names no TEE."""
+    token = foreign(submods={"cpu0": "affirming", "gpu0": None}, **{"tee-pubkey": tee_jwk(TEE)})
+    assert not verify_external(token, TokenTrust.of(certificates=[ALONE.pem]), now=NOW).forgeable

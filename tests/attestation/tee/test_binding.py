@@ -109,6 +109,7 @@ def test_native_report_data_fixes_the_device_set(other: list[DeviceBytes]) -> No
 _BAD: list[tuple[str, Callable[[], object], str]] = [
     ("unknown-member", lambda: binding.trustee_device_nonce(NONCE, JWK | {"kid": "1"}), "tee-pubkey-members"),
     ("missing-member", lambda: binding.trustee_device_nonce(NONCE, {"kty": "EC"}), "tee-pubkey-members"),
+    ("value-a-number", lambda: binding.trustee_device_nonce(NONCE, JWK | {"x": 1}), "tee-pubkey-members"),  # type: ignore[arg-type]
     ("no-kty", lambda: binding.trustee_device_nonce(NONCE, {}), "tee-pubkey-members"),
     ("hash", lambda: binding.trustee_device_nonce(NONCE, JWK, "md5"), "binding-hash"),
     ("surrogate", lambda: binding.trustee_report_data(NONCE, JWK, "\ud800"), "binding-jcs"),
@@ -132,3 +133,8 @@ def test_refusals(call: Callable[[], object], code: str) -> None:
     with pytest.raises(Malformed) as caught:
         call()
     assert caught.value.code == code
+
+
+def test_as_many_devices_as_fit() -> None:
+    devices = [DeviceBytes(kind=DeviceKind.GPU, report=bytes([i]), chain=b"") for i in range(64)]
+    assert len(binding.cgpu_report_data(NONCE, b"k", devices, None)) == 64
