@@ -1,8 +1,13 @@
 """What people get wrong with the three programs: the right exit code, one clear line that says where and what, no traceback."""
 
+import fcntl
 import os
+import signal
+import struct
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 
 import click
@@ -196,3 +201,31 @@ def test_no_room_for_a_key(folder: Path, line: str, where: str) -> None:
     assert f": {where}: " in done.stderr
     assert not (folder / where).exists()
     assert subprocess.run(argv, cwd=folder, capture_output=True, check=False).returncode == 0
+
+
+def test_ctrl_c_in_the_middle_says_how_to_go_on(folder: Path) -> None:
+    """And what it says does it. The program cannot end before: it waits for room in a pipe that is nearly full."""
+    program = str(BIN / "kata-gpu")
+    subprocess.run([program, "sim", "create", "--preset", "hgx-h100", "host.sim"], cwd=folder, check=True)
+    reading, writing = os.pipe()
+    room = fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(writing, b"." * (room - 200) + b"\n")
+    setup = [program, "node", "setup", "--cc-mode", "on", "--sim", "host.sim"]
+    with subprocess.Popen(setup, cwd=folder, stderr=writing, stdout=subprocess.DEVNULL) as process:
+        os.close(writing)
+        with os.fdopen(reading) as stderr:
+            while process.poll() is None and waiting(stderr.fileno()) < room - 100:  # two of its lines
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            said = stderr.read().splitlines()
+    assert (process.returncode, said[-2]) == (1, "interrupted")
+    assert "kata-gpu recover" in said[-1]
+    again = [program, "recover", "--sim", "host.sim"]
+    done = subprocess.run(again, cwd=folder, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.partition(" of ")[0]) == (0, "undone: setup")
+
+
+def waiting(pipe: int) -> int:
+    """Bytes in it that nobody has read."""
+    (count,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
+    return int(count)

@@ -37,6 +37,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "gpus": ("kata_gpu.cli.gpus", "gpus", "List GPUs and NVSwitches of this host."),
 }
 
+_CHANGING = frozenset({"bind", "cc", "node", "recover", "release"})  # what they do in steps is in the state directory
+
 
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are needed."""
@@ -79,6 +81,8 @@ def run(group: click.Group, argv: list[str] | None = None) -> int:
         return exc.exit_code
     except click.Abort:
         click.echo("interrupted", err=True)
+        if not _CHANGING.isdisjoint((sys.argv[1:] if argv is None else argv)[:1]):
+            click.echo("  fix: `kata-gpu recover` undoes what was half done, and so does the next setup", err=True)
         return ExitCode.NEGATIVE
     except click.ClickException as exc:
         exc.show()
