@@ -10,7 +10,7 @@ import click
 from attestation.cli.store import read_bytes
 from attestation.cli.verification import read_policy, simulated_roots_option
 from attestation.clock import parse_time, utc_now
-from attestation.errors import Misconfigured
+from attestation.errors import Misconfigured, Unavailable
 from attestation.values import Tee
 
 MAX_STORE_BYTES = 4096  # of a database URL
@@ -84,6 +84,7 @@ def serve(**options: Any) -> None:
     from attestation.cli.webhook_file import load_webhook
     from attestation.hardening import forbid_dumps
     from attestation.ops.open_world import WorldOptions, close_world, open_world
+    from attestation.ops.readiness import Surveyor
     from attestation.service.app import Compat, Service
     from attestation.service.server import Serving, listen
     from attestation.service.server import serve as run
@@ -113,6 +114,11 @@ def serve(**options: Any) -> None:
         verifier,
         now=clock(),
     )
+    try:
+        Surveyor(world)(clock())
+    except Unavailable:  # the audit log does not vouch for this configuration
+        close_world(world)
+        raise
     if world.simulated:
         click.echo("WARNING: forgeable evidence is accepted; only keys labelled test can be released", err=True)
     for waiver in policy.waivers if policy else ():

@@ -15,15 +15,16 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select, text, update
 
 from attestation.errors import Unavailable, Untrusted
-from attestation.sources.audit import AuditLog, Entry, check_entry
+from attestation.sources.audit import GENESIS, AuditLog, Entry, check_entry
 from attestation.sources.db import Database
 from attestation.sources.schema import CHANGES, audit, audit_heads, moment, sheets
 from attestation.sources.sheets import Key, Rows, Sheet, read_all, root
 from attestation.values import JsonValue
 
 MEMBER = "configuration"  # of the body of an audit entry: the digest over all sheets
-SEALED = "configuration-sealed"
-UNSEALED = "configuration-unsealed"
+SEALED, CONFIRMED = "configuration-sealed", "configuration-confirmed"
+CHANGED, UNSEALED = "configuration-changed", "configuration-unsealed"
+_BATCH = 1000
 _NAMED = 4  # sheets that a refusal names
 
 
@@ -39,10 +40,14 @@ class State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """Every row of one moment, read from the database anew; `problem` is why it would be refused."""
+    """Every row of one moment, read from the database anew; `problem` is why it would be refused.
+
+    `behind` is how many entries the log has since the newest that names the configuration.
+    """
 
     rows: Mapping[Sheet, Rows]
     root: str
+    behind: int
     problem: Unavailable | None
 
 
@@ -53,6 +58,7 @@ class Configuration:
         self._db, self._log = database, log
         self._state = State()
         self._kept: dict[Sheet, tuple[str, Rows]] = {}
+        self._walked = False
         self.suspect = False  # something was refused since the last survey
 
     def rows(self, sheet: Sheet) -> Rows:
@@ -64,7 +70,7 @@ class Configuration:
         """One durable transaction: rows, their digests, and the entries that record them."""
         floor = self._state.seq
         with self._db.change() as connection:
-            change = Change(connection, self._log, lambda: self.state(connection, floor))
+            change = Change(connection, self._log, lambda: self._walked_state(connection, floor))
             yield change
             change.finish()
 
@@ -81,6 +87,11 @@ class Configuration:
             for row in connection.execute(query):
                 yield _entry(row)
 
+    def confirm(self, now: datetime) -> None:
+        """Record that nothing changed: whoever starts later has to look at no entry before this one."""
+        with self.change() as change:
+            change.confirm(now)
+
     def seal(self, by: str, expected: str, now: datetime) -> int:
         """Record the rows as they are: of a store of an older version, or where somebody has answered for them.
 
@@ -91,7 +102,7 @@ class Configuration:
             rows = read_all(connection)
             digests = {sheet.name: digest for sheet, found in rows.items() if (digest := sheet.digest(found))}
             if root(digests.items()) != expected:
-                raise Untrusted("configuration-changed", "somebody changes the configuration at this moment")
+                raise Untrusted(CHANGED, "somebody changes the configuration at this moment")
             connection.execute(delete(sheets))
             if digests:
                 connection.execute(insert(sheets), [{"name": n, "digest": d} for n, d in digests.items()])
@@ -133,6 +144,33 @@ class Configuration:
         self._kept[sheet] = (digest, rows)
         return rows
 
+    def _walked_state(self, connection: Connection, floor: int) -> State:
+        """Likewise, and nothing is missing in the log since then: a change that was taken out leaves a gap.
+
+        Once in a process: from then on it knows better itself.
+        """
+        state = self.state(connection, floor)
+        if not self._walked:
+            self._walk(connection, state.seq, state.entry or GENESIS)
+            self._walked = True
+        return state
+
+    def _walk(self, connection: Connection, seq: int, previous: str) -> None:
+        """Sequence, links and signatures of what follows: little, see `confirm`."""
+        entries = select(audit).where(audit.c.stream == self._log.stream).order_by(audit.c.seq).limit(_BATCH)
+        while batch := connection.execute(entries.where(audit.c.seq > seq)).all():
+            for row in batch:
+                if row.seq != seq + 1 or row.previous != previous:
+                    raise _unrecorded(seq + 1)
+                self._require_ours(_entry(row))
+                seq, previous = row.seq, row.digest
+
+    def _require_ours(self, entry: Entry) -> None:
+        try:
+            check_entry(entry, self._log.public_key, self._log.stream)
+        except Untrusted as exc:
+            raise _unrecorded(entry.seq) from exc
+
     def _newest(self, connection: Connection) -> Entry | None:
         query = (
             select(audit).where(audit.c.stream == self._log.stream, text(CHANGES)).order_by(audit.c.seq.desc()).limit(1)
@@ -142,19 +180,13 @@ class Configuration:
 
     def _check(self, connection: Connection, newest: Entry) -> State:
         """The state that this entry names, from the digests that are stored."""
-        where = f"audit entry {newest.seq}"
-        try:
-            check_entry(newest, self._log.public_key, self._log.stream)
-        except Untrusted as exc:
-            raise Unavailable(
-                "configuration-changed", "the newest change was not recorded by a broker", where=where
-            ) from exc
+        self._require_ours(newest)
         recorded = newest.body.get(MEMBER)
         if not isinstance(recorded, str):
             raise Unavailable(
                 UNSEALED,
                 "the configuration was last changed by a broker that does not bind it to the log",
-                where=where,
+                where=f"audit entry {newest.seq}",
                 expected="kata-gpu-kbs store seal",
             )
         digests = {row.name: row.digest for row in connection.execute(select(sheets))}
@@ -165,10 +197,10 @@ class Configuration:
     def _survey(self, connection: Connection, floor: int) -> Survey:
         rows = read_all(connection)
         found = {sheet.name: digest for sheet, held in rows.items() if (digest := sheet.digest(held))}
-        problem = None
+        newest, problem = None, None
         try:
             newest = self._newest(connection)
-            self.state(connection, floor)
+            self._walked_state(connection, floor)
             state = State() if newest is None else self._check(connection, newest)
             names = found.keys() | state.digests.keys()
             differ = sorted(name for name in names if found.get(name) != state.digests.get(name))
@@ -176,7 +208,11 @@ class Configuration:
                 raise _changed(", ".join(differ[:_NAMED]))
         except Unavailable as exc:
             problem = exc
-        return Survey(rows=rows, root=root(found.items()), problem=problem)
+        end = (
+            connection.execute(select(audit_heads.c.seq).where(audit_heads.c.stream == self._log.stream)).scalar() or 0
+        )
+        behind = end - newest.seq if newest is not None else 0
+        return Survey(rows=rows, root=root(found.items()), behind=behind, problem=problem)
 
 
 class Change:
@@ -213,6 +249,11 @@ class Change:
         """An audit entry of this change, part of its transaction."""
         self._entries.append({"event": event, "subject": subject, "body": body, "now": now})
 
+    def confirm(self, now: datetime) -> None:
+        """An entry that nothing changed."""
+        self._begun()
+        self.record(CONFIRMED, MEMBER, {}, now)
+
     def finish(self) -> None:
         """Store the digests, and write the entries with the digest over all of them."""
         if self._state is None:
@@ -229,13 +270,17 @@ class Change:
             body = {**entry.pop("body"), MEMBER: recorded}
             self._log.append(self.connection, body=body, **entry)
 
-    def _working(self, sheet: Sheet) -> dict[Key, Any]:
+    def _begun(self) -> State:
         if self._state is None:
             # Releases take this lock and then rows of keys: in the same order here, nobody waits for each other.
             _lock(self.connection, self._log.stream)
             self._state = self._begin()
+        return self._state
+
+    def _working(self, sheet: Sheet) -> dict[Key, Any]:
+        state = self._begun()
         if sheet not in self._rows:
-            digest = self._state.digests.get(sheet.name, "")
+            digest = state.digests.get(sheet.name, "")
             self._rows[sheet] = dict(verified(self.connection, sheet, digest))
         return self._rows[sheet]
 
@@ -258,7 +303,11 @@ def verified(connection: Connection, sheet: Sheet, digest: str) -> Rows:
 
 
 def _changed(where: str) -> Unavailable:
-    return Unavailable("configuration-changed", "the rows are not those that the audit log names", where=where)
+    return Unavailable(CHANGED, "the rows are not those that the audit log names", where=where)
+
+
+def _unrecorded(seq: int) -> Unavailable:
+    return Unavailable(CHANGED, "no broker wrote this entry here", where=f"audit entry {seq}")
 
 
 def _lock(connection: Connection, stream: str) -> None:
@@ -269,9 +318,7 @@ def _entry(row: Any) -> Entry:
     try:
         at, body = moment(row.at), json.loads(row.body)
     except (ValueError, OverflowError, OSError, RecursionError) as exc:
-        raise Unavailable(
-            "configuration-changed", "no broker wrote this entry", where=f"audit entry {row.seq}"
-        ) from exc
+        raise _unrecorded(row.seq) from exc
     return Entry(
         seq=row.seq,
         at=at,

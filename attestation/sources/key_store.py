@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, Select, bindparam, delete, fun
 
 from attestation.broker.keys import MAX_SECRET_BYTES, KeyKind, KeyRecord
 from attestation.errors import Denied, Malformed, Unavailable
-from attestation.sources.configuration import Change, Configuration
+from attestation.sources.configuration import CHANGED, Change, Configuration
 from attestation.sources.db import Database
 from attestation.sources.envelope import Envelope, Vault
 from attestation.sources.schema import AUDIT_STREAM, audit, key_versions, keys, moment, ms
@@ -77,7 +77,7 @@ class KeyStore:
         if expected is not None and expected != known:
             raise Denied("key-version", "somebody else stored this key", expected=expected, got=known)
         if known != version - 1:
-            raise Unavailable("configuration-changed", "the row was changed meanwhile", where=sheet.name)
+            raise Unavailable(CHANGED, "the row was changed meanwhile", where=sheet.name)
         if row is None:
             made = {"path": str(path), "repository": path.repository, "kind": str(kind), "created": ms(now)}
             made |= {"labels": json.dumps(sorted(set(labels))), "policy": policy or "", "current": version}

@@ -12,7 +12,8 @@ AUDIT_STREAM = "broker"
 # Entries that record a change of the configuration, as the condition of an index (configuration.py).
 CHANGES = (
     "event IN ('key-stored', 'key-policy-set', 'key-deleted', 'policy-set', 'reference-set', 'user-added',"
-    " 'user-revoked', 'revoked', 'unrevoked', 'quota-set', 'configuration-sealed')"
+    " 'user-revoked', 'revoked', 'unrevoked', 'quota-set', 'configuration-sealed',"
+    " 'configuration-confirmed')"
 )
 
 metadata = MetaData()

@@ -5,6 +5,7 @@ What such a person can do without a trace, and what only a checkpoint shows, is 
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from sqlalchemy import MetaData, Table, insert, select, text, update
+from sqlalchemy import MetaData, Table, delete, insert, select, text, update
 
 from attestation.broker.revocation import RevocationKind
 from attestation.broker.roles import Role, Verb
@@ -41,7 +42,7 @@ from attestation.ops.revocations import revoke, set_quota, unrevoke
 from attestation.ops.root_keys import rotate_root
 from attestation.simulate.amd import MEASUREMENT
 from attestation.sources import schema
-from attestation.sources.audit import AuditLog
+from attestation.sources.audit import AuditLog, entry_digest
 from attestation.sources.audit_proof import check_extends, checkpoint
 from attestation.sources.db import Database
 from attestation.sources.envelope import FileRootKey
@@ -298,6 +299,46 @@ def test_an_older_configuration_without_its_log(kbs: Broker, where: str, tmp_pat
     assert command(where, tmp_path, "store", "verify") == 1
 
 
+@pytest.mark.parametrize("mended", [False, True])
+def test_an_older_configuration_and_a_change_taken_out_of_the_log(
+    kbs: Broker, where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *, mended: bool
+) -> None:
+    """What was recorded after that change does not fit any more, however the gap is closed: nobody serves or changes."""
+    kbs.put(policy=GPU_POLICY)
+    earlier = _copy(kbs, "audit", "audit_heads", "attestations", "sessions")
+    revoke(kbs.world, ADMIN, RevocationKind.CHIP, "aa" * 64, "stolen", now=NOW)
+    gone = kbs.world.audit.verify()
+    kbs.handshake().get()
+    _put_back(kbs, earlier)
+    with kbs.world.database.write() as connection:
+        connection.execute(delete(schema.audit).where(schema.audit.c.seq == gone))
+        if mended:
+            _mend(connection, gone)
+    with replica(kbs, where, tmp_path) as other:
+        for action in (lambda: probes(other.world)["configuration"](NOW), other.put):
+            with pytest.raises(Unavailable) as caught:
+                action()
+            assert caught.value.code == "configuration-changed"
+            assert caught.value.where == f"audit entry {gone}"
+    assert command(where, tmp_path, "serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0") == 8
+    assert "error[configuration-changed]: audit entry" in capsys.readouterr().err
+    assert command(where, tmp_path, "store", "seal") == 1
+
+
+def _mend(connection: Any, gone: int) -> None:
+    """Numbers, links and digests of what follows; the signatures are what they were."""
+    rows = connection.execute(
+        select(schema.audit).where(schema.audit.c.seq >= gone - 1).order_by(schema.audit.c.seq)
+    ).all()
+    previous = rows[0].digest
+    for seq, row in enumerate(rows[1:], gone):
+        digest = entry_digest("broker", seq, row.at, row.event, row.subject, row.body, previous)
+        same = schema.audit.c.seq == row.seq
+        connection.execute(update(schema.audit).where(same).values(seq=seq, previous=previous, digest=digest))
+        previous = digest
+    connection.execute(update(schema.audit_heads).values(seq=gone + len(rows) - 2, digest=previous))
+
+
 def test_a_store_that_was_set_back_whole(kbs: Broker, where: str, tmp_path: Path) -> None:
     """A broker that has seen more refuses it. One that starts then does not: a checkpoint kept elsewhere does."""
     kbs.put(policy=GPU_POLICY)
@@ -337,6 +378,25 @@ def test_what_comes_in_during_a_change_is_not_bound(kbs: Broker) -> None:
     with pytest.raises(Unavailable) as caught:
         kbs.world.keys.get(PATH)
     assert caught.value.code == "configuration-changed"
+
+
+def test_releases_and_changes_of_one_key_wait_for_each_other(kbs: Broker, where: str, tmp_path: Path) -> None:
+    """Both lock the log and then rows, on two replicas: no deadlock, and whatever was changed verifies."""
+    kbs.put(policy=GPU_POLICY)
+    visit = kbs.handshake()
+    with replica(kbs, where, tmp_path) as other, ThreadPoolExecutor(4) as pool:
+
+        def change(number: int) -> None:
+            made = (kbs, other)[number % 2]
+            set_key_policy(made.world, ADMIN, PATH, f"{GPU_POLICY}# {number}\n", now=NOW)
+
+        changes = [pool.submit(change, number) for number in range(20)]
+        releases = [pool.submit(replace(visit, broker=(kbs, other)[number % 2]).get) for number in range(40)]
+        assert [job.result() for job in releases] == [b"k" * 32] * 40
+        for job in changes:
+            job.result()
+        assert other.world.configuration.survey().problem is None
+    assert command(where, tmp_path, "store", "verify") == 0
 
 
 def test_a_counter_that_was_set_back(kbs: Broker, where: str, tmp_path: Path) -> None:
@@ -444,6 +504,22 @@ def test_readiness_says_so_and_the_log_once(kbs: Broker) -> None:
     write(kbs, "UPDATE keys SET policy = replace(policy, 'blackwell', 'hopper')")
     probe(NOW)
     assert kbs.handshake().get() == b"k" * 32
+
+
+def test_a_busy_log_is_confirmed(kbs: Broker, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who starts looks at what came after; a survey that found nothing wrong says so after many entries, and once."""
+    kbs.put(policy=GPU_POLICY)
+    probe = probes(kbs.world)["configuration"]
+    for count in (0, 3, 0):
+        monkeypatch.setattr("attestation.ops.readiness.CONFIRM_AFTER", 2)
+        for _ in range(count):
+            kbs.world.audit.record(event="test", subject="x", body={}, now=NOW)
+        kbs.world.configuration.suspect = True
+        probe(NOW)
+    (entry,) = kbs.world.audit.about("configuration")
+    assert entry.event == "configuration-confirmed"
+    assert kbs.world.configuration.survey().behind == 0
+    assert command(where, tmp_path, "store", "verify") == 0
 
 
 def test_the_newest_change_is_found_by_its_index(kbs: Broker) -> None:

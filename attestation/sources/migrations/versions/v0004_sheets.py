@@ -12,7 +12,8 @@ revision = "0004"
 down_revision = "0003"
 _CHANGES = sa.text(
     "event IN ('key-stored', 'key-policy-set', 'key-deleted', 'policy-set', 'reference-set', 'user-added',"
-    " 'user-revoked', 'revoked', 'unrevoked', 'quota-set', 'configuration-sealed')"
+    " 'user-revoked', 'revoked', 'unrevoked', 'quota-set', 'configuration-sealed',"
+    " 'configuration-confirmed')"
 )
 
 
