@@ -44,7 +44,7 @@ def appraise_cluster(pod: Json, cluster: Cluster, subject: str) -> tuple[Violati
         for kind, ref, claim in claimed:
             if claim is not None and classes(claim) & set(CLASSES):
                 say("claim-without-class", f"{kind} {ref} asks for a GPU for a VM, the pod starts none",
-                    "the container starts under runc with a VFIO node and no GPU")  # fmt: skip
+                    "the driver refuses the claim (pod-without-vm), the pod stays pending")  # fmt: skip
     if not name:
         return tuple(found)
     if handler is None:

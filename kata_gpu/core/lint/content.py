@@ -2,7 +2,7 @@
 
 from kata_gpu.core.kata.agent_policy import parse_policy_data, vfio_counts
 from kata_gpu.core.kata.initdata import ANNOTATION, appraise_initdata, parse_any
-from kata_gpu.core.lint.pod import PGPU, annotations, limits
+from kata_gpu.core.lint.pod import PASSTHROUGH_RESOURCES, PGPU, annotations, limits
 from kata_gpu.core.lint.rule import Json, Scope, Violation, items, mapping
 from kata_gpu.errors import Malformed
 
@@ -37,6 +37,7 @@ def appraise_init_data(pod: Json, subject: str) -> tuple[Violation, ...]:
 
 
 def _devices_wanted(pod: Json) -> str:
-    if any(PGPU in lim for lim in limits(pod)):
-        return f"{PGPU} limits"
+    for name in PASSTHROUGH_RESOURCES:
+        if any(name in lim for lim in limits(pod)):
+            return f"{name} limits"
     return "resource claims" if items(mapping(pod, "spec"), "resourceClaims") else ""

@@ -2,12 +2,14 @@
 
 import re
 
+from kata_gpu.core.cdi import KINDS
 from kata_gpu.core.kata.initdata import ANNOTATION
 from kata_gpu.core.kata.runtime_class import CONFIDENTIAL_CLASS, GPU_CLASS
 from kata_gpu.core.lint.rule import Json, Rule, items, mapping
 
 PGPU = "nvidia.com/pgpu"
-PASSTHROUGH_RESOURCES = (PGPU, "nvidia.com/nvswitch")  # what reaches a VM, as device plugin or extended resource
+# What reaches a VM: of NVIDIA's device plugin or as extended resource, and of ours.
+PASSTHROUGH_RESOURCES = (PGPU, "nvidia.com/nvswitch", *KINDS.values())
 PPCIE_CLASS = r"^kata-nvidia-gpu-ppcie-(snp|tdx)$"
 UPSTREAM_PLAIN_CLASS = r"^kata-qemu-nvidia-gpu(-runtime-rs)?$"
 PPCIE_GPUS = 8  # node.md 5.2: the guest accepts (4 switches, 8 GPUs) and no other set with switches
@@ -106,6 +108,7 @@ _CLASS = "has(object.spec.runtimeClassName) && object.spec.runtimeClassName"
 _UNPRIVILEGED = "!(has(c.securityContext) && has(c.securityContext.privileged) && c.securityContext.privileged)"
 _ALL = "(object.spec.containers + (has(object.spec.initContainers) ? object.spec.initContainers : []))"
 _LIMITS = f"{_ALL}.filter(c, has(c.resources) && has(c.resources.limits))"
+_PASSTHROUGH = "[" + ", ".join(f"'{name}'" for name in PASSTHROUGH_RESOURCES) + "]"
 _ANNOTATIONS = "has(object.metadata.annotations) && object.metadata.annotations"
 _INIT = f"has(object.metadata.annotations) && '{ANNOTATION}' in object.metadata.annotations"
 
@@ -116,8 +119,8 @@ def _for(pattern: str, holds: str) -> str:
 
 RULES: tuple[Rule, ...] = (
     Rule(id="gpu-without-class", holds=_gpu_class_or_no_pgpu,
-         cel=f"({_CLASS}.matches('{GPU_CLASS}')) || {_LIMITS}.all(c, !('{PGPU}' in c.resources.limits) && "
-             "!('nvidia.com/nvswitch' in c.resources.limits))",
+         cel=f"({_CLASS}.matches('{GPU_CLASS}')) || "
+             f"{_LIMITS}.all(c, !c.resources.limits.exists(k, k in {_PASSTHROUGH}))",
          message="asks for a passthrough GPU without a Kata GPU RuntimeClass",
          symptom="the container starts under runc with a VFIO node and no GPU"),
     Rule(id="host-gpu-resource", holds=_no_host_gpu,
@@ -131,7 +134,7 @@ RULES: tuple[Rule, ...] = (
          symptom="the sandbox fails: unresolvable CDI devices"),
     Rule(id="foreign-device", holds=_no_foreign,
          cel=_for(GPU_CLASS, f"{_LIMITS}.all(c, c.resources.limits.all(k, !k.contains('/') || k in "
-                             f"['nvidia.com/gpu', '{PGPU}', 'nvidia.com/nvswitch'] || "
+                             f"(['nvidia.com/gpu'] + {_PASSTHROUGH}) || "
                              "k.startsWith('nvidia.com/mig-') || k.endsWith('.shared')))"),
          message="asks for a device-plugin resource that has no CDI specification for a VM",
          symptom="the sandbox fails: unresolvable CDI devices"),
@@ -169,7 +172,7 @@ RULES: tuple[Rule, ...] = (
          symptom="attestation fails at measurement index 9"),
     Rule(id="memory-limit", holds=_memory_sized,
          cel=_for(GPU_CLASS, "object.spec.containers.all(c, !(has(c.resources) && ((has(c.resources.limits) && "
-                             f"('{PGPU}' in c.resources.limits || 'nvidia.com/nvswitch' in c.resources.limits)) || "
+                             f"c.resources.limits.exists(k, k in {_PASSTHROUGH})) || "
                              "(has(c.resources.claims) && c.resources.claims.size() > 0))) || (has(c.resources.limits) "
                              "&& 'memory' in c.resources.limits))"),
          message="a container that uses the GPU has no memory limit; the VM is sized from limits",

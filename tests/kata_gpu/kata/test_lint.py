@@ -70,6 +70,9 @@ LIMITS = "spec/containers/0/resources/limits"
 BAD_PODS = [
     pytest.param("spec/runtimeClassName", "runc", {LIMITS: {"nvidia.com/pgpu": "1"}}, "gpu-without-class", id="runc"),
     pytest.param("spec/runtimeClassName", None, {LIMITS: {"nvidia.com/nvswitch": "4"}}, "gpu-without-class", id="no-class"),
+    pytest.param("spec/runtimeClassName", None, {LIMITS: {"cgpu.kata-gpu.dev/gpu": "1"}}, "gpu-without-class",
+                 id="no-class-of-our-device-plugin"),
+    pytest.param(LIMITS, {"cgpu.kata-gpu.dev/nvswitch": "4"}, {}, "memory-limit", id="no-memory-of-our-device-plugin"),
     pytest.param(LIMITS, {"memory": "1Gi", "nvidia.com/gpu": "1"}, {}, "host-gpu-resource", id="host-gpu"),
     pytest.param(LIMITS, {"memory": "1Gi", "nvidia.com/mig-1g.10gb": "1"}, {}, "shared-gpu", id="mig"),
     pytest.param(LIMITS, {"memory": "1Gi", "nvidia.com/gpu.shared": "1"}, {}, "shared-gpu", id="mps"),
@@ -144,6 +147,7 @@ GOOD = [
     {"kind": "Pod", "metadata": {"name": "web"}, "spec": {"containers": [{"name": "c"}], "hostNetwork": True}},
     changed(bad_pod("spec/runtimeClassName", "kata-nvidia-gpu-ppcie-tdx", {}), LIMITS,
             {"memory": "1Ti", "nvidia.com/pgpu": "8", "nvidia.com/nvswitch": "4"}),
+    changed(POD, LIMITS, {"memory": "64Gi", "cgpu.kata-gpu.dev/gpu": "1"}),
     {"kind": "ResourceClaim", "metadata": {"name": "other"},
      "spec": {"devices": {"requests": [{"name": "a", "exactly": {"deviceClassName": "x", "adminAccess": True}}]}}},
     {"kind": "ResourceClaim", "metadata": {"name": "empty"}, "spec": {}},
