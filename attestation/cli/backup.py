@@ -158,11 +158,15 @@ def _show(report: Any, verdict: str, audit_key: str | None, passphrase_file: str
         "made": report.made,
         "secrets": report.secrets,
         "audit_entries": report.audit_entries,
+        "sealed": report.sealed,
         "rows": dict(report.rows),
         "root_key": None if report.root_key is None else str(report.root_key),
     }
     lines = [f"{verdict}: made {report.made}, {report.secrets} secrets, {report.audit_entries} audit entries"]
     lines += [f"origin: {origin}"]
+    lines += (
+        [] if report.sealed else ["configuration: not sealed, of an older version; restored, it needs `store seal`"]
+    )
     lines += [f"root key: {report.root_key}"] if report.root_key else []
     show(body, output, lines)
 

@@ -234,6 +234,6 @@ def test_commands(kbs: Broker, tmp_path: Path, capsys: pytest.CaptureFixture[str
     capsys.readouterr()
     assert run(cli, ["backup", "restore", file, *to]) == 0
     restored = json.loads(capsys.readouterr().out)
-    assert (restored["secrets"], restored["origin"]) == (1, "passphrase")
+    assert (restored["secrets"], restored["origin"], restored["sealed"]) == (1, "passphrase", True)
     assert run(cli, ["audit", "verify", "--store", str(tmp_path / "new")]) == 0
     assert run(cli, ["backup", "create", file, *store]) == 2
