@@ -149,7 +149,7 @@ def parse_time(element: Element) -> datetime:
     digits = _YEAR_DIGITS.get(element.tag, 0)
     text = element.content.decode("ascii", "replace")
     try:
-        if not digits or len(text) != digits + 11 or not (text.isascii() and text[:-1].isdigit() and text[-1] == "Z"):
+        if not digits or len(text) != digits + 11 or not (text[:-1].isdigit() and text[-1] == "Z"):
             raise ValueError(text)
         year = int(text[:digits])
         if digits == 2:
