@@ -74,7 +74,7 @@ def _judge(device: Allocatable, inventory: Inventory, unfit: Mapping[str, Unfit]
 def render_pool(inventory: Inventory, offers: Sequence[Offer], *, node: str, features: Features) -> list[JsonObject]:
     """Slice specs without generation and count. An empty pool is one slice without devices.
 
-    Without taints an unfit device is left out; without counters the whole-board device is.
+    Without taints an unfit device is left out; without counters the whole-board device is. Raises Malformed.
     """
     board = frozenset(str(d.function.address) for d in ppcie_board(inventory))
     rows = []
