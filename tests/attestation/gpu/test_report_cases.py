@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ import pytest
 from attestation.errors import Malformed
 from attestation.findings import Result
 from attestation.formats.nv_evidence import NvEvidence
+from attestation.formats.nv_report import parse_gpu_facts
 from attestation.formats.spdm import parse_report
 from attestation.simulate.nv_products import PRODUCTS
-from attestation.values import Level
+from attestation.values import Architecture, GpuMode, Level
 from attestation.verify.nv_policy import Exactly
 from tests.attestation.gpu.support import (
+    BLACKWELL,
     FORGE,
     GENUINE,
     HOPPER,
@@ -241,6 +244,90 @@ ELEMENTS: list[tuple[str, dict[int, bytes | None], str]] = [
 def test_elements(tlvs: dict[int, bytes | None], code: str) -> None:
     """Well formed, wrong values: refused before anything is decided on them."""
     refused(code, lambda: verify(FORGE.device(nonce=NONCE, tlvs=tlvs)))
+
+
+_SIZES = {
+    HOPPER: {4: 8, 6: 8, 11: 1, 12: 256, 13: 4, 14: 4, 20: 48, 21: 1, 22: 144, 34: 2, 36: 2},
+    BLACKWELL: {33: 2},
+    LS10: {6: 14, 22: 8, 23: 2, 24: 2, 25: 2, 26: 128},
+}
+
+
+@pytest.mark.parametrize(
+    ("arch", "kind", "size"),
+    [
+        pytest.param(arch, kind, size, id=f"gpu-035-{arch}-{kind}")
+        for arch, sizes in _SIZES.items()
+        for kind, size in sizes.items()
+    ],
+)
+def test_elements_have_one_size(arch: Architecture, kind: int, size: int) -> None:
+    """One byte less and one more are refused."""
+    for wrong in (size - 1, size + 1):
+        refused("tlv-size", partial(verify, FORGE.device(arch, nonce=NONCE, tlvs={kind: bytes(wrong)})))
+
+
+@pytest.mark.parametrize(
+    ("arch", "kind"),
+    [(HOPPER, kind) for kind in (3, 6, 11, 15, 17, 18)] + [(LS10, kind) for kind in (6, 22, 25)],
+)
+def test_elements_that_must_be_there(arch: Architecture, kind: int) -> None:
+    refused("tlv-missing", lambda: verify(FORGE.device(arch, nonce=NONCE, tlvs={kind: None})))
+
+
+_PORTS = FORGE.elements(LS10, 0, GpuMode.ON)[26]
+_VALUES: list[tuple[str, Architecture, dict[int, bytes | None], str]] = [
+    ("042-protected-without-flag", HOPPER, {36: b"\x00\x00", 21: b"\xaa"}, "feature-contradiction"),
+    ("042-flag-without-status", HOPPER, {36: b"\x02\x00", 21: None}, "feature-contradiction"),
+    ("042-protected-neither", HOPPER, {21: b"\x00"}, "protected-pcie"),
+    ("041-feature-3", HOPPER, {36: b"\x03\x00"}, "feature-flag"),
+    ("041-feature-256", HOPPER, {36: b"\x00\x01"}, "feature-flag"),
+    ("045-sku-path", HOPPER, {18: b"../x\0"}, "project-sku"),
+    ("045-chip-sku-dash", HOPPER, {15: b"a-b\0"}, "chip-sku"),
+    ("045-chip-path", BLACKWELL, {35: b"GB/100\0"}, "chip-info"),
+    ("045-bios-text", LS10, {6: b"96.10.73.00.0G"}, "bios-version"),
+    ("143-lock-2", LS10, {25: b"\x02\x00"}, "lock-status"),
+    ("143-lock-256", LS10, {25: b"\x00\x01"}, "lock-status"),
+    ("144-port-8", LS10, {26: _PORTS[:-1] + b"\x08"}, "switch-port"),
+    ("144-port-254", LS10, {26: _PORTS[:-1] + b"\xfe"}, "switch-port"),
+]
+
+
+@pytest.mark.parametrize(("arch", "tlvs", "code"), [pytest.param(a, t, c, id=f"gpu-{i}") for i, a, t, c in _VALUES])
+def test_values_of_elements(arch: Architecture, tlvs: dict[int, bytes | None], code: str) -> None:
+    refused(code, lambda: verify(FORGE.device(arch, nonce=NONCE, tlvs=tlvs)))
+
+
+@pytest.mark.parametrize(
+    ("tlvs", "feature"),
+    [
+        pytest.param({34: None}, None, id="gpu-039-no-version"),
+        pytest.param({34: b"\x00\x00"}, None, id="gpu-039-version-0"),
+        pytest.param({34: b"\x01\x00"}, 0, id="gpu-039-version-1"),
+        pytest.param({36: b"\x01\x00"}, 1, id="gpu-041-feature-1"),
+    ],
+)
+def test_firmware_that_does_not_say_its_feature(tlvs: dict[int, bytes | None], feature: int | None) -> None:
+    facts = parse_gpu_facts(parse_report(FORGE.device(nonce=NONCE, tlvs=tlvs).report))
+    assert (facts.feature, facts.protected_pcie) == (feature, False)
+
+
+@pytest.mark.parametrize(("extra", "code"), [(0, None), (1, "tlv-count")], ids=["gpu-038-128", "gpu-038-129"])
+def test_so_many_elements_are_read(extra: int, code: str | None) -> None:
+    known = len(FORGE.elements(HOPPER, 0, GpuMode.ON))
+    tlvs: dict[int, bytes | None] = {0x100 + n: b"" for n in range(128 - known + extra)}
+    evidence = FORGE.device(nonce=NONCE, tlvs=tlvs)
+    if code is None:
+        assert len(parse_report(evidence.report).opaque) == 128
+    else:
+        refused(code, lambda: verify(evidence))
+
+
+@pytest.mark.parametrize(
+    ("size", "code"), [(8192, "trailing-bytes"), (8193, "report-size")], ids=["gpu-048-8192", "gpu-048-8193"]
+)
+def test_reports_have_a_size(size: int, code: str) -> None:
+    refused(code, lambda: parse_report(FORGE.device(nonce=NONCE).report.ljust(size, b"\0")))
 
 
 @pytest.mark.parametrize("_case", [pytest.param(None, id="gpu-044-driver-64k")])
