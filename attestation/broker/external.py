@@ -7,20 +7,18 @@ policy and nothing more; a key with release conditions of ours, above all one th
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from math import isfinite
-from typing import Any, TypeGuard
+from datetime import datetime
+from typing import Any
 
 from attestation.appraise.policy import KeyConditions
 from attestation.broker.endorsement import TokenTrust, endorsed_key
-from attestation.broker.jose import MAX_PAYLOAD_CHARS, token_header, verified_payload
+from attestation.broker.jose import MAX_PAYLOAD_CHARS, require_in_time, token_header, verified_payload
 from attestation.crypto.b64 import b64url
 from attestation.crypto.jwk import parse_tee_key
 from attestation.errors import Untrusted
 from attestation.findings import Finding, Verdict, failed, passed
 from attestation.formats.json_strict import parse_json, require_object
 
-LEEWAY = timedelta(seconds=60)  # upstream's, for tokens of other clocks
 # First hit wins (keybroker.md 1.12).
 TEE_KEY_POINTERS = (
     "/tdx/attester_runtime_data/tee-pubkey",
@@ -49,7 +47,7 @@ def verify_external(token: str, trust: TokenTrust, *, now: datetime) -> External
     endorsed = endorsed_key(token_header(token), trust, now=now)
     payload = verified_payload(token, endorsed.key, endorsed.alg)
     claims = require_object(parse_json(payload, max_bytes=MAX_PAYLOAD_CHARS, what="claims"), "claims")
-    _in_time(claims, now)
+    require_in_time(claims, now, kind="token")
     if any(name.startswith(_NVIDIA_CLAIM) for name in claims):
         raise Untrusted("token-nras", "a result of NVIDIA's service speaks of GPUs and of no guest", got="x-nvidia-*")
     issuer = claims.get("iss")
@@ -100,19 +98,6 @@ def _allowed(*, allowed: bool | None) -> Finding:
     if not allowed:
         return failed("resource-policy", "resource-policy-denies", expected="allow", got="deny")
     return passed("resource-policy", "allow")
-
-
-def _in_time(claims: Mapping[str, object], now: datetime) -> None:
-    at, leeway = now.timestamp(), LEEWAY.total_seconds()
-    expires, starts = claims.get("exp"), claims.get("nbf", 0)
-    if not _is_time(expires) or at - leeway > expires:  # in this order no integer is too large to compare
-        raise Untrusted("token-expired", "token is expired or never expires", expected="exp in the future")
-    if not _is_time(starts) or at + leeway < starts:
-        raise Untrusted("token-early", "token is not valid yet", expected="nbf in the past")
-
-
-def _is_time(value: object) -> TypeGuard[float]:
-    return type(value) is int or (type(value) is float and isfinite(value))
 
 
 def _forgeable(claims: Mapping[str, Any]) -> bool:

@@ -1,7 +1,9 @@
 """Compact JWS with the bounds of our tokens: a header may hold a certificate chain, claims those of 8 GPUs."""
 
 from collections.abc import Mapping
-from typing import Any
+from datetime import datetime, timedelta
+from math import isfinite
+from typing import Any, TypeGuard
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -14,6 +16,7 @@ from attestation.crypto.b64 import b64url
 from attestation.errors import Untrusted
 
 MAX_HEADER_CHARS = 24 * 1024  # eight certificates of 2 KiB, base64 twice
+LEEWAY = timedelta(seconds=60)  # upstream's, for tokens of other clocks
 MAX_PAYLOAD_CHARS = 192 * 1024  # verbose claims of 8 GPUs: 128 to 170 KiB (keybroker.md 0, fact 6)
 
 
@@ -50,3 +53,18 @@ def verified_payload(token: str, key: ECKey | RSAKey, alg: str) -> bytes:
         return jws.deserialize_compact(token, key, registry=registry).payload
     except (JoseError, ValueError, TypeError, RecursionError) as exc:
         raise Untrusted("token-signature", "token does not verify", expected=f"{alg} by a trusted key") from exc
+
+
+def require_in_time(claims: Mapping[str, object], now: datetime, *, kind: str) -> None:
+    """`exp` is there and not past, `nbf` not ahead, by LEEWAY. Raises Untrusted `<kind>-expired` or `<kind>-early`."""
+    at, leeway = now.timestamp(), LEEWAY.total_seconds()
+    expires, starts = claims.get("exp"), claims.get("nbf", 0)
+    what = kind.replace("-", " ")
+    if not _is_number(expires) or at - leeway > expires:  # in this order no integer is too large to compare
+        raise Untrusted(f"{kind}-expired", f"{what} is expired or never expires", where="exp", expected="in the future")
+    if not _is_number(starts) or at + leeway < starts:
+        raise Untrusted(f"{kind}-early", f"{what} is not valid yet", where="nbf", expected="in the past")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return type(value) is int or (type(value) is float and isfinite(value))
