@@ -408,6 +408,17 @@ _AGREEMENT: list[tuple[str, SnpEvidence, list[str]]] = [
     ("tee-029-cpuid-gap", forged(patches={0x18B: b"\x01"}), ["snp-reserved"]),
     ("tee-029-key-info", forged(key_info=0x20), ["snp-reserved"]),
     ("tee-029-policy", forged(policy=0x4030000), ["snp-reserved"]),
+    *(
+        (f"tee-029-version-{version}-{offset:#x}", forged(version=version, patches={offset: b"\x80"}), ["snp-reserved"])
+        for version, offsets in (
+            (3, (0x4C, 0x4F, 0x18B, 0x19F, 0x1EB, 0x1EF, 0x1F8, 0x207, 0x208)),
+            (5, (0x208, 0x29F)),
+        )
+        for offset in offsets
+    ),
+    ("tee-029-version-5-mitigations", forged(version=5, patches={0x1F8: b"\x80", 0x207: b"\x80"}), []),
+    ("tee-029-key-info-defined", forged(key_info=0x03), []),
+    ("tee-029-policy-last", forged(policy=0x2030000), []),
     ("tee-029-platform-info-may-grow", forged(platform_info=0x1E5), []),
 ]
 
@@ -415,6 +426,23 @@ _AGREEMENT: list[tuple[str, SnpEvidence, list[str]]] = [
 @pytest.mark.parametrize(("evidence", "codes"), [pytest.param(e, c, id=i) for i, e, c in _AGREEMENT])
 def test_leaf_and_report_agree(evidence: SnpEvidence, codes: list[str]) -> None:
     assert refusal(evidence) == codes
+
+
+@pytest.mark.parametrize("offset", [0x188, 0x18A, 0x19F], ids=hex)
+def test_version_2_has_no_processor_id(offset: int) -> None:
+    assert refusal(forged(version=2, patches={offset: b"\1"}), SnpPolicy(versions=frozenset({2}))) == ["snp-reserved"]
+
+
+@pytest.mark.parametrize(
+    ("offset", "code"),
+    [
+        pytest.param(S_OFFSET + 72, "reserved", id="tee-002-first-after-s"),
+        pytest.param(REPORT_BYTES - 1, "reserved", id="tee-002-last"),
+        pytest.param(S_OFFSET + 71, "snp-signature-encoding", id="tee-002-last-of-s"),
+    ],
+)
+def test_nothing_is_beside_the_scalars(offset: int, code: str) -> None:
+    assert refusal(with_report(GOOD, flipped(GOOD.report, offset))) == [code]
 
 
 def test_version_2_and_4_when_opted_in() -> None:

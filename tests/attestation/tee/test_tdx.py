@@ -186,6 +186,23 @@ def _flip(offset: int) -> bytes:
     return RAW[:offset] + bytes([RAW[offset] ^ 1]) + RAW[offset + 1 :]
 
 
+def _shorter_certification() -> bytes:
+    """The certification data ends one byte before the signature data does."""
+    size = int.from_bytes(RAW[766:770], "little")
+    return RAW[:766] + (size - 1).to_bytes(4, "little") + RAW[770:]
+
+
+@pytest.mark.parametrize(("size", "code"), [(1024, None), (1025, "tdx-qe-auth")])
+def test_data_of_the_quoting_enclave_has_a_size(size: int, code: str | None) -> None:
+    raw = GOOD.with_(qe_auth=bytes(size)).sign()
+    if code is None:
+        assert len(parse_tdx_quote(raw).qe_auth) == size
+        return
+    with pytest.raises(Malformed) as caught:
+        parse_tdx_quote(raw)
+    assert caught.value.code == code
+
+
 _BODY = 48
 _QUOTES: list[tuple[str, QuoteForm | bytes, list[str]]] = [
     ("tee-035-mrtd", _flip(_BODY + 136), ["tdx-quote-signature"]),
@@ -244,7 +261,12 @@ _QUOTES: list[tuple[str, QuoteForm | bytes, list[str]]] = [
     ("xfam-without-x87", GOOD.with_(xfam=2), ["tdx-xfam"]),
     ("xfam-without-sse", GOOD.with_(xfam=1), ["tdx-xfam"]),
     ("xfam-least", GOOD.with_(xfam=3), []),
-    ("too-large", RAW + bytes(1 << 16), ["tdx-size"]),
+    ("largest", RAW.ljust(1 << 16, b"\0"), ["tdx-trailing-bytes"]),
+    ("too-large", RAW.ljust((1 << 16) + 1, b"\0"), ["tdx-size"]),
+    ("tee-037-longer-than-it-is", RAW[:632] + b"\xff\xff\xff\x7f" + RAW[636:], ["truncated"]),
+    ("tee-037-one-byte-shorter", RAW[:632] + (len(RAW) - 637).to_bytes(4, "little") + RAW[636:], ["truncated"]),
+    ("tee-037-certification-longer", RAW[:766] + b"\xff\xff\xff\x7f" + RAW[770:], ["truncated"]),
+    ("tee-037-certification-shorter", _shorter_certification(), ["trailing-bytes"]),
 ]
 
 
