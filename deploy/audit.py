@@ -53,9 +53,9 @@ def main(locks: tuple[Path, ...] = LOCKS, ask: Callable[[Path], Answer] = audit)
     for lock in locks:
         code, lines = ask(lock)
         codes.add(code)
-        sys.stdout.write("\n  ".join([f"{lock.name}:", *lines]) + "\n")
+        print(f"{lock.name}:", *lines, sep="\n  ")
     if ExitCode.UNAVAILABLE in codes:
-        sys.stdout.write("not proven: without an answer for every package this says nothing about advisories\n")
+        print("not proven: without an answer for every package this says nothing about advisories")
     return next((code for code in (ExitCode.NEGATIVE, ExitCode.UNAVAILABLE) if code in codes), ExitCode.OK)
 
 

@@ -53,13 +53,13 @@ def main(argv: list[str] | None = None) -> int:
     base = parser.parse_args(argv).base
     program = builder()
     if program is None:
-        print(f"images: no builder answers here (looked for {', '.join(BUILDERS)}); nothing was built")  # noqa: T201
+        print(f"images: no builder answers here (looked for {', '.join(BUILDERS)}); nothing was built")
         return 0
     if not has_base(program, base):
-        print(f"images: {program} has no base image {base} and cannot pull it (BASE_IMAGE=...); nothing was built")  # noqa: T201
+        print(f"images: {program} has no base image {base} and cannot pull it (BASE_IMAGE=...); nothing was built")
         return 0
     if "@sha256:" not in base:
-        print(f"images: base image {base} is not pinned by a digest (BASE_IMAGE=name@sha256:...)", file=sys.stderr)  # noqa: T201
+        print(f"images: base image {base} is not pinned by a digest (BASE_IMAGE=name@sha256:...)", file=sys.stderr)
     return next((code for line in commands(program, base) if (code := subprocess.run(line, check=False).returncode)), 0)
 
 

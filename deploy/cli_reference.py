@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     """Write the pages below the folder that is named."""
     arguments = sys.argv[1:] if argv is None else argv
     if len(arguments) != 1:
-        print("usage: python -m deploy.cli_reference FOLDER", file=sys.stderr)  # noqa: T201
+        print("usage: python -m deploy.cli_reference FOLDER", file=sys.stderr)
         return 2
     folder = Path(arguments[0])
     (folder / "cli").mkdir(parents=True, exist_ok=True)

@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     """Write the artefacts and their SHA-256 into the folder that is named; 1 where anything differs or fails."""
     arguments = sys.argv[1:] if argv is None else argv
     if len(arguments) != 1:
-        print("usage: python -m deploy.release FOLDER", file=sys.stderr)  # noqa: T201
+        print("usage: python -m deploy.release FOLDER", file=sys.stderr)
         return 2
     target, commit = Path(arguments[0]).resolve(), "HEAD"
     with tempfile.TemporaryDirectory() as scratch:
@@ -139,12 +139,12 @@ def main(argv: list[str] | None = None) -> int:
                 (target / name).write_bytes(content)
             check_installs(Path(scratch, "install"), [target / name for name in first])
         except Failed as failure:
-            print(f"release: {failure}", file=sys.stderr)  # noqa: T201
+            print(f"release: {failure}", file=sys.stderr)
             return 1
     sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sorted(released.items()))
     (target / "SHA256SUMS").write_text(sums)
-    print(sums, end="")  # noqa: T201
-    print(f"two builds equal, both installed and run in an empty environment: {target}")  # noqa: T201
+    print(sums, end="")
+    print(f"two builds equal, both installed and run in an empty environment: {target}")
     return 0
 
 
