@@ -89,13 +89,13 @@ def rego_policy(kbs: Broker) -> Action:
 def references(kbs: Broker) -> Action:
     kbs.put(policy=GPU_POLICY)
     kbs.references({"snp_launch_measurement": ["00" * 48]})
-    return getting(kbs.handshake())
+    return lambda made: made.handshake().get()
 
 
 def expired(kbs: Broker) -> Action:
     kbs.put(policy=GPU_POLICY)
     kbs.references({"snp_launch_measurement": [MEASUREMENT.hex()]}, lifetime=timedelta(0))
-    return getting(kbs.handshake())
+    return lambda made: made.handshake().get()
 
 
 def revoked(kbs: Broker) -> Action:
