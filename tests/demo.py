@@ -232,7 +232,7 @@ def evidence(work: Path) -> None:
     text = report.read_text()
     changed = text[:CHANGED_AT] + ("0" if text[CHANGED_AT] != "0" else "1") + text[CHANGED_AT + 1 :]
     (work / "changed.txt").write_text(changed)
-    run(*gpu, "--report", "changed.txt", "--chain", chain, "--require", "authentic", lines=4, expect=1,
+    run(*gpu, "--report", "changed.txt", "--chain", chain, "--require", "authentic", lines=12, expect=1,
         contains="signature does not verify", cwd=work)  # fmt: skip
     note("the same report with one digit changed")
     switch = VECTORS / "nvidia/switch"
