@@ -129,8 +129,10 @@ def render_admission(*, runtime_classes: Sequence[str] = KATA_CLASSES) -> list[J
             "ours": "variables.requests.filter(r, (has(r.exactly) && r.exactly.deviceClassName in " + classes + ") || "
             "(has(r.firstAvailable) && r.firstAvailable.exists(s, s.deviceClassName in " + classes + ")))",
             "configs": "has(variables.spec.devices.config) ? variables.spec.devices.config : []",
-            "template": "has(object.metadata.annotations) && "
-            "'resource.kubernetes.io/pod-claim-name' in object.metadata.annotations",
+            # Of a template, or of an extended resource: it is named by its pod. An annotation says so as well, but that
+            # can be anybody's.
+            "generated": "request.userInfo.username.startsWith('system:serviceaccount:kube-system:') || "
+            "request.userInfo.username in ['system:kube-controller-manager', 'system:kube-scheduler']",
             "name": "has(object.metadata.name) ? object.metadata.name : "
             "(has(object.metadata.generateName) ? object.metadata.generateName : '')",
         },
@@ -152,7 +154,10 @@ def render_admission(*, runtime_classes: Sequence[str] = KATA_CLASSES) -> list[J
                 "Kata needs iommufd: leave the configuration to the DeviceClass, or set backendPolicy PreferIommuFD",
             ),
             (
-                f"size(variables.ours) == 0 || variables.template || variables.name.startsWith('{PREFIX}')",
+                (
+                    "size(variables.ours) == 0 || request.operation == 'UPDATE' || variables.generated || "
+                    f"variables.name.startsWith('{PREFIX}')"
+                ),
                 f"claims and templates of GPU classes are named {PREFIX}..., so that pods can be checked",
             ),
         ],

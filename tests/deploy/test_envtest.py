@@ -46,7 +46,8 @@ POLICY_S = 30.0  # the server compiles a new policy in the background
 def admission(store: Store) -> Callable[[Kind, Object, str], str | None]:
     """Mutating, then validating policies with variables and parameters, as the API server evaluates them."""
 
-    def admit(kind: Kind, obj: Object, _user: str) -> str | None:
+    def admit(kind: Kind, obj: Object, user: str) -> str | None:
+        request = {"operation": "CREATE", "userInfo": {"username": user}}
         if kind is PODS:
             for policy in store.objects[MUTATIONS].values():
                 params = store.objects[CONFIG_MAPS].get((obj["metadata"]["namespace"], NAME))
@@ -61,9 +62,9 @@ def admission(store: Store) -> Callable[[Kind, Object, str], str | None]:
             params_of = [c for c in store.objects[CLASSES].values()
                          if wanted_labels and wanted_labels.items() <= c["metadata"].get("labels", {}).items()]  # fmt: skip
             for param in params_of if wanted_labels else [{}]:
-                named = variables(policy, object=obj)
+                named = variables(policy, object=obj, request=request)
                 for rule in policy["spec"]["validations"]:
-                    if not evaluate(rule["expression"], object=obj, params=param, variables=named):
+                    if not evaluate(rule["expression"], object=obj, request=request, params=param, variables=named):
                         return f"ValidatingAdmissionPolicy '{policy['metadata']['name']}' denied: {rule['message']}"
         return None
 

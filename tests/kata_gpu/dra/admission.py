@@ -21,14 +21,19 @@ def policies_of(store: Store) -> Callable[[Kind, Object, str], str | None]:
             programs[expression] = environment.program(environment.compile(expression))
         return programs[expression].evaluate(activation)
 
-    def admit(kind: Kind, obj: Object, _user: str) -> str | None:
+    def admit(kind: Kind, obj: Object, user: str) -> str | None:
+        request = json_to_cel({"operation": "CREATE", "userInfo": {"username": user}})
         group = kind.api.rpartition("/")[0]
         for policy in store.objects[POLICIES].values():
             rules = policy["spec"]["matchConstraints"]["resourceRules"]
             if not any(group in r["apiGroups"] and kind.resource in r["resources"] for r in rules):
                 continue
             variables = celpy.celtypes.MapType()
-            activation: dict[str, Any] = {"object": json_to_cel(obj), "variables": variables}
+            activation: dict[str, Any] = {
+                "object": json_to_cel(obj),
+                "request": request,
+                "variables": variables,
+            }
             for variable in policy["spec"]["variables"]:
                 value = evaluate(variable["expression"], activation)
                 variables[celpy.celtypes.StringType(variable["name"])] = value

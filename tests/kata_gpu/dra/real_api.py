@@ -58,7 +58,8 @@ class RealStore:
 
     def create(self, kind: Kind, namespace: str, body: Object, user: str = "") -> Object:
         typed = {"apiVersion": kind.api, "kind": kind.kind} | body
-        return self._api.ask("POST", _path(kind, namespace, ""), typed)
+        who = {"Impersonate-User": user, "Impersonate-Group": "system:masters"} if user else {}
+        return self._api.ask("POST", _path(kind, namespace, ""), typed, headers=who)
 
     def replace(self, kind: Kind, namespace: str, name: str, body: Object, *, status: bool = False) -> Object:
         typed: Object = {"apiVersion": kind.api, "kind": kind.kind} | body

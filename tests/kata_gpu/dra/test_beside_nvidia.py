@@ -148,6 +148,7 @@ def pod(*claims: str, runtime: str | None = "kata-qemu-nvidia-gpu-snp") -> dict[
 LEGACY = {"kind": "VfioDeviceConfig", "iommu": {"backendPolicy": "LegacyOnly"}}
 UNSET = {"kind": "VfioDeviceConfig", "iommu": {}}
 GOOD = {"kind": "VfioDeviceConfig", "iommu": {"backendPolicy": "PreferIommuFD"}}
+CONTROLLER, SCHEDULER = "system:serviceaccount:kube-system:resource-claim-controller", "system:kube-scheduler"
 ADMISSION = [
     pytest.param(CLAIMS, claim(), "", id="dra-099-good-claim"),
     pytest.param(CLAIMS, claim(adminAccess=True), "adminAccess", id="dra-099-admin-access"),
@@ -170,22 +171,44 @@ ADMISSION = [
 ]  # fmt: skip
 
 
+def generated(name: str) -> dict[str, Any]:
+    """A claim that says of itself that it is of a template."""
+    body = claim(name)
+    return body | {"metadata": body["metadata"] | {"annotations": {"resource.kubernetes.io/pod-claim-name": "gpu"}}}
+
+
 @pytest.mark.envtest
 @pytest.mark.parametrize(("kind", "body", "denied"), ADMISSION)
 def test_admission(world: World, kind: Any, body: dict[str, Any], denied: str) -> None:
+    install_rules(world)
+    if denied:
+        with pytest.raises(ApiError, match=f"ValidatingAdmissionPolicy.*{denied}"):
+            world.api.store.create(kind, "admin", body)
+    else:
+        assert world.api.store.create(kind, "admin", body)["metadata"]["uid"]
+
+
+@pytest.mark.envtest
+@numbered("dra-099-generated")
+def test_only_controllers_name_claims_otherwise(world: World, case: None) -> None:
+    """A tenant's claim that calls itself generated would be in no pod's name, and in any pod's reach."""
+    install_rules(world)
+    store = world.api.store
+    with pytest.raises(ApiError, match="named cgpu-"):
+        store.create(CLAIMS, "admin", generated("p-gpu-x"))
+    for number, user in enumerate((CONTROLLER, SCHEDULER)):
+        assert store.create(CLAIMS, "admin", generated(f"p-gpu-{number}"), user)["metadata"]["uid"]
+
+
+def install_rules(world: World) -> None:
+    """The rules beside NVIDIA's driver, at work, and a namespace where adminAccess is not refused by the server."""
     store = world.api.store
     for runtime in ("runc", "kata-qemu-nvidia-gpu-snp"):
         store.create(CLASSES, "", {"metadata": {"name": runtime}, "handler": runtime})
-    # In other namespaces the server itself refuses adminAccess.
     store.create(NAMESPACES, "", {"metadata": {"name": "admin", "labels": {ADMIN_ACCESS: "true"}}})
     for policy in render_admission():
         store.create(POLICIES if policy["kind"] == "ValidatingAdmissionPolicy" else BINDINGS, "", policy)
     store.admit = policies_of(store)
-    if denied:
-        with pytest.raises(ApiError, match=f"ValidatingAdmissionPolicy.*{denied}"):
-            store.create(kind, "admin", body)
-    else:
-        assert store.create(kind, "admin", body)["metadata"]["uid"]
 
 
 def test_their_class_forces_iommufd() -> None:
