@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from attestation.appraise.ear import CLAIMS, Status, TrustVector, tier
 from attestation.appraise.policy_toml import parse_conditions
 from attestation.appraise.rego import vector_of
-from attestation.appraise.rules import AtLeast, OneOf, Reference, ReferenceValue, Rule, Unchecked, check_rule
+from attestation.appraise.rules import (
+    AtLeast,
+    OneOf,
+    Reference,
+    ReferenceValue,
+    Rule,
+    Unchecked,
+    check_rule,
+    parse_rule,
+)
 from attestation.errors import AttestationError, Malformed, Misconfigured
 from attestation.findings import Result
 from attestation.values import Architecture, GpuMode, Level, Tee
@@ -169,6 +178,63 @@ def test_rules(rule: Rule, got: str, base: int, result: Result, code: str) -> No
     """Each kind of rule, both ways; expiry counts from the very moment."""
     finding = check_rule(rule, got, check="x", subject="s", references=references, now=NOW, base=base)
     assert (finding.result, finding.code) == (result, code)
+
+
+_RULES: list[tuple[str, object, Rule | None]] = [
+    ("text", "Genoa", OneOf(("genoa",))),
+    ("list", ["A", "b"], OneOf(("a", "b"))),
+    ("list-longest", ["a"] * 4096, OneOf(("a",) * 4096)),
+    ("list-too-long", ["a"] * 4097, None),
+    ("list-empty", [], None),
+    ("list-of-numbers", [1], None),
+    ("list-of-both", ["a", 1], None),
+    ("minimum", {"at_least": "1.2"}, AtLeast("1.2")),
+    ("minimum-number", {"at_least": 1}, None),
+    ("minimum-empty", {"at_least": ""}, None),
+    ("reference", {"reference": "name"}, Reference("name")),
+    ("reference-empty", {"reference": ""}, None),
+    ("reason-of-8", {"unchecked": "8 chars!"}, Unchecked("8 chars!")),
+    ("reason-of-7", {"unchecked": "7 chars"}, None),
+    ("word-unknown", {"ignored": "a long reason"}, None),
+    ("two-words", {"reference": "name", "unchecked": "a long reason"}, None),
+    ("no-word", {}, None),
+    ("number", 1, None),
+    ("true", True, None),
+]
+
+
+@pytest.mark.parametrize(("value", "rule"), [pytest.param(v, r, id=i) for i, v, r in _RULES])
+def test_how_a_rule_is_written(value: object, rule: Rule | None) -> None:
+    if rule is not None:
+        assert parse_rule(value, "x") == rule
+        return
+    with pytest.raises(Misconfigured) as caught:
+        parse_rule(value, "x")
+    assert (caught.value.code, caught.value.where) == ("policy-rule", "x")
+
+
+_IDENTITY, _WAIVED = 'identity = ["0123"]', 'identity = { unchecked = "any GPU of ours" }'
+_HOSTS = '[gpus.hosts]\n0123456789ABCDEF = ["0000000000000001"]'
+
+
+@pytest.mark.parametrize(
+    ("line", "named", "waivers"),
+    [
+        pytest.param("", False, [], id="nobody"),
+        pytest.param(_IDENTITY, True, [], id="identities"),
+        pytest.param(_WAIVED, False, ["any GPU of ours"], id="waived"),
+        pytest.param(_HOSTS, True, [], id="hosts"),
+        pytest.param(f"{_WAIVED}\n{_HOSTS}", True, ["any GPU of ours"], id="waived-and-hosts"),
+        pytest.param('level = { authentic_only = "no documents" }', False, ["no documents"], id="level"),
+    ],
+)
+def test_what_a_policy_names_and_waives(line: str, named: bool, waivers: list[str]) -> None:
+    got = parse_conditions(GPU_POLICY.replace("[init_data]", f"{line}\n[init_data]"))
+    assert got.gpus is not None
+    assert got.gpus.names_identities is named
+    assert list(got.waivers) == ["the reference documents name the versions", *waivers]
+    without = GPU_POLICY[: GPU_POLICY.index("[gpus]")] + GPU_POLICY[GPU_POLICY.index("[init_data]") :]
+    assert parse_conditions(without).waivers == ()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Appraisal and release conditions on plain facts: a platform that gets its key, and one thing changed."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -15,10 +16,11 @@ from attestation.appraise.policy_toml import parse_conditions
 from attestation.appraise.rules import ReferenceValue
 from attestation.broker.release import decide
 from attestation.broker.session import Attested
-from attestation.findings import Result
+from attestation.findings import Finding, Result, failed, passed
 from attestation.values import Architecture, DeviceKind, Digest, GpuMode, JsonValue, Level, Tee
 from attestation.verify.device_claims import SWITCH_LOCKED
 from tests.attestation.broker.broker import NOW
+from tests.attestation.tee.world import Guest, verify
 
 SECOND = timedelta(seconds=1)
 INIT, OTHER = (Digest("sha256", bytes([number]) * 32) for number in (1, 2))
@@ -338,3 +340,38 @@ def test_conditions_and_resource_policy_must_both_hold(
         now=NOW,
     )
     assert [finding.code for finding in verdict.failures] == expected
+
+
+_MEASURED = failed("measurement[9]", "measurement-mismatch", expected="aa", got="bb", subject="index 9", hint="mode")
+_POLICY = failed("driver-version", "policy-driver-version", expected=">= 590", got="570", subject="GPU")
+_MISSING = Finding(check="vbios-rim", result=Result.SKIPPED, code="rim-missing", expected="a document", got="none")
+_NOT_ASKED = Finding(check="chip-id", result=Result.SKIPPED)
+_FINE = passed("nonce")
+_BOUND = verify(Guest().evidence())
+
+
+@pytest.mark.parametrize(
+    ("findings", "code"),
+    [
+        pytest.param((_FINE, _MISSING, _POLICY, _MEASURED), "measurement-mismatch", id="a-measurement-first"),
+        pytest.param((_FINE, _MISSING, _POLICY), "policy-driver-version", id="then-a-failure"),
+        pytest.param((_FINE, _NOT_ASKED, _MISSING), "rim-missing", id="then-what-nobody-could-judge"),
+        pytest.param((_FINE, _NOT_ASKED), "firmware-unknown", id="nothing-that-says-why"),
+    ],
+)
+def test_why_a_device_is_not_trusted(findings: tuple[Finding, ...], code: str) -> None:
+    """The finding that tells most is the one that operators get to see."""
+    device = replace(_BOUND.devices[0], level=Level.AUTHENTIC, findings=findings)
+    facts = PlatformFacts.of(replace(_BOUND, devices=(device,)))
+    said = facts.devices[0].untrusted("gpu-level", "gpu0")
+    assert (said.code, said.subject, said.result) == (code, "gpu0", Result.FAIL)
+    assert PlatformFacts.from_json(json.loads(json.dumps(facts.to_json()))) == facts
+    if code == "measurement-mismatch":
+        assert (said.expected, said.got, said.hint) == ("aa", "measurement[9]: bb", "index 9; mode")
+    if code == "firmware-unknown":
+        assert (said.expected, said.got, said.hint) == ("trusted", "authentic", "")
+
+
+def test_a_trusted_device_needs_no_reason() -> None:
+    device = replace(_BOUND.devices[0], findings=(_POLICY,))
+    assert PlatformFacts.of(replace(_BOUND, devices=(device,))).devices[0].reason is None

@@ -417,8 +417,27 @@ def test_architecture_and_mode(_case: None) -> None:
     assert _codes(devices, want) == ["gpu-arch-not-accepted", "gpu-mode-not-accepted"]
     with pytest.raises(Misconfigured):
         DeviceRequirement(gpus=1, modes=frozenset({GpuMode.UNKNOWN}))
-    with pytest.raises(Misconfigured):
-        DeviceRequirement(gpus=-1)
+    for gpus, switches in ((-1, 0), (1, -1)):
+        with pytest.raises(Misconfigured):
+            DeviceRequirement(gpus=gpus, switches=switches)
+    assert DeviceRequirement(gpus=0).gpus == 0
+
+
+@pytest.mark.parametrize(
+    ("gpus", "switches", "codes"),
+    [
+        pytest.param(1, 0, [], id="tee-067-one-gpu"),
+        pytest.param(2, 0, ["ppcie-without-switches"], id="tee-067-two-gpus"),
+        pytest.param(8, 3, ["ppcie-without-switches"], id="tee-067-three-of-four"),
+        pytest.param(8, 4, [], id="tee-067-board"),
+    ],
+)
+def test_protected_gpus_need_their_switches(gpus: int, switches: int, codes: list[str]) -> None:
+    """Whoever verified them: this is asked of verified devices again."""
+    board = verify(Guest().evidence(list(FORGE.board(nonce=Guest().device_nonce().raw))))
+    part = replace(board, devices=(*board.gpus[:gpus], *board.switches[:switches]))
+    findings = check_devices(part, DeviceRequirement(gpus=gpus, switches=switches))
+    assert [f.code for f in findings if f.result is Result.FAIL] == codes
 
 
 def test_protected_pcie_board() -> None:
