@@ -15,7 +15,7 @@ from attestation.appraise.native import tee_claim
 from attestation.appraise.policy import GpuConditions, KeyConditions, SwitchConditions
 from attestation.appraise.rules import References, Unchecked, check_rule
 from attestation.findings import Finding, Result, Verdict, failed, passed
-from attestation.values import BindingProfile, DeviceKind, GpuMode, Level, Tee
+from attestation.values import BindingProfile, DeviceKind, GpuMode, Level
 from attestation.verify.topology import PPCIE_GPUS, PPCIE_SWITCHES
 
 _MILAN = "milan"
@@ -54,8 +54,8 @@ def check_release(
 
 
 def check_origin(facts: PlatformFacts, usage: Usage, *, simulated: bool) -> Finding:
-    """Forgeable evidence (sample TEE, simulated roots) releases nothing but keys labelled `test`."""
-    forgeable = simulated or facts.cpu.tee is Tee.SAMPLE
+    """Forgeable evidence (sample TEE, sample device, simulated roots) releases nothing but keys labelled `test`."""
+    forgeable = simulated or facts.forgeable
     if forgeable and not usage.test_key:
         return failed("origin", "forgeable-evidence", expected="hardware, or a key labelled test", got=facts.cpu.tee)
     return passed("origin", "simulated, test key" if forgeable else "hardware")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from attestation.crypto.b64 import b64
 from attestation.findings import Finding, Result, failed
 from attestation.values import Architecture, DeviceKind, Digest, GpuMode, JsonObject, Level, Tee
 from attestation.verify.compare import MEASUREMENT
@@ -54,14 +55,32 @@ class DeviceFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SampleDeviceFacts:
+    """Upstream's sample device, which anybody can make: a submodule that policies may look at, and no device."""
+
+    svn: str
+    report_data: str  # base64, as upstream's policies see it
+
+    def to_json(self) -> dict[str, str]:
+        """The stored record, and what the audit log says of it."""
+        return {"svn": self.svn, "report_data": self.report_data}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlatformFacts:
-    """One bound platform."""
+    """One bound platform. A sample device is beside its devices, never among them."""
 
     cpu: CpuFacts
     devices: tuple[DeviceFacts, ...]
     init_data_digest: Digest | None
     init_data_claims: JsonObject | None
     binding: JsonObject
+    sample_device: SampleDeviceFacts | None = None
+
+    @property
+    def forgeable(self) -> bool:
+        """Whether anybody could have made a part of the evidence, on whatever roots it was verified."""
+        return self.cpu.tee is Tee.SAMPLE or self.sample_device is not None
 
     @classmethod
     def of(cls, platform: BoundPlatform) -> "PlatformFacts":
@@ -95,15 +114,21 @@ class PlatformFacts:
             init_data_digest=platform.init_data_digest,
             init_data_claims=platform.init_data_claims,
             binding=platform.binding,
+            sample_device=None
+            if platform.sample_device is None
+            else SampleDeviceFacts(svn=platform.sample_device.svn, report_data=b64(platform.sample_device.report_data)),
         )
 
     def of_kind(self, kind: DeviceKind) -> tuple[DeviceFacts, ...]:
         """Devices of one kind, in the order of the evidence."""
         return tuple(device for device in self.devices if device.kind is kind)
 
-    def submods(self) -> tuple[tuple[str, "CpuFacts | DeviceFacts"], ...]:
-        """Deterministic names: `cpu0`, then `gpuN`, then `switchN`."""
-        gpus = ((f"gpu{i}", d) for i, d in enumerate(self.of_kind(DeviceKind.GPU)))
+    def submods(self) -> tuple[tuple[str, "Submod"], ...]:
+        """Deterministic names: `cpu0`, then `gpuN`, then `switchN`. Upstream's class of the sample device is `gpu`: it
+        has the number after the last GPU's.
+        """
+        sample = () if self.sample_device is None else (self.sample_device,)
+        gpus = ((f"gpu{i}", d) for i, d in enumerate((*self.of_kind(DeviceKind.GPU), *sample)))
         switches = ((f"switch{i}", d) for i, d in enumerate(self.of_kind(DeviceKind.NVSWITCH)))
         return (("cpu0", self.cpu), *gpus, *switches)
 
@@ -115,7 +140,7 @@ class PlatformFacts:
             "init_data_digest": None if self.init_data_digest is None else str(self.init_data_digest),
             "init_data_claims": self.init_data_claims,
             "binding": self.binding,
-        }
+        } | ({"sample_device": self.sample_device.to_json()} if self.sample_device else {})
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "PlatformFacts":
@@ -138,7 +163,11 @@ class PlatformFacts:
             init_data_digest=None if digest is None else Digest.parse(digest),
             init_data_claims=record["init_data_claims"],
             binding=record["binding"],
+            sample_device=SampleDeviceFacts(**record["sample_device"]) if "sample_device" in record else None,
         )
+
+
+Submod = CpuFacts | DeviceFacts | SampleDeviceFacts
 
 
 def _reason(device: VerifiedDevice) -> JsonObject | None:

@@ -11,6 +11,7 @@ from attestation.appraise.ear import (
     GENUINE_HARDWARE,
     NO_CONFIG,
     SAFE_CONFIG,
+    UNRECOGNISED_HARDWARE,
     UNRECOGNISED_RUNTIME,
     UNSAFE_HARDWARE,
     UNSUPPORTABLE_CONFIG,
@@ -19,7 +20,7 @@ from attestation.appraise.ear import (
     TrustVector,
     tier,
 )
-from attestation.appraise.facts import CpuFacts, DeviceFacts, PlatformFacts
+from attestation.appraise.facts import CpuFacts, DeviceFacts, PlatformFacts, SampleDeviceFacts
 from attestation.appraise.rules import References, check_reference
 from attestation.findings import Finding, Result, failed, passed
 from attestation.values import DeviceKind, GpuMode, JsonValue, Level, Tee
@@ -48,11 +49,16 @@ def appraise_cpu(cpu: CpuFacts, *, references: References, now: datetime) -> App
     return Appraisal(submod="cpu0", vector=vector, policy_id=POLICY_ID, findings=tuple(findings))
 
 
-def appraise_device(submod: str, device: DeviceFacts, *, cpu_status: Status) -> Appraisal:
+def appraise_device(submod: str, device: DeviceFacts | SampleDeviceFacts, *, cpu_status: Status) -> Appraisal:
     """A GPU or switch: vendor reference values decided its level. Without an affirmed CPU nothing is claimed.
 
     Who asks a device is the measured guest, so a device says nothing where the guest is not known (tee.md 4.5, P0).
+    A sample device is no hardware that anybody knows; only a policy of the operator's may say otherwise.
     """
+    if isinstance(device, SampleDeviceFacts):
+        finding = failed("device", "sample-device", expected="a device that signs", got="sampledevice", subject=submod)
+        vector = TrustVector({"hardware": UNRECOGNISED_HARDWARE})
+        return Appraisal(submod=submod, vector=vector, policy_id=POLICY_ID, findings=(finding,))
     if cpu_status is not Status.AFFIRMING:
         finding = failed(
             "cpu-affirmed", "cpu-not-affirmed", expected="an affirmed CPU TEE", got=cpu_status, subject=submod
@@ -92,7 +98,7 @@ def appraise_platform(facts: PlatformFacts, *, references: References, now: date
     devices = (
         appraise_device(name, device, cpu_status=cpu.status)
         for name, device in facts.submods()
-        if isinstance(device, DeviceFacts)
+        if not isinstance(device, CpuFacts)
     )
     return (cpu, *devices)
 

@@ -6,24 +6,24 @@ Input is upstream's annotated evidence of one submodule, output `data.policy.tru
 from collections.abc import Mapping
 
 from attestation.appraise.ear import TrustVector
-from attestation.appraise.facts import CpuFacts, DeviceFacts, PlatformFacts
+from attestation.appraise.facts import CpuFacts, DeviceFacts, PlatformFacts, SampleDeviceFacts, Submod
 from attestation.appraise.nv_claims import nras_shaped
 from attestation.crypto.b64 import b64
 from attestation.errors import Malformed
 from attestation.values import DeviceKind, JsonValue, Tee
 
 
-def tee_class(part: CpuFacts | DeviceFacts) -> str:
-    """`cpu`, `gpu` or `switch`: the suffix of the policy id."""
+def tee_class(part: Submod) -> str:
+    """`cpu`, `gpu` or `switch`: the suffix of the policy id. Upstream's sample device is of the class `gpu`."""
     if isinstance(part, CpuFacts):
         return "cpu"
-    return "gpu" if part.kind is DeviceKind.GPU else "switch"
+    return "gpu" if isinstance(part, SampleDeviceFacts) or part.kind is DeviceKind.GPU else "switch"
 
 
-def policy_input(
-    part: CpuFacts | DeviceFacts, facts: PlatformFacts, runtime: Mapping[str, JsonValue] | None
-) -> dict[str, JsonValue]:
+def policy_input(part: Submod, facts: PlatformFacts, runtime: Mapping[str, JsonValue] | None) -> dict[str, JsonValue]:
     """The submodule's evidence under its TEE name, with init-data and runtime data beside it for the CPU."""
+    if isinstance(part, SampleDeviceFacts):
+        return {"sampledevice": {"svn": part.svn}, "report_data": part.report_data, "runtime_data_claims": runtime}
     if isinstance(part, DeviceFacts):
         return {"nvidia": nras_shaped(part.kind, part.claims)}
     claims = part.claims.get(str(part.tee))

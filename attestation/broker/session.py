@@ -18,7 +18,6 @@ from attestation.values import NONCE_BYTES, BindingProfile, JsonObject, Tee
 
 PROTOCOL_VERSION = "0.4.0"
 PROFILES_MEMBER, PROFILE_MEMBER = "binding-profiles", "binding-profile"  # our members of `extra-params`
-SESSION_ID_BYTES = 32  # 256 bits: the id is a bearer credential for one handshake
 TOKEN_ID_BYTES = 16
 CHALLENGE_LIFETIME = timedelta(minutes=5)  # upstream's default; a GPU report takes seconds, a cold VM longer
 TOKEN_LIFETIME = timedelta(minutes=5)  # upstream's default

@@ -5,7 +5,6 @@ key, issuer and audience of ours, inside its lifetime, and while its record exis
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -17,13 +16,14 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from joserfc.jwk import ECKey
 
 from attestation.appraise.ear import Appraisal
-from attestation.appraise.facts import CpuFacts, DeviceFacts
+from attestation.appraise.facts import CpuFacts, DeviceFacts, SampleDeviceFacts, Submod
 from attestation.appraise.identifiers import validated_identifiers
 from attestation.broker.jose import sign_es256, token_header, verified_payload
 from attestation.broker.session import Attested
 from attestation.crypto.b64 import b64, b64url
 from attestation.crypto.jwk import thumbprint
 from attestation.errors import Misconfigured, Untrusted
+from attestation.formats.json_compact import canonical, compact
 from attestation.formats.json_strict import parse_json, require_object
 from attestation.verify.unreadable import UNREADABLE
 
@@ -31,8 +31,6 @@ PROFILE = "tag:github.com,2024:confidential-containers/Trustee"  # the shape tha
 MAX_TOKEN_BYTES = 64 * 1024  # own tokens are under 4 KB; external ones carry claims (keybroker.md 7.4)
 MAX_X5C = 3  # a leaf and two authorities: each costs 700 bytes of every token
 LEEWAY = timedelta(seconds=5)
-_COMPACT = json.JSONEncoder(separators=(",", ":"))
-_CANONICAL = json.JSONEncoder(separators=(",", ":"), sort_keys=True)
 _VERIFIER = {"build": "kata-gpu-kbs", "developer": "kata-gpu"}
 
 
@@ -86,7 +84,7 @@ class TokenAuthority:
         header: dict[str, Any] = {"typ": "JWT", "alg": "ES256", "kid": self.current.kid}
         if self.x5c:  # without a chain the member would make upstream refuse what its JWK set could verify (3.2)
             header["jwk"] = self.current.public_jwk | {"x5c": list(self.x5c)}
-        object.__setattr__(self, "protected", b64url(_COMPACT.encode(header).encode("ascii")))
+        object.__setattr__(self, "protected", b64url(compact(header)))
 
     def certified(self, pem: bytes) -> "TokenAuthority":
         """With the chain of this PEM file, leaf first; Misconfigured unless the leaf holds the current key."""
@@ -111,8 +109,7 @@ class TokenAuthority:
 
 def render_token(attested: Attested, authority: TokenAuthority) -> str:
     """Sign the result."""
-    payload = _COMPACT.encode(token_claims(attested, authority)).encode("ascii")
-    return sign_es256(authority.protected, payload, authority.current.private)
+    return sign_es256(authority.protected, compact(token_claims(attested, authority)), authority.current.private)
 
 
 def token_claims(attested: Attested, authority: TokenAuthority) -> dict[str, Any]:
@@ -122,8 +119,7 @@ def token_claims(attested: Attested, authority: TokenAuthority) -> dict[str, Any
     submods: dict[str, Any] = {}
     for name, part in attested.facts.submods():
         body = _appraised(appraisals[name])
-        body |= _cpu(part, attested) if isinstance(part, CpuFacts) else _device(part)
-        submods[name] = body
+        submods[name] = body | _evidence(part, attested)
     claims: dict[str, Any] = {
         "eat_profile": PROFILE,
         "iss": authority.issuer,
@@ -150,6 +146,12 @@ def _appraised(appraisal: Appraisal) -> dict[str, Any]:
     }
 
 
+def _evidence(part: Submod, attested: Attested) -> dict[str, Any]:
+    if isinstance(part, CpuFacts):
+        return _cpu(part, attested)
+    return _sample_device(part, attested) if isinstance(part, SampleDeviceFacts) else _device(part)
+
+
 def _cpu(cpu: CpuFacts, attested: Attested) -> dict[str, Any]:
     digest = attested.facts.init_data_digest
     identifiers = validated_identifiers(attested.facts.init_data_claims)
@@ -160,7 +162,7 @@ def _cpu(cpu: CpuFacts, attested: Attested) -> dict[str, Any]:
             "init_data": None if digest is None else str(digest),
             "claims_digest": _digest(cpu.claims),
             # Where upstream's key broker looks for the key (keybroker.md 1.12).
-            "runtime_data_claims": {"nonce": attested.nonce, "tee-pubkey": dict(attested.tee_key)},
+            "runtime_data_claims": _runtime_data(attested),
         },
     } | ({"ear.trustee.identifiers": {"validated": identifiers}} if identifiers else {})
 
@@ -169,8 +171,17 @@ def _device(device: DeviceFacts) -> dict[str, Any]:
     return {"ueid": device.chip_id, "claims": _digest(device.claims)}
 
 
+def _sample_device(device: SampleDeviceFacts, attested: Attested) -> dict[str, Any]:
+    evidence = {"sampledevice": {"svn": device.svn}, "runtime_data_claims": _runtime_data(attested)}
+    return {"simulated": True, "ear.veraison.annotated-evidence": evidence}
+
+
+def _runtime_data(attested: Attested) -> dict[str, Any]:
+    return {"nonce": attested.nonce, "tee-pubkey": dict(attested.tee_key)}
+
+
 def _digest(claims: object) -> str:
-    return b64url(hashlib.sha256(_CANONICAL.encode(claims).encode()).digest())
+    return b64url(hashlib.sha256(canonical(claims)).digest())
 
 
 def verify_token(token: str, authority: TokenAuthority, *, now: datetime) -> str:

@@ -112,7 +112,9 @@ def _seen_options(command: F) -> F:
     """Whose access is judged: what the store remembers, or files."""
     for option in (
         click.option("--at", metavar="RFC3339", help="Judge at this time instead of now."),
-        click.option("--unsafe-sample-tee", "sample", is_flag=True, help="Files may hold evidence of the sample TEE."),
+        click.option(
+            "--unsafe-sample-tee", "sample", is_flag=True, help="Files may hold evidence of sample TEE and device."
+        ),
         simulated_roots_option,
         click.option("--collateral", type=click.Path(path_type=Path), help="Collateral store for evidence in files."),
         click.option(

@@ -69,7 +69,9 @@ MAX_DRAIN_DELAY_S = 60.0  # balancers look every few seconds
               help="401 answers denials as upstream does; guests then attest again and again.")  # fmt: skip
 @click.option("--compat-admin-on-guest-listener", is_flag=True, help="Accept kbs-client admin calls from guests' side.")
 @simulated_roots_option
-@click.option("--unsafe-sample-tee", is_flag=True, help="UNSAFE: accept the sample TEE. Only keys labelled test.")
+@click.option(
+    "--unsafe-sample-tee", is_flag=True, help="UNSAFE: accept sample TEE and device. Only keys labelled test."
+)
 @click.option("--unsafe-frozen-time", metavar="RFC3339", help="UNSAFE: a clock that stands still, for demonstrations.")
 def serve(**options: Any) -> None:
     """Serve the KBS protocol 0.4.0 to guests and the admin API to administrators.

@@ -44,7 +44,7 @@ class _Asked(Asked):
 @click.option("--measurement", "measurements", metavar="HEX", multiple=True, help="Launch measurement to accept.")
 @click.option("--collateral", type=FILE, help="Collateral store (a directory).")
 @judging_options
-@click.option("--unsafe-sample-tee", "sample", is_flag=True, help="Accept CPU evidence that anybody can make.")
+@click.option("--unsafe-sample-tee", "sample", is_flag=True, help="Accept evidence that anybody can make.")
 def evidence(**options: object) -> int:
     """Verify a guest's CPU and GPU evidence together, offline.
 

@@ -1,7 +1,7 @@
-"""`POST /kbs/v0/attest`: claim the nonce, verify, appraise, record, and only then hand out a token.
+"""`POST /kbs/v0/attest`: verify, appraise, record, and only then hand out a token.
 
-The nonce is claimed for the hash of this very body before anything is verified. The same body again gets the same
-answer, on any replica; another body gets none; a body that fails burns the nonce.
+A challenge is spent by the transaction that records what became of it, and by no other. The same body again gets the
+same answer, on any replica; another body gets none; a body that fails burns the challenge.
 """
 
 import time
@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from threading import BoundedSemaphore
 
+from sqlalchemy import Connection
+
 from attestation.appraise import native
 from attestation.appraise.ear import Appraisal, Status
-from attestation.appraise.facts import CpuFacts, DeviceFacts, PlatformFacts
+from attestation.appraise.facts import CpuFacts, PlatformFacts, Submod
 from attestation.appraise.rego import policy_input, tee_class, vector_of
 from attestation.broker.session import Attested, Challenged, Submission, attested
 from attestation.broker.token import render_token
@@ -21,7 +23,7 @@ from attestation.findings import Finding, Result
 from attestation.ops.release import require_not_revoked
 from attestation.ops.world import World
 from attestation.sources.policy_store import PolicyKind, StoredPolicy
-from attestation.sources.sessions import InProgress, LiveSession, Repeated, session_key
+from attestation.sources.sessions import Ended, InProgress, Session
 from attestation.values import JsonValue, Tee
 from attestation.verify.bind import with_guest_measured
 
@@ -52,41 +54,67 @@ def attest(
     `network` is where the evidence came from. `on_claim` learns the session's TEE, also of evidence that is refused
     afterwards.
     """
-    key = session_key(cookie)
-    claimed = _claim(world, key, body_digest, now)
-    if isinstance(claimed, Repeated):
-        return Token(token=claimed.token)
-    if on_claim is not None:
-        on_claim(claimed.tee)
+    challenged = world.cookies.open(cookie, now=now)
+    session = Session.of(cookie, challenged)
+    ended = _claim(world, session, body_digest)
+    if ended is None:
+        if on_claim is not None:
+            on_claim(challenged.tee)
+        ended = _answer(world, session, submission, body_digest, challenged, network, now)
+    return Token(token=ended.repeat(body_digest))
+
+
+def _answer(
+    world: World,
+    session: Session,
+    submission: Submission,
+    body: str,
+    challenged: Challenged,
+    network: str,
+    now: datetime,
+) -> Ended:
     try:
-        return Token(token=_answer(world, key, submission, claimed, now))
-    except Unavailable:
-        world.sessions.reopen(key)
-        raise
+        return _attested(world, session, submission, body, challenged, now)
     except (Untrusted, Malformed, Denied) as exc:
-        _refuse(world, key, claimed, exc, network, now)
+        _refuse(world, session, body, challenged, exc, network, now)
         raise
-    except Exception:  # a defect of ours: nobody shall wait for this evidence, or try the nonce again
+    except Unavailable:  # we could not tell: the same guest may try this challenge again
+        raise
+    except Exception:  # a defect of ours: nobody shall wait for this evidence, or try the challenge again
         with world.database.write() as connection:
-            world.sessions.burn(connection, key)
+            _burn(world, connection, session, body)
         raise
+    finally:
+        world.sessions.leave(session)
 
 
-def _answer(world: World, key: str, submission: Submission, claimed: Challenged, now: datetime) -> str:
-    result = _verify(world, submission, claimed, now)
+def _attested(
+    world: World, session: Session, submission: Submission, body: str, challenged: Challenged, now: datetime
+) -> Ended:
+    result = _verify(world, submission, challenged, now)
     token = render_token(result, world.authority)
-    with world.database.write() as connection:
-        world.sessions.finish(connection, key, jti=result.jti, token=token)
-        world.attestations.add(connection, result)
-        world.audit.append(connection, event="attested", subject=result.jti, body=_summary(result), now=now)
-    world.attestations.remember(result)
-    world.sessions.remember(key, LiveSession(jti=result.jti, expires=claimed.expires))
-    return token
+    ended = Ended(body=body, jti=result.jti, token=token)
+    said = _summary(result)
+
+    def write(connection: Connection) -> Ended | None:
+        before = world.sessions.end(connection, session, ended)
+        if before is None:
+            world.attestations.add(connection, result)
+            world.audit.append(connection, event="attested", subject=result.jti, body=said, now=now)
+        return before
+
+    before = world.database.commit(write)
+    if before is None:
+        world.attestations.remember(result)
+    else:  # another replica was first
+        ended = before
+    world.sessions.remember(session, ended)
+    return ended
 
 
-def _claim(world: World, key: str, body_digest: str, now: datetime) -> Challenged | Repeated:
+def _claim(world: World, session: Session, body: str) -> Ended | None:
     """Twins wait, few of them: each holds a worker, and the same evidence again costs its sender nothing."""
-    claimed = world.sessions.claim(key, body_digest, now)
+    claimed = world.sessions.claim(session, body)
     if not isinstance(claimed, InProgress):
         return claimed
     if not _WAITING.acquire(blocking=False):
@@ -97,7 +125,7 @@ def _claim(world: World, key: str, body_digest: str, now: datetime) -> Challenge
             if time.monotonic() > until:
                 raise _still_verifying()
             time.sleep(POLL_S)
-            claimed = world.sessions.claim(key, body_digest, now)
+            claimed = world.sessions.claim(session, body)
         return claimed
     finally:
         _WAITING.release()
@@ -123,7 +151,7 @@ def _judge(world: World, facts: PlatformFacts, submission: Submission, now: date
         appraisals,
         nonce=submission.nonce,
         tee_key=submission.tee_key.jwk,
-        simulated=world.simulated,
+        simulated=world.simulated or facts.forgeable,
         random=world.random,
         now=now,
     )
@@ -154,7 +182,7 @@ def appraise(world: World, facts: PlatformFacts, submission: Submission | None, 
 def _rego(
     world: World,
     name: str,
-    part: CpuFacts | DeviceFacts,
+    part: Submod,
     facts: PlatformFacts,
     submission: Submission | None,
     policy: StoredPolicy,
@@ -167,12 +195,26 @@ def _rego(
     return Appraisal(submod=name, vector=vector_of(answer), policy_id=f"{policy.name}@{policy.version}")
 
 
-def _refuse(world: World, key: str, challenged: Challenged, exc: AttestationError, network: str, now: datetime) -> None:
+def _burn(world: World, connection: Connection, session: Session, body: str) -> None:
+    """Unless another replica has ended it. Remembered before the commit: this process verifies it no more."""
+    ended = Ended(body=body)
+    world.sessions.remember(session, world.sessions.end(connection, session, ended) or ended)
+
+
+def _refuse(
+    world: World,
+    session: Session,
+    body: str,
+    challenged: Challenged,
+    exc: AttestationError,
+    network: str,
+    now: datetime,
+) -> None:
     if not world.refusals.singly(exc, network, now):
         with world.database.write() as connection:
-            world.sessions.burn(connection, key)
+            _burn(world, connection, session, body)
         return
-    body: dict[str, JsonValue] = {
+    said: dict[str, JsonValue] = {
         "tee": str(challenged.tee),
         "code": exc.code,
         "where": exc.where,
@@ -180,10 +222,11 @@ def _refuse(world: World, key: str, challenged: Challenged, exc: AttestationErro
         "expected": exc.expected,
         "got": exc.got,
     }
+    subject = session.key[:16]
     with world.database.write() as connection:
-        world.sessions.burn(connection, key)
-        world.audit.append(connection, event="attest-refused", subject=key[:16], body=body, now=now)
-    world.webhook.notify("attest-refused", key[:16], body, now)
+        _burn(world, connection, session, body)
+        world.audit.append(connection, event="attest-refused", subject=subject, body=said, now=now)
+    world.webhook.notify("attest-refused", subject, said, now)
 
 
 def _summary(result: Attested) -> dict[str, JsonValue]:
@@ -199,6 +242,7 @@ def _summary(result: Attested) -> dict[str, JsonValue]:
             {"kind": str(d.kind), "chip_id": d.chip_id, "level": str(d.level), "evidence": d.evidence}
             for d in facts.devices
         ],
+        **({"sample_device": facts.sample_device.to_json()} if facts.sample_device else {}),
         "collateral": facts.binding.get("collateral"),
         "simulated": result.simulated,
         "findings": [

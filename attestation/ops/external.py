@@ -14,6 +14,7 @@ from attestation.errors import Denied, Untrusted
 from attestation.ops.release import (
     RESOURCE_POLICY,
     Credentials,
+    attested_session,
     failures_json,
     policy_text,
     refuse,
@@ -21,7 +22,6 @@ from attestation.ops.release import (
 )
 from attestation.ops.world import World, conditions_of
 from attestation.sources.policy_store import PolicyKind
-from attestation.sources.sessions import session_key
 from attestation.values import JsonValue, ResourcePath
 
 
@@ -30,7 +30,7 @@ def external_token(world: World, credentials: Credentials, *, now: datetime) -> 
     bearer = credentials.bearer
     if world.external is None or bearer is None:
         return None
-    if credentials.cookie is not None and world.sessions.live(session_key(credentials.cookie), now):
+    if attested_session(world, credentials.cookie, now=now) is not None:
         return None
     ours = {key.kid for key in (world.authority.current, *world.authority.previous)}
     kid = token_header(bearer).get("kid")

@@ -9,6 +9,7 @@ from pathlib import Path
 from joserfc.jwk import ECKey
 
 from attestation.broker.admin import AdminIssuer
+from attestation.broker.cookie import ChallengeCookies
 from attestation.broker.endorsement import TokenTrust
 from attestation.broker.token import TokenAuthority, TokenKey
 from attestation.errors import Misconfigured
@@ -26,7 +27,7 @@ from attestation.sources.rego_worker import RegoWorker
 from attestation.sources.revocation_store import RevocationStore
 from attestation.sources.roots.config import load_root_keys
 from attestation.sources.sessions import SessionStore
-from attestation.sources.signing import ADMIN, ATTESTATION, TOKEN, SigningKeys
+from attestation.sources.signing import ADMIN, ATTESTATION, CHALLENGE, TOKEN, SigningKeys
 from attestation.sources.tenants import TenantStore
 from attestation.sources.users import UserStore
 from attestation.sources.webhook import Silent
@@ -80,6 +81,7 @@ def open_world(options: WorldOptions, verifier: PlatformVerifier, *, now: dateti
     return World(
         database=database,
         vault=vault,
+        cookies=ChallengeCookies(signing.load(CHALLENGE, now)[0]),
         sessions=SessionStore(database),
         attestations=AttestationStore(database, signing.load(ATTESTATION, now)[0]),
         configuration=configuration,

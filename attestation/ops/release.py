@@ -22,7 +22,7 @@ from attestation.errors import Denied, Malformed, Untrusted
 from attestation.findings import Finding, Result, Verdict
 from attestation.ops.world import World, conditions_of
 from attestation.sources.policy_store import PolicyKind
-from attestation.sources.sessions import session_key
+from attestation.sources.sessions import Session
 from attestation.values import JsonValue, ResourcePath
 
 RESOURCE_POLICY = "resource-policy"  # upstream's one id
@@ -39,12 +39,21 @@ class Credentials:
     bearer: str | None
 
 
+def attested_session(world: World, cookie: str | None, *, now: datetime) -> str | None:
+    """The token id of the live session of a cookie, None where there is none."""
+    if cookie is None:
+        return None
+    try:
+        challenged = world.cookies.open(cookie, now=now)
+    except Untrusted:
+        return None
+    ended = world.sessions.ended(Session.of(cookie, challenged))
+    return ended.jti or None if ended else None
+
+
 def authenticate(world: World, credentials: Credentials, *, now: datetime) -> Attested:
     """The attestation behind a session or token. Untrusted, which is 401, in every other case."""
-    jti = None
-    if credentials.cookie is not None:
-        live = world.sessions.live(session_key(credentials.cookie), now)
-        jti = live.jti if live else None
+    jti = attested_session(world, credentials.cookie, now=now)
     if jti is None and credentials.bearer is not None:
         jti = verify_token(credentials.bearer, world.authority, now=now)
     if jti is None:

@@ -11,6 +11,7 @@ from joserfc.jwk import ECKey
 from attestation.appraise.policy import KeyConditions
 from attestation.appraise.policy_toml import parse_conditions
 from attestation.broker.admin import AdminIssuer
+from attestation.broker.cookie import ChallengeCookies
 from attestation.broker.endorsement import TokenTrust
 from attestation.broker.session import Challenged, Submission
 from attestation.broker.token import TokenAuthority
@@ -75,6 +76,7 @@ class World:
 
     database: Database
     vault: Vault
+    cookies: ChallengeCookies
     sessions: SessionStore
     attestations: AttestationStore
     configuration: Configuration

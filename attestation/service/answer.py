@@ -1,11 +1,11 @@
 """The good answer of a guest's request: a small JSON object whose few header fields are known beforehand."""
 
-import json
 from collections.abc import Mapping
 
 from starlette.responses import Response
 
-_COMPACT = json.JSONEncoder(separators=(",", ":"))
+from attestation.formats.json_compact import compact
+
 _JSON = (b"content-type", b"application/json")
 
 
@@ -14,7 +14,7 @@ class Answer(Response):
 
     def __init__(self, content: Mapping[str, object], *, cookie: str | None = None) -> None:
         self.status_code, self.background = 200, None
-        self.body = _COMPACT.encode(content).encode("ascii")
+        self.body = compact(content)
         self.raw_headers = [(b"content-length", b"%d" % len(self.body)), _JSON]
         if cookie is not None:
             self.raw_headers.append((b"set-cookie", cookie.encode("ascii")))

@@ -2,8 +2,10 @@
 
 from ipaddress import IPv6Address
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message
 
+from attestation.broker.cookie import COOKIE_CHARS
 from attestation.errors import Denied, Malformed
 from attestation.ops.release import Credentials
 from attestation.service.intake import Intake
@@ -11,12 +13,13 @@ from attestation.service.intake import Intake
 COOKIE = "kbs-session-id"
 INTAKE = Intake()
 _HOST_BITS = 64
-MAX_COOKIE_CHARS = 128  # 64 hex digits of ours; anything longer is no session of ours
+MAX_COOKIE_CHARS = COOKIE_CHARS  # anything longer is no session of ours
 
 
 def peer(request: Request) -> str:
     """The network that a request comes from. Forwarding headers are not believed: anybody can write them."""
-    return network_of(request.client.host if request.client else "")
+    client = request.scope.get("client")
+    return network_of(client[0]) if client else ""
 
 
 def network_of(host: str) -> str:
@@ -37,17 +40,32 @@ async def read_body(request: Request, limit: int) -> bytes:
     length = request.headers.get("content-length", "0")
     if length.isascii() and length.isdigit() and int(length) > limit:
         raise _too_large(limit)
+    first = await request.receive()
+    if first["type"] == "http.request" and not first.get("more_body"):  # all of it came at once: nothing is held
+        body: bytes = first.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
+    return await _slow_body(request, first, limit)
+
+
+async def _slow_body(request: Request, message: Message, limit: int) -> bytes:
     parts: list[bytes] = []
     who, size, held = peer(request), 0, 0
     try:
-        async for chunk in request.stream():
+        while True:
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            chunk = message.get("body", b"")
             size += len(chunk)
             if size > limit:
                 raise _too_large(limit)
             INTAKE.take(who, len(chunk))
             held = size
             parts.append(chunk)
-        return b"".join(parts)
+            if not message.get("more_body"):
+                return b"".join(parts)
+            message = await request.receive()
     finally:
         INTAKE.give(who, held)
 

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, TypeVar
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from attestation.broker.session import Submission
@@ -115,6 +116,20 @@ def parse_body(model: type[M], body: bytes) -> M:
     try:
         return model.model_validate_json(body)
     except ValidationError as exc:
-        first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise Malformed("body", f"bad request body: {first['msg']}"[:200], where=where[:200]) from exc
+        raise _bad_body(exc) from exc
+
+
+def parse_step(model: type[M], body: bytes) -> M:
+    """Likewise for the steps of a handshake, whose models have no types that JSON lacks: in half of the time."""
+    try:
+        return model.model_validate(orjson.loads(body))
+    except orjson.JSONDecodeError as exc:
+        raise Malformed("body", f"bad request body: Invalid JSON: {exc}"[:200]) from exc
+    except ValidationError as exc:
+        raise _bad_body(exc) from exc
+
+
+def _bad_body(exc: ValidationError) -> Malformed:
+    first = exc.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return Malformed("body", f"bad request body: {first['msg']}"[:200], where=where[:200])

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, delete, insert, select
 
 from attestation.broker.session import Attested
 from attestation.errors import Untrusted
+from attestation.formats.json_compact import compact
 from attestation.sources.db import Database
 from attestation.sources.schema import attestations, ms
 from attestation.sources.statement import Statement
@@ -34,14 +35,14 @@ class AttestationStore:
 
     def add(self, connection: Connection, attested: Attested) -> None:
         """Part of the transaction that finishes the session."""
-        text = json.dumps(attested.to_json(), separators=(",", ":"))
+        text = compact(attested.to_json())
         _ADD.run(
             connection,
             {
                 "jti": attested.jti,
                 "expires": ms(attested.expires),
                 "chip_id": attested.facts.cpu.chip_id[:160],
-                "record": self._mac(attested.jti, text) + text,
+                "record": self._mac(attested.jti, text) + text.decode(),
             },
         )
 
@@ -74,13 +75,13 @@ class AttestationStore:
             rows = connection.execute(query).all()
         return tuple(found for row in rows if (found := self._read(row.jti, row.record)) is not None)
 
-    def _mac(self, jti: str, text: str) -> str:
+    def _mac(self, jti: str, text: bytes) -> str:
         """Over both, with a separator that JSON does not contain."""
-        return hmac.digest(self._key, f"{jti}\0{text}".encode(), "sha256").hex()
+        return hmac.digest(self._key, b"%s\0%s" % (jti.encode(), text), "sha256").hex()
 
     def _read(self, jti: str, record: str) -> Attested | None:
         mac, text = record[:_MAC_CHARS], record[_MAC_CHARS:]
-        if not hmac.compare_digest(mac.encode(), self._mac(jti, text).encode()):
+        if not hmac.compare_digest(mac.encode(), self._mac(jti, text.encode()).encode()):
             return None
         return Attested.from_json(json.loads(text))
 

@@ -1,6 +1,7 @@
 """The store as rows of one moment, and back: the same text from SQLite and PostgreSQL, so that either restores either.
 
-Secrets stay as they are stored: sealed. Handshakes in flight are left out; their guests start again.
+Secrets stay as they are stored: sealed. Handshakes in flight are left out; their guests start again. The key of
+challenges is left out with them: what was answered before the backup must not be answered again after a restore.
 """
 
 import binascii
@@ -9,13 +10,14 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import Connection, LargeBinary, MetaData, Table, insert, inspect, select
+from sqlalchemy import Connection, LargeBinary, MetaData, Select, Table, insert, inspect, select
 from sqlalchemy.exc import DataError, IntegrityError, StatementError
 
 from attestation.errors import Malformed, Misconfigured
 from attestation.formats.json_strict import parse_json
 from attestation.sources.db import Database, revision
-from attestation.sources.schema import HEAD, metadata
+from attestation.sources.schema import HEAD, metadata, signing_keys
+from attestation.sources.signing import CHALLENGE
 
 LEFT_OUT = frozenset({"sessions"})
 MAX_ROW_BYTES = 8 * 1024 * 1024  # a secret of 2 MiB, sealed and in base64, is 3 MiB
@@ -30,8 +32,12 @@ def dump(database: Database) -> Iterator[str]:
         for table in metadata.sorted_tables:
             if table.name in LEFT_OUT:
                 continue
-            for row in connection.execute(select(table)):
+            for row in connection.execute(_kept(table)):
                 yield json.dumps([table.name, {name: _out(value) for name, value in row._asdict().items()}])
+
+
+def _kept(table: Table) -> Select[Any]:
+    return select(table).where(table.c.purpose != CHALLENGE) if table is signing_keys else select(table)
 
 
 def load(database: Database, lines: Iterator[str]) -> dict[str, int]:

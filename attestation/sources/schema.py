@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, String, Table, Text, text
 
-HEAD = "0004"  # newest migration
+HEAD = "0005"  # newest migration
 AUDIT_STREAM = "broker"
 # Entries that record a change of the configuration, as the condition of an index (configuration.py).
 CHANGES = (
@@ -18,21 +18,17 @@ CHANGES = (
 
 metadata = MetaData()
 
-# One handshake. The cookie's SHA-256 is stored, never the cookie.
+# What a challenge was spent on. The cookie's SHA-256 is stored, never the cookie; refused evidence has no jti. Ordered
+# by time: rows are added and swept at the ends, and there is no other index to keep up to date.
 sessions = Table(
     "sessions",
     metadata,
+    Column("expires", BigInteger, primary_key=True, autoincrement=False),
     Column("id", String(64), primary_key=True),
-    Column("tee", String(32), nullable=False),
-    Column("nonce", String(64), nullable=False, unique=True),
-    Column("expires", BigInteger, nullable=False),
-    Column("state", String(16), nullable=False),  # challenged, verifying, attested, burned
-    Column("body", String(64), nullable=False),  # SHA-256 of the one body that was accepted
-    Column("claimed", BigInteger, nullable=False),
+    Column("body", String(64), nullable=False),  # SHA-256 of the one body that was answered
     Column("jti", String(64), nullable=False),
     Column("token", Text, nullable=False),
-    Column("profile", String(32), nullable=False),
-    Index("sessions_expires", "expires"),
+    sqlite_with_rowid=False,
 )
 
 attestations = Table(
@@ -43,7 +39,6 @@ attestations = Table(
     Column("chip_id", String(160), nullable=False),
     Column("record", Text, nullable=False),  # HMAC-SHA256 in hex, then JSON
     Index("attestations_expires", "expires"),
-    Index("attestations_chip", "chip_id"),
 )
 
 keys = Table(

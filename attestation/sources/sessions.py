@@ -1,4 +1,8 @@
-"""Handshakes: who holds which nonce, and that exactly one body answers it, whichever replica receives it."""
+"""Handshakes that ended: what each challenge was spent on, and that it was spent once, whichever replica was told.
+
+A challenge itself is stored nowhere (`broker/cookie.py`). The row that ends it is part of the transaction that records
+the outcome, and its primary key exists once: of two answers on two replicas the one that commits is the answer.
+"""
 
 import hashlib
 import time
@@ -6,96 +10,144 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from threading import Lock
-from typing import NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, select, text
 
 from attestation.broker.session import Challenged
 from attestation.errors import Unavailable, Untrusted
 from attestation.sources.db import Database
-from attestation.sources.schema import moment, ms, sessions
+from attestation.sources.schema import ms, sessions
 from attestation.sources.statement import Statement
-from attestation.values import BindingProfile, Tee
 
-# A replica that died while verifying: after this time the same body may be tried again (verification takes ms).
-CLAIM_TIMEOUT = timedelta(seconds=60)
 CACHE_ENTRIES = 1024  # as many as attestations that are remembered
-# Unauthenticated callers write these rows, a few hundred bytes each. One address alone, at its rate, cannot fill them.
+# Whoever has a challenge may end it, with a row of a few hundred bytes. One address alone, at its rate, cannot fill it.
 MAX_SESSIONS = 1_000_000
 COUNT_S = 1.0  # how long a count is believed
+# A row outlives its challenge by more than replicas' clocks may differ: what one deletes early, another accepts twice.
+CLOCKS_APART = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One handshake: the SHA-256 of its cookie, so that a stolen database opens none, and its end."""
+
+    key: str
+    expires: datetime
+
+    @classmethod
+    def of(cls, cookie: str, challenged: Challenged) -> "Session":
+        """Of an authentic cookie and what it holds."""
+        return cls(hashlib.sha256(cookie.encode()).hexdigest(), challenged.expires)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Repeated:
-    """This very body was answered before, with this token."""
+class Ended:
+    """How a handshake ended: `body` is the SHA-256 of what was sent; a refused one has neither `jti` nor `token`."""
 
-    token: str
+    body: str
+    jti: str = ""
+    token: str = ""
+
+    def repeat(self, body: str) -> str:
+        """The token once more, for the very body that it was given for; Untrusted otherwise."""
+        if not self.jti:
+            raise Untrusted("session-burned", "this challenge was answered and refused; ask for a new one")
+        if self.body != body:
+            raise _replayed()
+        return self.token
 
 
 @dataclass(frozen=True, slots=True)
 class InProgress:
-    """This very body is being verified now."""
+    """This very body is being verified by this process now."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LiveSession:
-    """An attested session, as a cookie finds it."""
-
-    jti: str
-    expires: datetime
-
-
-def session_key(cookie: str) -> str:
-    """What is stored for a cookie: its SHA-256, so that a stolen database opens no session."""
-    return hashlib.sha256(cookie.encode()).hexdigest()
-
-
-_ADD = Statement(insert(sessions))
-_BY_ID = Statement(select(sessions).where(sessions.c.id == bindparam("key")))
-_TAKE = Statement(
-    update(sessions)
-    .where(
-        sessions.c.id == bindparam("key"),
-        sessions.c.expires > bindparam("now"),
-        sessions.c.state == bindparam("old_state"),
-        sessions.c.claimed == bindparam("old_claimed"),
+# SQLAlchemy writes `ON CONFLICT` once for each dialect, and they are the same.
+_END = Statement(
+    text(
+        "INSERT INTO sessions (expires, id, body, jti, token) VALUES (:expires, :id, :body, :jti, :token)"
+        " ON CONFLICT (expires, id) DO NOTHING"
     )
-    .values(state="verifying", body=bindparam("new_body"), claimed=bindparam("now"))
-    .returning(sessions.c.tee, sessions.c.nonce, sessions.c.expires, sessions.c.profile)
 )
-_FINISH = Statement(
-    update(sessions)
-    .where(sessions.c.id == bindparam("key"), sessions.c.state == "verifying")
-    .values(state="attested", jti=bindparam("new_jti"), token=bindparam("new_token"))
+_FIND = Statement(
+    select(sessions.c.body, sessions.c.jti, sessions.c.token).where(
+        sessions.c.expires == bindparam("end"), sessions.c.id == bindparam("key")
+    )
 )
-
-
-class _Row(NamedTuple):
-    """A row of `sessions`, in the order of its columns."""
-
-    id: str
-    tee: str
-    nonce: str
-    expires: int
-    state: str
-    body: str
-    claimed: int
-    jti: str
-    token: str
-    profile: str
-
-
-sessions_row = _Row._make
 
 
 class SessionStore:
-    """All transitions are single statements, so that replicas need no other coordination."""
+    """Rows that any replica reads, and this process's memory of the newest."""
 
     def __init__(self, database: Database) -> None:
         self._db = database
-        self._live: OrderedDict[str, LiveSession] = OrderedDict()
+        self._ended: OrderedDict[str, Ended] = OrderedDict()
+        self._verifying: dict[str, str] = {}
         self._lock = Lock()
         self._counted, self._full = float("-inf"), False
+
+    def claim(self, session: Session, body: str) -> Ended | InProgress | None:
+        """None where this process shall verify the body, and say `leave` afterwards; or what became of it before.
+
+        Another body for a challenge that is being answered is Untrusted. Unavailable where too many have ended.
+        """
+        self._require_room()
+        with self._lock:
+            ended = self._ended.get(session.key)
+            if ended is not None:
+                return ended
+            current = self._verifying.get(session.key)
+            if current is None:
+                self._verifying[session.key] = body
+                return None
+            if current != body:
+                raise _replayed()
+            return InProgress()
+
+    def leave(self, session: Session) -> None:
+        """This process verifies nothing for the challenge any more. Where nothing was stored, it is as good as new."""
+        with self._lock:
+            self._verifying.pop(session.key, None)
+
+    def end(self, connection: Connection, session: Session, ended: Ended) -> Ended | None:
+        """Spend the challenge, as part of the transaction that records the outcome.
+
+        Returns what it was spent on before, in which case nothing was written; None where this was the first time.
+        """
+        values = {
+            "expires": ms(session.expires),
+            "id": session.key,
+            "body": ended.body,
+            "jti": ended.jti,
+            "token": ended.token,
+        }
+        return None if _END.run(connection, values) == 1 else self._find(connection, session)
+
+    def remember(self, session: Session, ended: Ended) -> None:
+        """After the commit: nothing changes how a handshake ended."""
+        with self._lock:
+            self._ended[session.key] = ended
+            if len(self._ended) > CACHE_ENTRIES:
+                self._ended.popitem(last=False)
+
+    def ended(self, session: Session) -> Ended | None:
+        """How a handshake ended, None where it has not."""
+        with self._lock:
+            known = self._ended.get(session.key)
+        if known is not None:
+            return known
+        with self._db.read() as connection:
+            return self._find(connection, session)
+
+    def sweep(self, now: datetime) -> int:
+        """Delete what no cookie can name any more."""
+        with self._db.write() as connection:
+            over = sessions.c.expires <= ms(now - CLOCKS_APART)
+            return connection.execute(delete(sessions).where(over)).rowcount
+
+    def _find(self, connection: Connection, session: Session) -> Ended | None:
+        row = _FIND.one(connection, {"end": ms(session.expires), "key": session.key})
+        return None if row is None else Ended(body=row[0], jti=row[1], token=row[2])
 
     def _require_room(self) -> None:
         if (at := time.monotonic()) - self._counted > COUNT_S:
@@ -103,104 +155,8 @@ class SessionStore:
                 count = connection.execute(select(func.count()).select_from(sessions)).scalar_one()
             self._counted, self._full = at, count >= MAX_SESSIONS
         if self._full:
-            raise Unavailable("sessions-full", "too many handshakes are under way; try again", expected=MAX_SESSIONS)
-
-    def add(self, key: str, challenged: Challenged) -> None:
-        """A new handshake. Unavailable where there are too many."""
-        self._require_room()
-        with self._db.write() as connection:
-            _ADD.run(
-                connection,
-                {
-                    "id": key,
-                    "tee": str(challenged.tee),
-                    "nonce": challenged.nonce,
-                    "expires": ms(challenged.expires),
-                    "state": "challenged",
-                    "body": "",
-                    "claimed": 0,
-                    "jti": "",
-                    "token": "",
-                    "profile": str(challenged.profile),
-                },
-            )
-
-    def claim(self, key: str, body: str, now: datetime) -> Challenged | Repeated | InProgress:
-        """Take the nonce for this body, atomically and before anything is verified.
-
-        Raises Untrusted for an unknown, expired or burned session and for a second, different body.
-        """
-        with self._db.write() as connection:
-            taken = self._take(connection, key, body, now, "challenged", 0)
-            if taken is not None:
-                return taken
-            row = _BY_ID.one(connection, {"key": key})
-            if row is None or (found := sessions_row(row)).expires <= ms(now):
-                raise Untrusted("session-unknown", "no such session, or it has expired")
-            if found.state == "burned":
-                raise Untrusted("session-burned", "this challenge was answered and refused; ask for a new one")
-            if found.body != body:
-                raise Untrusted("nonce-replayed", "this challenge was already answered with other evidence")
-            if found.state == "attested":
-                return Repeated(token=found.token)
-            if found.claimed + ms_of(CLAIM_TIMEOUT) < ms(now):
-                taken = self._take(connection, key, body, now, "verifying", found.claimed)
-            return taken or InProgress()
-
-    def _take(
-        self, connection: Connection, key: str, body: str, now: datetime, state: str, claimed: int
-    ) -> Challenged | None:
-        values = {"key": key, "new_body": body, "now": ms(now), "old_state": state, "old_claimed": claimed}
-        row = _TAKE.one(connection, values)
-        if row is None:
-            return None
-        tee, nonce, expires, profile = row
-        return Challenged(tee=Tee(tee), nonce=nonce, expires=moment(expires), profile=BindingProfile(profile))
-
-    def finish(self, connection: Connection, key: str, *, jti: str, token: str) -> None:
-        """The body was good; part of the transaction that records the attestation."""
-        if _FINISH.run(connection, {"key": key, "new_jti": jti, "new_token": token}) != 1:
-            raise Unavailable("session-lost", "the session ended while its evidence was verified")
-
-    def burn(self, connection: Connection, key: str) -> None:
-        """The body was bad: this nonce is spent."""
-        mine = (sessions.c.id == key) & (sessions.c.state == "verifying")
-        connection.execute(update(sessions).where(mine).values(state="burned"))
-
-    def reopen(self, key: str) -> None:
-        """We could not tell (collateral or verifier unavailable): the same guest may try this nonce again."""
-        with self._db.write() as connection:
-            connection.execute(
-                update(sessions)
-                .where(sessions.c.id == key, sessions.c.state == "verifying")
-                .values(state="challenged", body="", claimed=0)
-            )
-
-    def remember(self, key: str, live: LiveSession) -> None:
-        """After the commit of `finish`: nothing changes an attested session until it ends."""
-        with self._lock:
-            self._live[key] = live
-            if len(self._live) > CACHE_ENTRIES:
-                self._live.popitem(last=False)
-
-    def live(self, key: str, now: datetime) -> LiveSession | None:
-        """The attested session of a cookie, None for anything else."""
-        with self._lock:
-            known = self._live.get(key)
-        if known is not None:
-            return known if known.expires > now else None
-        with self._db.read() as connection:
-            row = _BY_ID.one(connection, {"key": key})
-        if row is None or (found := sessions_row(row)).state != "attested" or found.expires <= ms(now):
-            return None
-        return LiveSession(jti=found.jti, expires=moment(found.expires))
-
-    def sweep(self, now: datetime) -> int:
-        """Delete what has expired."""
-        with self._db.write() as connection:
-            return connection.execute(delete(sessions).where(sessions.c.expires <= ms(now))).rowcount
+            raise Unavailable("sessions-full", "too many handshakes; try again", expected=MAX_SESSIONS)
 
 
-def ms_of(span: timedelta) -> int:
-    """A span as stored."""
-    return round(span.total_seconds() * 1000)
+def _replayed() -> Untrusted:
+    return Untrusted("nonce-replayed", "this challenge was already answered with other evidence")

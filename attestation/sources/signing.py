@@ -17,7 +17,7 @@ from attestation.sources.envelope import Envelope, Vault
 from attestation.sources.schema import ms, signing_keys
 from attestation.values import Secret
 
-TOKEN, ADMIN, AUDIT, ATTESTATION = "token", "admin", "audit", "attestation"
+TOKEN, ADMIN, AUDIT, ATTESTATION, CHALLENGE = "token", "admin", "audit", "attestation", "challenge"
 MAC_KEY_BYTES = 32  # HMAC-SHA256 (RFC 2104 3)
 
 
@@ -28,7 +28,7 @@ class SigningKeys:
         self._db, self._vault = database, vault
 
     def load(self, purpose: str, now: datetime) -> tuple[bytes, ...]:
-        """Every version, newest first, at least one: PKCS#8 PEM, and raw bytes of the key that authenticates rows."""
+        """Every version, newest first, at least one: PKCS#8 PEM, and raw bytes of keys that authenticate."""
         found = self._read(purpose)
         if not found:
             with contextlib.suppress(IntegrityError):  # another replica made it at this moment
@@ -95,7 +95,7 @@ class SigningKeys:
 
 
 def _generate(purpose: str) -> Secret:
-    if purpose == ATTESTATION:
+    if purpose in (ATTESTATION, CHALLENGE):
         return Secret(secrets.token_bytes(MAC_KEY_BYTES))
     key = Ed25519PrivateKey.generate() if purpose == AUDIT else ec.generate_private_key(ec.SECP256R1())
     return Secret(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))

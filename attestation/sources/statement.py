@@ -37,7 +37,7 @@ class Statement:
         driver: Any = connection.connection.driver_connection
         assert dialect.dbapi is not None
         try:
-            return driver.execute(text, {**defaults, **values})
+            return driver.execute(text, {**defaults, **values} if defaults else values)
         except dialect.dbapi.OperationalError as exc:
             raise Unavailable("store", "the store does not answer", where="store", got=type(exc).__name__) from exc
 

@@ -17,10 +17,10 @@ from attestation.formats.json_strict import parse_json, require_object
 from attestation.formats.nv_evidence import Decoder, NvEvidence, decode_base64, read_evidence
 from attestation.values import Architecture, BindingProfile, DeviceKind, JsonObject, Nonce, Tee
 from attestation.verify.expected import CpuExpected
-from attestation.verify.verified import BoundPlatform, VerifiedCpu, VerifiedDevice
+from attestation.verify.verified import BoundPlatform, SampleDevice, VerifiedCpu, VerifiedDevice
 
 MAX_ADDITIONAL_BYTES = 2 * 1024 * 1024  # as the KBS request body; 12 devices take 137 kB
-NVIDIA = "nvidia"
+NVIDIA, SAMPLE_DEVICE = "nvidia", "sampledevice"
 GUEST_ENTRY = "kata-gpu.toml"  # of init-data: what our guest checks by itself (docs/guest.md)
 DEVICE_REVOCATION = "device-revocation"
 NOT_PROVEN = (
@@ -58,21 +58,38 @@ class Expected:
 CpuVerifier = Callable[[Tee, JsonObject, CpuExpected], VerifiedCpu]
 IdentityList = Callable[[str], bool]  # of a chip id
 DeviceVerifier = Callable[[Sequence[NvEvidence], Nonce], tuple[Sequence[VerifiedDevice], Sequence[Finding]]]
+SampleDeviceVerifier = Callable[[JsonObject, bytes], SampleDevice]  # of the evidence and the digest it answers
 
 
-def parse_additional(text: str, decode_chain: Decoder = decode_base64) -> tuple[NvEvidence, ...]:
-    """The additional-evidence string to devices: "" or `{}` is none. Raises Malformed, also for unknown kinds."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Additional:
+    """Evidence of devices, parsed: NVIDIA's, and the sample device, which anybody can make."""
+
+    devices: tuple[NvEvidence, ...] = ()
+    sample: JsonObject | None = None
+
+
+def parse_additional(
+    text: str, decode_chain: Decoder = decode_base64, *, unsafe_sample_device: bool = False
+) -> Additional:
+    """The additional-evidence string to devices: "" or `{}` is none. Raises Malformed, also for unknown kinds.
+
+    The sample device is an unknown kind unless the operator accepts what anybody can make.
+    """
     if not text:
-        return ()
+        return Additional()
     document = require_object(
         parse_json(text, max_bytes=MAX_ADDITIONAL_BYTES, what="additional-evidence"), "additional-evidence"
     )
-    unknown = sorted(set(document) - {NVIDIA})
+    unknown = sorted(set(document) - {NVIDIA} - ({SAMPLE_DEVICE} if unsafe_sample_device else set()))
     if unknown:
         raise Malformed(
             "device-kind-unknown", "unknown kind of device", where="additional-evidence", expected=NVIDIA, got=unknown
         )
-    return read_evidence(document[NVIDIA], decode_chain) if document else ()
+    return Additional(
+        devices=read_evidence(document[NVIDIA], decode_chain) if NVIDIA in document else (),
+        sample=require_object(document[SAMPLE_DEVICE], SAMPLE_DEVICE) if SAMPLE_DEVICE in document else None,
+    )
 
 
 def bind_platform(
@@ -81,17 +98,20 @@ def bind_platform(
     *,
     cpu: CpuVerifier,
     devices: DeviceVerifier,
+    sample_device: SampleDeviceVerifier | None = None,
     decode_chain: Decoder = decode_base64,
     about_collateral: Sequence[Finding] = (),
     identity_list: IdentityList | None = None,
 ) -> BoundPlatform:
     """Verify everything against the session. Raises the first error; a refused CPU is Denied before any device.
 
-    `identity_list` says whether a device is on the operator's list; None where there is no list.
+    `identity_list` says whether a device is on the operator's list; None where there is no list. Without
+    `sample_device` such a device is of an unknown kind.
     """
     _require_session(evidence, expected)
     init_data = None if evidence.init_data is None else parse_init_data(evidence.init_data)
-    listed = parse_additional(evidence.additional, decode_chain)
+    additional = parse_additional(evidence.additional, decode_chain, unsafe_sample_device=sample_device is not None)
+    listed = additional.devices
     _require_distinct_bytes(listed)
     nonce, report_data = _derive(evidence, expected, listed, init_data)
     wanted = CpuExpected(report_data=report_data, init_data=init_data, init_data_required=expected.init_data_required)
@@ -101,12 +121,15 @@ def bind_platform(
         proofs, about_all = devices(listed, nonce)
         require_distinct(proofs)
         _require_usable(proofs, about_all)
+        sample = _sample_device(additional.sample, evidence, expected, sample_device)
         init_data_claims = None if init_data is None else init_data.claims()
     ordered = tuple(sorted(proofs, key=_order))
     findings = [*verified_cpu.findings, *(f for device in ordered for f in device.findings), *about_all]
+    findings += sample.findings if sample else ()
     return BoundPlatform(
         cpu=verified_cpu,
         devices=ordered,
+        sample_device=sample,
         profile=expected.profile,
         nonce=expected.nonce,
         tee_key=dict(evidence.tee_jwk),
@@ -173,6 +196,20 @@ def _derive(
     raw = [DeviceBytes(kind=_kind(device), report=device.report, chain=device.chain) for device in devices]
     document = None if init_data is None else init_data.text.encode()
     return binding.cgpu_device_nonce(text, spki), binding.cgpu_report_data(text, spki, raw, document)
+
+
+def _sample_device(
+    document: JsonObject | None, evidence: PlatformEvidence, expected: Expected, verify: SampleDeviceVerifier | None
+) -> SampleDevice | None:
+    """It answers the digest of upstream's protocol; the native profile has no place for it and so would not bind it."""
+    if document is None or verify is None:
+        return None
+    if expected.profile is not BindingProfile.TRUSTEE_RCAR:
+        raise Malformed(
+            "sample-device-profile", "a sample device, which this profile does not bind", where="additional-evidence",
+            expected=BindingProfile.TRUSTEE_RCAR, got=expected.profile,
+        )  # fmt: skip
+    return verify(document, binding.trustee_device_digest(expected.nonce, evidence.tee_jwk, expected.hash_name))
 
 
 def _kind(device: NvEvidence) -> DeviceKind:

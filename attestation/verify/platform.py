@@ -18,7 +18,7 @@ from attestation.verify.nv_policy import NvPolicy, Unchecked
 from attestation.verify.revocation import RevocationSource
 from attestation.verify.rim import RimSource
 from attestation.verify.roots import NvTrust
-from attestation.verify.sample import verify_sample
+from attestation.verify.sample import verify_sample, verify_sample_device
 from attestation.verify.snp import verify_snp
 from attestation.verify.snp_certs import AmdCache
 from attestation.verify.snp_policy import SnpPolicy
@@ -33,7 +33,7 @@ __all__ = ["Expected", "PlatformCollateral", "PlatformEvidence", "PlatformPolicy
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlatformTrust:
-    """Roots of every vendor. `unsafe_sample_tee` accepts evidence that anybody can make."""
+    """Roots of every vendor. `unsafe_sample_tee` accepts evidence that anybody can make: sample TEE, sample device."""
 
     amd: AmdTrust
     nvidia: NvTrust
@@ -105,6 +105,7 @@ def verify_platform(
         session,
         cpu=cpu,
         devices=devices,
+        sample_device=verify_sample_device if trust.unsafe_sample_tee else None,
         decode_chain=collateral.nv_cache.decode_chain,
         about_collateral=(recent,),
         identity_list=None if isinstance(policy.nvidia.chip_ids, Unchecked) else policy.nvidia.chip_ids.accepts,

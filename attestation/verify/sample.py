@@ -1,18 +1,22 @@
-"""The sample TEE: anybody can make its evidence. For demos and tests, behind a flag with a dangerous name.
+"""The sample TEE and the sample device: anybody can make their evidence. For demos and tests, behind a flag with a
+dangerous name.
 
-Its evidence is `{"svn", "report_data": b64, "init_data"?: b64, "launch_digest"?: hex}` (keybroker.md 1.6).
+The TEE's is `{"svn", "report_data": b64, "init_data"?: b64, "launch_digest"?: hex}`, the device's the first two
+(keybroker.md 1.6).
 """
 
+import hmac
 from base64 import b64decode
 
-from attestation.errors import Denied, Malformed
+from attestation.errors import Denied, Malformed, Untrusted
 from attestation.findings import Finding, Result
 from attestation.formats.json_strict import require_text
 from attestation.values import JsonObject, Tee
 from attestation.verify.expected import CpuExpected, verify_init_data, verify_report_data
-from attestation.verify.verified import VerifiedCpu
+from attestation.verify.verified import SampleDevice, VerifiedCpu
 
 REPORT_DATA_BYTES = 64
+MAX_SVN_CHARS = 64  # upstream's attester says "2"
 # What upstream says of a platform that is none (keybroker.md 8.4), so that policies written for it can be tried.
 _DIGEST, _PLATFORM = "abcde", {"major": 1, "minor": 4}
 
@@ -50,6 +54,32 @@ def verify_sample(document: JsonObject, *, unsafe_allow_sample: bool, expected: 
     )
 
 
+def verify_sample_device(device: JsonObject, expected: bytes) -> SampleDevice:
+    """It repeats the digest that every device of the session answers; nothing is signed.
+
+    Raises Malformed, Untrusted.
+    """
+    svn = require_text(device.get("svn"), "sampledevice.svn")
+    if len(svn) > MAX_SVN_CHARS or not (svn.isascii() and svn.isprintable()):
+        raise Malformed(
+            "sample-svn", "not a version", where="sampledevice.svn", expected=f"<= {MAX_SVN_CHARS} characters"
+        )
+    if not hmac.compare_digest(_bytes(device, "report_data", "sampledevice"), expected):
+        raise Untrusted(
+            "sample-device-nonce", "the device answers another nonce or key", where="sampledevice.report_data"
+        )
+    return SampleDevice(
+        svn=svn,
+        report_data=expected,
+        findings=(
+            Finding(
+                check="device", result=Result.WARN, code="sample-device",
+                expected="a device that signs", got="sampledevice", subject="sampledevice",
+            ),
+        ),
+    )  # fmt: skip
+
+
 def _init_data(document: JsonObject, expected: CpuExpected) -> tuple[bytes, Finding]:
     """The field that the evidence states. Upstream's attester states none: then, as upstream, what was presented."""
     if document.get("init_data"):
@@ -61,8 +91,8 @@ def _init_data(document: JsonObject, expected: CpuExpected) -> tuple[bytes, Find
     return digest.raw, Finding(check="init-data", result=Result.WARN, code="sample-init-data", got=str(digest))
 
 
-def _bytes(document: JsonObject, name: str) -> bytes:
+def _bytes(document: JsonObject, name: str, what: str = "sample") -> bytes:
     try:
-        return b64decode(require_text(document.get(name), f"sample.{name}"), validate=True)
+        return b64decode(require_text(document.get(name), f"{what}.{name}"), validate=True)
     except ValueError as exc:
-        raise Malformed("sample-base64", "not base64", where=f"sample.{name}") from exc
+        raise Malformed("sample-base64", "not base64", where=f"{what}.{name}") from exc

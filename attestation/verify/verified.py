@@ -45,6 +45,17 @@ class VerifiedDevice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SampleDevice:
+    """Upstream's sample device: what somebody said, over the right nonce. It proves nothing and is no `VerifiedDevice`,
+    so that nothing which counts, lists or judges devices can meet it.
+    """
+
+    svn: str
+    report_data: bytes
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedCpu:
     """A CPU TEE report whose signature, chain and mandatory rules were verified. Measurements are not yet judged.
 
@@ -79,6 +90,7 @@ class BoundPlatform:
     init_data_claims: JsonObject | None
     binding: JsonObject
     findings: tuple[Finding, ...]
+    sample_device: SampleDevice | None = None  # only where the operator accepts what anybody can make
 
     @property
     def gpus(self) -> tuple[VerifiedDevice, ...]:

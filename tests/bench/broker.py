@@ -46,7 +46,7 @@ from tests.attestation.broker.postgres import FOUND, cluster
 from tests.bench.figure import Figure
 from tests.bench.guests_peer import prepare, run
 
-ROUNDS, HANDSHAKES, GUESTS = 3, 300, 8
+ROUNDS, HANDSHAKES, GUESTS = 3, 300, 16
 FREE_CORES = 4  # for two servers, a database and guests
 VERIFIED, AUDITED = 2, 2  # of one handshake: reports of CPU and GPU; entries of attestation and release
 CACHES = "chains, RIMs, configuration warm"

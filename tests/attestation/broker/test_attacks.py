@@ -16,7 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc.jwk import ECKey
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from attestation.broker.admin import AdminIssuer
 from attestation.broker.endorsement import TokenTrust
@@ -26,7 +26,7 @@ from attestation.broker.session import CHALLENGE_LIFETIME, Submission
 from attestation.cli.serve import _issuer
 from attestation.crypto.b64 import b64url
 from attestation.crypto.jwk import tee_key_of
-from attestation.errors import Malformed, Misconfigured, Unavailable, Untrusted
+from attestation.errors import AttestationError, Malformed, Misconfigured, Unavailable, Untrusted
 from attestation.formats.initdata import parse_init_data
 from attestation.ops.administer import authenticate_admin
 from attestation.ops.attest import MAX_WAITING, attest
@@ -37,7 +37,7 @@ from attestation.ops.world import conditions_of
 from attestation.sources import schema, sessions
 from attestation.sources.attestations import AttestationStore
 from attestation.sources.rego_worker import RegoWorker
-from attestation.sources.sessions import session_key
+from attestation.sources.sessions import Ended, Session
 from attestation.values import ResourcePath
 from tests.attestation.broker.broker import (
     GPU_POLICY,
@@ -112,12 +112,12 @@ def test_a_defect_burns_the_challenge(tmp_path: Path) -> None:
         assert caught.value.code == "session-burned"
 
 
-def _attest_with(made: Broker, cookies: list[str]) -> None:
+def _attest_with(made: Broker, cookies: list[str], *, additional: str = "") -> None:
     if not cookies:
         issued = issue_challenge(made.world, version="0.4.0", tee="snp", now=NOW)
         cookies += [issued.cookie, issued.challenged.nonce]
     key = tee_key_of(ec.derive_private_key(7, ec.SECP256R1()).public_key())
-    sent = Submission(nonce=cookies[1], tee_key=key, init_data=None, primary={}, additional="")
+    sent = Submission(nonce=cookies[1], tee_key=key, init_data=None, primary={}, additional=additional)
     attest(made.world, cookie=cookies[0], submission=sent, body_digest="00" * 32, now=NOW)
 
 
@@ -194,18 +194,29 @@ def test_an_identity_provider_without_names(tmp_path: Path, missing: str) -> Non
         _issuer(file)
 
 
-def test_challenges_end_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Anybody may ask for one; the table is bounded, and expired rows make room."""
-    monkeypatch.setattr(sessions, "MAX_SESSIONS", 3)
+def test_challenges_cost_nothing(tmp_path: Path) -> None:
+    """Anybody may ask for one: nothing is stored before evidence was answered."""
     with broker(tmp_path) as made:
-        monkeypatch.setattr(sessions, "COUNT_S", 0.0)
         for _ in range(3):
             issue_challenge(made.world, version="0.4.0", tee="snp", now=NOW)
+        with made.world.database.read() as connection:
+            assert connection.execute(select(schema.sessions)).all() == []
+
+
+def test_refused_evidence_ends_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was refused is kept, so that it stays refused; the table is bounded, and old rows make room."""
+    monkeypatch.setattr(sessions, "MAX_SESSIONS", 3)
+    monkeypatch.setattr(sessions, "COUNT_S", 0.0)
+    with broker(tmp_path) as made:
+        for _ in range(3):
+            with pytest.raises(AttestationError):
+                _attest_with(made, [], additional="[]")
         with pytest.raises(Unavailable) as caught:
-            issue_challenge(made.world, version="0.4.0", tee="snp", now=NOW)
+            _attest_with(made, [], additional="[]")
         assert caught.value.code == "sessions-full"
-        made.world.sessions.sweep(NOW + CHALLENGE_LIFETIME)
-        issue_challenge(made.world, version="0.4.0", tee="snp", now=NOW + CHALLENGE_LIFETIME)
+        made.world.sessions.sweep(NOW + CHALLENGE_LIFETIME + sessions.CLOCKS_APART)
+        with pytest.raises(Malformed):
+            _attest_with(made, [], additional="[]")
 
 
 def test_a_new_key_is_recorded_with_its_policy(kbs: Served) -> None:
@@ -324,8 +335,8 @@ def test_attestations_that_a_database_writer_invents(tmp_path: Path) -> None:
                     .where(schema.attestations.c.jti == false.jti)
                     .values(jti=jti, expires=schema.ms(NOW) * 2)
                 )
-                mine = schema.sessions.c.id == session_key(issued.cookie)
-                connection.execute(update(schema.sessions).where(mine).values(state="attested", jti=jti))
+                session = Session.of(issued.cookie, issued.challenged)
+                world.sessions.end(connection, session, Ended(body="", jti=jti, token=""))
             with pytest.raises(Untrusted) as caught:
                 Visit(broker=made, key=key, cookie=issued.cookie, token="").get(bearer=False)
             assert caught.value.code == "attestation-changed"

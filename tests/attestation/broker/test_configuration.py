@@ -255,6 +255,7 @@ def test_a_schema_that_was_set_back_binds_nothing(kbs: Broker, where: str, tmp_p
         "DROP INDEX keys_sheet",
         "ALTER TABLE keys DROP COLUMN sheet",
         "DROP TABLE sheets",
+        "CREATE INDEX attestations_chip ON attestations (chip_id)",
         "UPDATE alembic_version SET version_num = '0003'",
         "UPDATE keys SET policy = ''",
     )

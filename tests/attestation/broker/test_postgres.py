@@ -19,6 +19,7 @@ from attestation.ops.open_world import WorldOptions, close_world, open_world
 from attestation.ops.release import Credentials, authenticate, release_resource
 from attestation.simulate.amd import MEASUREMENT
 from attestation.sources.envelope import FileRootKey
+from attestation.sources.sessions import Ended, Session
 from tests.attestation.broker.broker import GPU_POLICY, INIT_DATA, NOW, PATH, Broker
 from tests.attestation.broker.postgres import ABSENT, FOUND, postgres
 from tests.attestation.tee.world import Guest
@@ -64,26 +65,24 @@ def test_each_step_on_another_replica(replicas: tuple[Broker, Broker]) -> None:
     assert first.audit.verify() == second.audit.verify()
 
 
-def test_a_nonce_is_answered_once_across_replicas(replicas: tuple[Broker, Broker]) -> None:
-    """Twelve claims with different bodies on two replicas: one wins."""
-    from attestation.sources.sessions import session_key
+def test_a_challenge_is_spent_once_across_replicas(replicas: tuple[Broker, Broker]) -> None:
+    """Twelve outcomes with different bodies on two replicas: one is stored."""
+    issued = issue_challenge(replicas[0].world, version="0.4.0", tee="snp", now=NOW)
+    session = Session.of(issued.cookie, issued.challenged)
+    told: list[Ended | None] = []
 
-    key = session_key(issue_challenge(replicas[0].world, version="0.4.0", tee="snp", now=NOW).cookie)
-    won: list[int] = []
+    def spend(number: int) -> None:
+        world = replicas[number % 2].world
+        mine = Ended(body=f"{number:064}", jti=f"j{number}", token="t")
+        told.append(world.database.commit(lambda c: world.sessions.end(c, session, mine)))
 
-    def claim(number: int) -> None:
-        try:
-            replicas[number % 2].world.sessions.claim(key, f"{number:064}", NOW)
-        except Untrusted:
-            return
-        won.append(number)
-
-    threads = [threading.Thread(target=claim, args=(n,)) for n in range(12)]
+    threads = [threading.Thread(target=spend, args=(n,)) for n in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(won) == 1
+    assert len(told) == 12
+    assert told.count(None) == 1
 
 
 def test_appends_of_both_replicas_form_one_chain(replicas: tuple[Broker, Broker]) -> None:

@@ -256,10 +256,10 @@ def test_rotation_disturbs_no_reader(tmp_path: Path) -> None:
         pass
     stop.set()
     thread.join()
-    assert done == len(paths) + 4
+    assert done == len(paths) + 5
     assert (errors, set(reads)) == ([], {True})
     uses = {use.name: use.wraps for use in root_uses(second.world)}
-    assert list(uses.values()) == [len(paths) + 4, 0]
+    assert list(uses.values()) == [len(paths) + 5, 0]
     assert [e.event for e in second.world.audit.tail(1)] == ["root-rotated"]
     for made in (first, second):
         close_world(made.world)
@@ -280,9 +280,9 @@ def test_a_root_that_is_still_needed_is_named(tmp_path: Path, capsys: pytest.Cap
     where = ["--store", str(tmp_path / "store"), "--root-key", str(tmp_path / "roots.toml")]
     assert run(cli, ["root-key", "show", *where]) == 0
     shown = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[1] for line in shown] == ["wraps 0", "wraps 4"]
+    assert [line.split("  ")[1] for line in shown] == ["wraps 0", "wraps 5"]
     assert run(cli, ["root-key", "rotate", *where]) == 0
-    assert "4 secrets rewrapped" in capsys.readouterr().out
+    assert "5 secrets rewrapped" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -17,13 +17,16 @@ from alembic.migration import MigrationContext
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import delete, insert, select, update
 
+from attestation.broker.cookie import ChallengeCookies
 from attestation.errors import Denied, Misconfigured, Unavailable, Untrusted
 from attestation.ops.challenge import issue_challenge
 from attestation.sources.audit import AuditLog, verify_chain
 from attestation.sources.db import Database
+from attestation.sources.dump import dump, load
 from attestation.sources.envelope import FileRootKey, OneRoot, Vault
 from attestation.sources.schema import audit, key_versions, metadata, sessions
-from attestation.sources.sessions import InProgress, Repeated, SessionStore, session_key
+from attestation.sources.sessions import CLOCKS_APART, Ended, InProgress, Session, SessionStore
+from attestation.sources.signing import CHALLENGE, SigningKeys
 from attestation.values import ResourcePath, Secret
 from tests.attestation.broker.broker import GPU_POLICY, NOW, PATH, Broker, broker
 
@@ -152,76 +155,90 @@ def test_audit_appends_from_many_threads_form_one_chain(kbs: Broker) -> None:
     assert kbs.world.audit.verify() == 80
 
 
-def challenge(kbs: Broker) -> str:
-    return session_key(issue_challenge(kbs.world, version="0.4.0", tee="snp", now=NOW).cookie)
+def challenge(kbs: Broker) -> Session:
+    issued = issue_challenge(kbs.world, version="0.4.0", tee="snp", now=NOW)
+    return Session.of(issued.cookie, issued.challenged)
 
 
-def test_a_nonce_is_claimed_once(kbs: Broker, where: str) -> None:
-    """Sixteen claims over two replicas with different bodies: exactly one wins."""
-    key = challenge(kbs)
+def test_a_challenge_is_spent_once(kbs: Broker, where: str) -> None:
+    """Sixteen outcomes with different bodies over two replicas: exactly one is stored, and the others are told which."""
+    session = challenge(kbs)
     second = Database.open(where)
-    won: list[int] = []
+    told: list[Ended | None] = []
 
-    def claim(number: int) -> None:
-        store = SessionStore(kbs.world.database if number % 2 else second)
-        try:
-            store.claim(key, f"{number:064}", NOW)
-        except Untrusted:
-            return
-        won.append(number)
+    def spend(number: int) -> None:
+        database = kbs.world.database if number % 2 else second
+        mine = Ended(body=f"{number:064}", jti=f"j{number}", token="t")
+        told.append(database.commit(lambda c: SessionStore(database).end(c, session, mine)))
 
-    threads = [threading.Thread(target=claim, args=(n,)) for n in range(16)]
+    threads = [threading.Thread(target=spend, args=(n,)) for n in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     second.close()
-    assert len(won) == 1
+    (stored,) = {ended for ended in told if ended is not None}
+    assert told.count(None) == 1
+    assert SessionStore(kbs.world.database).ended(session) == stored
 
 
-def test_the_same_body_waits_then_repeats(kbs: Broker) -> None:
-    """In progress, then the stored token; a different body never."""
-    store, key = kbs.world.sessions, challenge(kbs)
-    store.claim(key, "aa", NOW)
-    assert isinstance(store.claim(key, "aa", NOW), InProgress)
+def test_the_same_body_waits_then_repeats(kbs: Broker, where: str) -> None:
+    """In progress, then the stored token, on another replica too; a different body never."""
+    store, session = kbs.world.sessions, challenge(kbs)
+    assert store.claim(session, "aa") is None
+    assert isinstance(store.claim(session, "aa"), InProgress)
     with pytest.raises(Untrusted) as caught:
-        store.claim(key, "bb", NOW)
+        store.claim(session, "bb")
     assert caught.value.code == "nonce-replayed"
+    good = Ended(body="aa", jti="j", token="t")
     with kbs.world.database.write() as connection:
-        store.finish(connection, key, jti="j", token="t")
-    assert store.claim(key, "aa", NOW) == Repeated(token="t")
-    live = store.live(key, NOW)
-    assert live is not None
-    assert live.jti == "j"
-    assert store.live(key, NOW + timedelta(minutes=5)) is None
+        assert store.end(connection, session, good) is None
+    store.remember(session, good)
+    store.leave(session)
+    second = Database.open(where)
+    for ended in (store.claim(session, "aa"), store.ended(session), SessionStore(second).ended(session)):
+        assert isinstance(ended, Ended)
+        assert ended.repeat("aa") == "t"
+        with pytest.raises(Untrusted) as caught:
+            ended.repeat("bb")
+        assert caught.value.code == "nonce-replayed"
+    second.close()
 
 
-def test_a_dead_replica_does_not_block_the_nonce(kbs: Broker) -> None:
-    """After a minute the same body may be tried again, and still no other."""
-    store, key = kbs.world.sessions, challenge(kbs)
-    store.claim(key, "aa", NOW)
-    later = NOW + timedelta(seconds=61)
-    with pytest.raises(Untrusted):
-        store.claim(key, "bb", later)
-    assert not isinstance(store.claim(key, "aa", later), InProgress | Repeated)
-    assert isinstance(store.claim(key, "aa", later), InProgress)
+def test_what_was_not_decided_may_be_tried_again(kbs: Broker) -> None:
+    """Nothing is stored before the outcome: not by a replica that died, and not where collateral was missing."""
+    store, session = kbs.world.sessions, challenge(kbs)
+    assert store.claim(session, "aa") is None
+    store.leave(session)
+    assert store.claim(session, "bb") is None
+    assert store.ended(session) is None
 
 
-def test_unavailable_verification_gives_the_nonce_back(kbs: Broker) -> None:
-    """We could not tell is not a refusal."""
-    store, key = kbs.world.sessions, challenge(kbs)
-    store.claim(key, "aa", NOW)
-    store.reopen(key)
-    assert not isinstance(store.claim(key, "bb", NOW), InProgress | Repeated)
-
-
-def test_sweep_removes_only_what_expired(kbs: Broker) -> None:
-    """Rows of unauthenticated callers do not stay."""
-    challenge(kbs)
-    assert kbs.world.sessions.sweep(NOW) == 0
-    assert kbs.world.sessions.sweep(NOW + timedelta(minutes=5)) == 1
+def test_sweep_removes_only_what_no_clock_can_name(kbs: Broker) -> None:
+    """A replica whose clock is ahead deletes nothing that one behind would accept a second time."""
+    session = challenge(kbs)
+    with kbs.world.database.write() as connection:
+        kbs.world.sessions.end(connection, session, Ended(body="aa"))
+    assert kbs.world.sessions.sweep(session.expires + CLOCKS_APART - timedelta(milliseconds=1)) == 0
+    assert kbs.world.sessions.sweep(session.expires + CLOCKS_APART) == 1
     with kbs.world.database.read() as connection:
         assert connection.execute(select(sessions)).all() == []
+
+
+def test_a_restored_broker_knows_no_challenge_of_before(kbs: Broker, tmp_path: Path) -> None:
+    """What was spent on the challenge is not in the backup; so its cookie must not be good any more."""
+    issued = issue_challenge(kbs.world, version="0.4.0", tee="snp", now=NOW)
+    lines = list(dump(kbs.world.database))
+    assert not any('"challenge"' in line for line in lines)
+    assert any('"attestation"' in line for line in lines)
+    (tmp_path / "restored").mkdir()
+    again = Database.connect(str(tmp_path / "restored"))
+    load(again, iter(lines))
+    key = SigningKeys(again, kbs.world.vault).load(CHALLENGE, NOW)[0]
+    again.close()
+    with pytest.raises(Untrusted) as caught:
+        ChallengeCookies(key).open(issued.cookie, now=NOW)
+    assert caught.value.code == "session-unknown"
 
 
 def test_release_limit_holds_under_concurrency(kbs: Broker) -> None:

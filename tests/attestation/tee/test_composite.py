@@ -18,7 +18,7 @@ from attestation.formats.nv_evidence import parse_evidence
 from attestation.simulate.amd import SimulatedChip
 from attestation.simulate.nvidia import ForgedEvidence
 from attestation.values import Architecture, BindingProfile, DeviceKind, GpuMode, Level, Tee
-from attestation.verify.bind import NOT_PROVEN, bind_platform, parse_additional, require_distinct
+from attestation.verify.bind import NOT_PROVEN, Additional, bind_platform, parse_additional, require_distinct
 from attestation.verify.nv_gpu import verify_device
 from attestation.verify.nv_policy import NvPolicy, OneOf
 from attestation.verify.platform import Expected, PlatformEvidence, PlatformPolicy, PlatformTrust, verify_platform
@@ -506,7 +506,7 @@ def test_additional_evidence(text: str, code: str) -> None:
 
 
 def test_no_additional_evidence() -> None:
-    assert parse_additional("") == parse_additional("{}") == ()
+    assert parse_additional("") == parse_additional("{}") == Additional()
 
 
 def test_init_data_is_the_documents_digest() -> None:
