@@ -68,7 +68,6 @@ class NodeReporter:
         key = f"{reason}:{message}"
         if key in self._events:
             return False
-        self._events.add(key)
         digest = hashlib.sha256(key.encode()).hexdigest()[:10]
         at = now.strftime("%Y-%m-%dT%H:%M:%SZ")
         body: JsonObject = {
@@ -85,6 +84,7 @@ class NodeReporter:
             "count": 1,
         }
         self._kube.create("/api/v1/namespaces/default/events", body, timeout_s=REQUEST_S)
+        self._events.add(key)
         return True
 
     def forget(self, reason: str) -> None:

@@ -27,8 +27,10 @@ from kata_gpu.errors import ExitCode, Unavailable
 from kata_gpu.host.kube import KubeApi
 from kata_gpu.ops.install import install, observe, uninstall
 from runtimeclass.model import Tee
+from tests.kata_gpu.dra.fake_api import MERGE
 from tests.kata_gpu.dra.fake_rules import ADMIN_ACCESS
 from tests.kata_gpu.dra.fake_store import KINDS, ApiError, Kind, Object, Store
+from tests.kata_gpu.dra.real_api import RealApi
 from tests.kata_gpu.kata.cel import evaluate, mutate, variables
 from tests.kata_gpu.kata.test_lint import BAD_CLAIMS, BAD_PODS, CLAIM, GOOD, POD, bad_pod, changed
 
@@ -242,3 +244,39 @@ def test_admission_refuses_init_data_on_a_default_class_without_a_tee(cluster: A
     assert lint([pod]) == (), "the name does not tell: only the cluster's RuntimeClass does"
     with pytest.raises(ApiError, match="class-not-confidential"):
         cluster.store.create(PODS, "default", pod)
+
+
+def event(node: str, kind: str = "Node") -> Object:
+    about = {"apiVersion": "v1", "kind": kind, "name": node, "uid": node}
+    return {"apiVersion": "v1", "kind": "Event", "metadata": {"generateName": "e."}, "involvedObject": about}
+
+
+@pytest.mark.envtest
+@pytest.mark.parametrize(("method", "path", "body", "denied"), [
+    pytest.param("POST", "/api/v1/namespaces/default/events", event("node-a"), False, id="event"),
+    pytest.param("POST", "/api/v1/namespaces/default/events", event("node-b"), True, id="event-of-another-node"),
+    pytest.param("POST", "/api/v1/namespaces/default/events", event("node-a", "Pod"), True, id="event-of-a-pod"),
+    pytest.param("PATCH", "/api/v1/nodes/node-a", {"metadata": {"labels": {"a": "b"}}}, False, id="node"),
+    pytest.param("PATCH", "/api/v1/nodes/node-b", {"metadata": {"labels": {"a": "b"}}}, True, id="another-node"),
+])  # fmt: skip
+def test_an_agent_writes_about_its_own_node_alone(
+    cluster: Any, method: str, path: str, body: Object, denied: bool
+) -> None:
+    """With every right that RBAC could give: only admission stands in the way."""
+    if not isinstance(cluster, RealApi):
+        pytest.skip("envtest: KUBEBUILDER_ASSETS is not set: the fake server knows no tokens")
+    cluster.store.create(KINDS["v1", "nodes"], "", {"metadata": {"name": "node-b"}})
+    agent = {
+        "Impersonate-User": f"system:serviceaccount:{VALUES['namespace']}:{node.NAME}",
+        "Impersonate-Group": "system:masters",
+        "Impersonate-Extra-authentication.kubernetes.io%2Fnode-name": "node-a",
+    }
+
+    def said() -> str:
+        try:
+            cluster.ask(method, path, body, MERGE if method == "PATCH" else "application/json", agent)
+        except ApiError as exc:
+            return str(exc)
+        return ""
+
+    assert ("an agent writes only its own node's objects" in said()) if denied else said() == ""

@@ -233,6 +233,10 @@ def claim(pool: str, driver: str = DRIVER) -> Object:
     return {"kind": "ResourceClaim", "status": {"allocation": {"devices": {"results": results}}, "reservedFor": pods}}
 
 
+def event(kind: str, name: str) -> Object:
+    return {"kind": "Event", "metadata": {"generateName": "e."}, "involvedObject": {"kind": kind, "name": name}}
+
+
 @pytest.mark.parametrize(("user", "obj", "allowed"), [
     pytest.param("n1", {"kind": "ResourceSlice", "spec": {"nodeName": "n1", "driver": DRIVER}}, True, id="own-slice"),
     pytest.param("n1", {"kind": "ResourceSlice", "spec": {"nodeName": "n2", "driver": DRIVER}}, False, id="other-node"),
@@ -241,6 +245,9 @@ def claim(pool: str, driver: str = DRIVER) -> Object:
     pytest.param("", {"kind": "ResourceSlice", "spec": {"nodeName": "n1", "driver": DRIVER}}, False, id="no-node"),
     pytest.param("n1", {"kind": "Node", "metadata": {"name": "n1"}, "spec": {}}, True, id="own-node-object"),
     pytest.param("n1", {"kind": "Node", "metadata": {"name": "n2"}, "spec": {}}, False, id="other-node-object"),
+    pytest.param("n1", event("Node", "n1"), True, id="event-own"),
+    pytest.param("n1", event("Node", "n2"), False, id="event-other-node"),
+    pytest.param("n1", event("Pod", "n1"), False, id="event-of-a-pod"),
     pytest.param("n1", taint_rule("n1"), True, id="taint-own"),
     pytest.param("n1", taint_rule("n2"), False, id="taint-other-node"),
     pytest.param("n1", {"kind": "DeviceTaintRule", "spec": {"taint": {"effect": "NoExecute"}}}, False, id="taint-all"),

@@ -94,11 +94,14 @@ _NODE_OF_TOKEN = (
 _OURS = f"['{DRIVER}', '{COMPANION}']"
 _SELECTOR = "variables.target.spec.deviceSelector"
 _RESULTS = "variables.target.status.allocation.devices.results"
-# Kind -> whose node it is about: a Node itself, a slice of it, a rule about its pool, a claim with a device of it.
+_ABOUT = "variables.target.involvedObject"
+# Kind -> whose node it is about: a Node itself, a slice of it, a rule about its pool, a claim with a device of it, and
+# events of the node alone.
 _OWN = {
     "Node": "variables.target.metadata.name == variables.node",
     "ResourceSlice": "has(variables.target.spec.nodeName) && variables.target.spec.nodeName == variables.node",
     "DeviceTaintRule": f"has({_SELECTOR}) && has({_SELECTOR}.pool) && {_SELECTOR}.pool == variables.node",
+    "Event": f"{_ABOUT}.kind == 'Node' && has({_ABOUT}.name) && {_ABOUT}.name == variables.node",
     "ResourceClaim": "has(variables.target.status.allocation) && has(variables.target.status.allocation.devices) && "
                      f"{_RESULTS}.exists(r, r.driver in {_OURS} && r.pool == variables.node)",
 }  # fmt: skip
@@ -136,6 +139,7 @@ OWN_NODE_POLICY = Document(
                     _on("resource.k8s.io", "*", ["resourceslices", "devicetaintrules"], "CREATE", "UPDATE", "DELETE"),
                     _on("resource.k8s.io", "*", ["resourceclaims/status"], "UPDATE"),
                     _on("", "v1", ["nodes", "nodes/status"], "UPDATE"),
+                    _on("", "v1", ["events"], "CREATE"),
                 ]
             },
             "matchConditions": [{"name": "our-agent", "expression": _OUR_ACCOUNT}],
