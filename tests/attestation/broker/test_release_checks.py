@@ -16,7 +16,7 @@ from attestation.appraise.policy_toml import parse_conditions
 from attestation.appraise.rules import ReferenceValue
 from attestation.broker.release import decide
 from attestation.broker.session import Attested
-from attestation.findings import Finding, Result, failed, passed
+from attestation.findings import Finding, Result, failed, passed, warned
 from attestation.values import Architecture, DeviceKind, Digest, GpuMode, JsonValue, Level, Tee
 from attestation.verify.device_claims import SWITCH_LOCKED
 from tests.attestation.broker.broker import NOW
@@ -346,6 +346,7 @@ _MEASURED = failed("measurement[9]", "measurement-mismatch", expected="aa", got=
 _POLICY = failed("driver-version", "policy-driver-version", expected=">= 590", got="570", subject="GPU")
 _MISSING = Finding(check="vbios-rim", result=Result.SKIPPED, code="rim-missing", expected="a document", got="none")
 _NOT_ASKED = Finding(check="chip-id", result=Result.SKIPPED)
+_REMARK = warned("device-chain", "simulated-roots", expected="NVIDIA's roots", got="others")
 _FINE = passed("nonce")
 _BOUND = verify(Guest().evidence())
 
@@ -355,7 +356,7 @@ _BOUND = verify(Guest().evidence())
     [
         pytest.param((_FINE, _MISSING, _POLICY, _MEASURED), "measurement-mismatch", id="a-measurement-first"),
         pytest.param((_FINE, _MISSING, _POLICY), "policy-driver-version", id="then-a-failure"),
-        pytest.param((_FINE, _NOT_ASKED, _MISSING), "rim-missing", id="then-what-nobody-could-judge"),
+        pytest.param((_FINE, _NOT_ASKED, _REMARK, _MISSING), "rim-missing", id="then-what-nobody-could-judge"),
         pytest.param((_FINE, _NOT_ASKED), "firmware-unknown", id="nothing-that-says-why"),
     ],
 )

@@ -94,3 +94,5 @@ def test_only_nonces_and_signature_may_differ() -> None:
     assert reread_report(report + b"\0", before) is None
     assert reread_report(report[:-1], before) is None
     assert reread_report(AGAIN[LS10].report, before) is None
+    longer = parse_report(FIRST[HOPPER].report + b"\0", max_trailing_zeros=1)
+    assert reread_report(report, longer) is None, "what was said of the zero is not said of this one"

@@ -186,6 +186,9 @@ STRUCTURE = [
         (f"018-record-{n & 0xFFFFFF}", put(42, (n & 0xFFFFFF).to_bytes(3, "little")), "record-length")
         for n in (0, 3519, 3521, -1)
     ),
+    ("017-no-block-in-no-byte", lambda s: s[:41] + bytes(4) + s[RECORD + 64 * 55 :], "record-length"),
+    ("020-first-again", block(5, 0, b"\x01"), "block-duplicate"),
+    ("022-last-too-early", block(5, 0, b"\x40"), "block-order"),
     ("019-index-zero", block(5, 0, b"\x00"), "block-index"),
     ("020-duplicate-same", lambda s: block(6, 0, s[RECORD + 220 : RECORD + 275])(s), "block-duplicate"),
     ("021-duplicate-other", block(6, 0, b"\x05"), "block-duplicate"),
@@ -310,6 +313,14 @@ def test_values_of_elements(arch: Architecture, tlvs: dict[int, bytes | None], c
 def test_firmware_that_does_not_say_its_feature(tlvs: dict[int, bytes | None], feature: int | None) -> None:
     facts = parse_gpu_facts(parse_report(FORGE.device(nonce=NONCE, tlvs=tlvs).report))
     assert (facts.feature, facts.protected_pcie) == (feature, False)
+
+
+@pytest.mark.parametrize("_case", [pytest.param(None, id="gpu-145-disabled-link")])
+def test_a_link_that_is_off_leads_nowhere(_case: None) -> None:
+    links = FORGE.elements(HOPPER, 0, GpuMode.PPCIE)[22]
+    evidence = FORGE.device(nonce=NONCE, mode=GpuMode.PPCIE, tlvs={22: bytes(8) + links[8:]})
+    facts = parse_gpu_facts(parse_report(evidence.report))
+    assert facts.linked_switches == tuple(FORGE.pdi(LS10, link % 4) for link in range(1, 18))
 
 
 @pytest.mark.parametrize(("extra", "code"), [(0, None), (1, "tlv-count")], ids=["gpu-038-128", "gpu-038-129"])

@@ -1,5 +1,6 @@
 """Cases gpu-139 to gpu-147 and gpu-150 to gpu-153: sets of devices and policy (gpu-attestation.md 8.6)."""
 
+import base64
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,7 +10,7 @@ import pytest
 
 from attestation.errors import AttestationError, Misconfigured, Unavailable
 from attestation.findings import Result, passed
-from attestation.formats.nv_evidence import NvEvidence, parse_evidence
+from attestation.formats.nv_evidence import NvEvidence, decode_report, parse_evidence
 from attestation.simulate.nvidia import LINKS, ForgedEvidence
 from attestation.values import GpuMode, Level, Nonce
 from attestation.verify.nv_policy import AtLeast, Exactly, ExpiryMode, NvPolicy, OneOf, SignerExpiry, Unchecked
@@ -322,6 +323,30 @@ def test_default_policy_demands_revocation_answers() -> None:
 )
 def test_bad_evidence_json(document: bytes, code: str) -> None:
     refused(code, lambda: parse_evidence(document))
+
+
+def test_evidence_files_have_a_size() -> None:
+    refused("evidence-json", lambda: parse_evidence(b" " * (2 * 1024 * 1024)))
+    refused("base64", lambda: decode_report(b"*" * (64 * 1024)))
+    refused("report-size", lambda: decode_report(b"*" * (64 * 1024 + 1)))
+    for read in (parse_evidence, decode_report):
+        with pytest.raises(TypeError):
+            read("[]")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        pytest.param(bytes, id="raw"),
+        pytest.param(lambda raw: raw.hex().encode(), id="hex"),
+        pytest.param(lambda raw: b"".join(b"\\x%02X" % byte for byte in raw), id="escapes"),
+        pytest.param(lambda raw: b", ".join(b"0x%02x" % byte for byte in raw), id="list"),
+        pytest.param(base64.encodebytes, id="base64"),
+    ],
+)
+def test_spellings_of_a_report(spell: Callable[[bytes], bytes]) -> None:
+    report = FORGE.device(nonce=NONCE).report
+    assert decode_report(spell(report)) == report
 
 
 def test_every_refusal_has_a_sentence() -> None:

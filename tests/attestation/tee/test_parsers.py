@@ -12,6 +12,7 @@ from attestation.formats.event_log import parse_event_log
 from attestation.formats.initdata import parse_init_data
 from attestation.formats.snp_evidence import parse_cert_table, parse_snp_evidence
 from attestation.formats.snp_report import parse_snp_report
+from attestation.formats.snp_tcb import Product, parse_tcb, product_of
 from attestation.formats.tdx_collateral import parse_tdx_collateral
 from attestation.formats.tdx_quote import parse_tdx_quote
 from attestation.simulate import der as writer
@@ -104,6 +105,37 @@ def test_what_follows_a_quote_is_kept_apart(extra: bytes) -> None:
     assert (quote.raw, quote.trailing) == (good, extra)
 
 
+@pytest.mark.parametrize("version", [0, 1, 6, 0x03000000], ids=hex)
+def test_report_versions_that_nobody_knows(version: int) -> None:
+    """Whatever a policy would say to them."""
+    with pytest.raises(Malformed) as caught:
+        parse_snp_report(version.to_bytes(4, "little") + REPORT[4:])
+    assert caught.value.code == "snp-version"
+
+
+_CPUS: list[tuple[int, int, Product | None]] = [
+    (0x18, 0x01, None),
+    *((0x19, model, Product.MILAN) for model in (0x00, 0x0F)),
+    *((0x19, model, Product.GENOA) for model in (0x10, 0x1F, 0xA0, 0xAF)),
+    *((0x19, model, None) for model in (0x20, 0x9F, 0xB0, 0xFF)),
+    *((0x1A, model, Product.TURIN) for model in (0x00, 0x11)),
+    (0x1A, 0x12, None),
+    (0x1B, 0x00, None),
+]
+
+
+@pytest.mark.parametrize(("family", "model", "product"), _CPUS, ids=[f"tee-022-{f:x}-{m:x}" for f, m, _ in _CPUS])
+def test_generations_by_cpuid(family: int, model: int, product: Product | None) -> None:
+    assert product_of(family, model) is product
+
+
+@pytest.mark.parametrize("size", [0, 7, 9])
+def test_a_tcb_has_eight_bytes(size: int) -> None:
+    with pytest.raises(Malformed) as caught:
+        parse_tcb(bytes(size), Product.GENOA, "x")
+    assert caught.value.code == "snp-tcb-reserved"
+
+
 _OID = writer.oid("1.3.6.1.4.1.3704.1.3.8")
 _SET = writer.tlv(der.SET, writer.sequence(writer.oid("2.5.4.3"), writer.tlv(der.UTF8_STRING, b"a")))
 _ELEMENTS: list[tuple[str, Callable[[], object]]] = [
@@ -143,6 +175,7 @@ _EDGES: list[tuple[str, Callable[[], object], object]] = [
     ("long-form-for-127", lambda: der.parse_element(b"\x04\x81\x7f" + bytes(127), 4), "length is not minimal"),
     ("two-length-bytes-for-one", lambda: der.parse_element(b"\x04\x82\0\xff" + bytes(255), 4), "length is not minimal"),
     ("length-cut", lambda: der.parse_element(b"\x04\x82\x01", 4), "length is not minimal"),
+    ("length-cut-and-large", lambda: der.parse_element(b"\x04\x82\x81", 4), "length is not minimal"),
     ("three-length-bytes", lambda: len(der.parse_element(b"\x04\x83\x01\0\0" + bytes(65536), 4).content), 65536),
     ("four-length-bytes", lambda: der.parse_element(b"\x04\x84\x01\0\0\0", 4), "element ends early"),
     ("five-length-bytes", lambda: der.parse_element(b"\x04\x85\x01\0\0\0\0", 4), "indefinite or oversized length"),
@@ -183,6 +216,9 @@ _EDGES: list[tuple[str, Callable[[], object], object]] = [
     ("time-signed", lambda: der.parse_time(_tlv(der.UTC_TIME, b"26010203040+5Z")), "not a certificate time"),
     ("time-space", lambda: der.parse_time(_tlv(der.UTC_TIME, b"2601020304 5Z")), "not a certificate time"),
     ("time-fraction", lambda: der.parse_time(_tlv(der.GENERALIZED_TIME, b"20500102030405.5Z")), "not a certificate time"),
+    ("time-one-digit-more", lambda: der.parse_time(_tlv(der.UTC_TIME, b"2601020304056Z")), "not a certificate time"),
+    ("time-long-as-short", lambda: der.parse_time(_tlv(der.UTC_TIME, b"20260102030405Z")), "not a certificate time"),
+    ("time-short-as-long", lambda: der.parse_time(_tlv(der.GENERALIZED_TIME, b"260102030405Z")), "not a certificate time"),
     ("time-no-ascii", lambda: der.parse_time(_tlv(der.UTC_TIME, b"26010203040\xb2Z")), "not a certificate time"),
     ("text-utf-8", lambda: der.parse_text(_tlv(der.UTF8_STRING, b"\xc3\xa9")), "\u00e9"),
     ("text-printable", lambda: der.parse_text(_tlv(der.PRINTABLE_STRING, b"a")), "a"),

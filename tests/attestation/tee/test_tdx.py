@@ -192,6 +192,12 @@ def _shorter_certification() -> bytes:
     return RAW[:766] + (size - 1).to_bytes(4, "little") + RAW[770:]
 
 
+def _longer_certification() -> bytes:
+    """One byte after the PCK chain, inside of all lengths."""
+    size, inner = (int.from_bytes(RAW[at : at + 4], "little") + 1 for at in (632, 766))
+    return RAW[:632] + size.to_bytes(4, "little") + RAW[636:766] + inner.to_bytes(4, "little") + RAW[770:] + b"\0"
+
+
 @pytest.mark.parametrize(("size", "code"), [(1024, None), (1025, "tdx-qe-auth")])
 def test_data_of_the_quoting_enclave_has_a_size(size: int, code: str | None) -> None:
     raw = GOOD.with_(qe_auth=bytes(size)).sign()
@@ -266,6 +272,7 @@ _QUOTES: list[tuple[str, QuoteForm | bytes, list[str]]] = [
     ("tee-037-longer-than-it-is", RAW[:632] + b"\xff\xff\xff\x7f" + RAW[636:], ["truncated"]),
     ("tee-037-one-byte-shorter", RAW[:632] + (len(RAW) - 637).to_bytes(4, "little") + RAW[636:], ["truncated"]),
     ("tee-037-certification-longer", RAW[:766] + b"\xff\xff\xff\x7f" + RAW[770:], ["truncated"]),
+    ("tee-037-more-after-the-chain", _longer_certification(), ["trailing-bytes"]),
     ("tee-037-certification-shorter", _shorter_certification(), ["trailing-bytes"]),
 ]
 
@@ -318,6 +325,20 @@ def _other_name() -> str:
     return pem(certificate("tcb", "platform", serial=9, sgx=sgx_extension())) + _chain(_CA, _ROOT)
 
 
+def _chain_bytes(size: int) -> QuoteForm:
+    """The good chain, with line feeds after it."""
+    return GOOD.with_(chain=_chain(_LEAF, _CA, _ROOT).ljust(size - 1, "\n"))  # and the NUL that ends it
+
+
+_THREE = _chain(_LEAF, _CA, _ROOT)
+_CHAINS += [
+    ("tee-050-longest", _chain_bytes(32 * 1024), []),
+    ("tee-050-too-long", _chain_bytes(32 * 1024 + 1), ["tdx-chain"]),
+    ("tee-050-text-before", GOOD.with_(chain="x" + _THREE), ["tdx-chain"]),
+    ("tee-050-text-after", GOOD.with_(chain=_THREE + "x"), ["tdx-chain"]),
+    ("tee-050-no-end", GOOD.with_(chain=_THREE.rstrip()[: -len("-----END CERTIFICATE-----")]), ["tdx-chain"]),
+    ("tee-050-one-not-base64", GOOD.with_(chain=_THREE.replace("\nMII", "\n*II", 1)), ["tdx-chain"]),
+]
 _SECOND = timedelta(seconds=1)
 _CHAINS += [
     ("tee-050-other-leaf-name", GOOD.with_(chain=_other_name()), ["tdx-chain-names"]),
