@@ -56,7 +56,7 @@ class Surveyor:
             if found is None and survey.behind > CONFIRM_AFTER:
                 configuration.confirm(now)
         if self._problem is not None:
-            raise self._problem
+            raise self._problem.with_traceback(None)
 
     def _record(self, problem: Unavailable, now: datetime) -> None:
         body: dict[str, JsonValue] = {"code": problem.code, "where": problem.where, "reason": problem.what}

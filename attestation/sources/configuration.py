@@ -6,26 +6,28 @@ that the newest such entry names: a row that was edited, added, moved, deleted o
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, delete, insert, select, text, update
 
 from attestation.errors import Unavailable, Untrusted
 from attestation.sources.audit import GENESIS, AuditLog, Entry, check_entry
 from attestation.sources.db import Database
-from attestation.sources.schema import CHANGES, audit, audit_heads, moment, sheets
+from attestation.sources.schema import CHANGES, audit, audit_heads, epochs, moment, sheets
 from attestation.sources.sheets import Key, Rows, Sheet, read_all, root
 from attestation.values import JsonValue
 
-MEMBER = "configuration"  # of the body of an audit entry: the digest over all sheets
+MEMBER = "configuration"  # of the body of an audit entry: the digest over all sheets, and the epoch
 SEALED, CONFIRMED = "configuration-sealed", "configuration-confirmed"
-CHANGED, UNSEALED = "configuration-changed", "configuration-unsealed"
+CHANGED, UNSEALED, ROLLBACK = "configuration-changed", "configuration-unsealed", "configuration-rollback"
 _BATCH = 1000
 _NAMED = 4  # sheets that a refusal names
+_EPOCH = select(epochs.c.value)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +36,7 @@ class State:
 
     seq: int = 0
     entry: str = ""
-    root: str = field(default_factory=lambda: root(()))
+    epoch: int = 0
     digests: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -59,11 +61,18 @@ class Configuration:
         self._state = State()
         self._kept: dict[Sheet, tuple[str, Rows]] = {}
         self._walked = False
+        self._refused: Unavailable | None = None
         self.suspect = False  # something was refused since the last survey
+
+    def remember(self, key: Hashable, load: Callable[[], T]) -> T:
+        """What `load` makes of rows, kept until any of them changes. Unavailable while the last survey found fault."""
+        if self._refused is not None:
+            raise self._refused.with_traceback(None)
+        return self._db.remember(key, load)
 
     def rows(self, sheet: Sheet) -> Rows:
         """The rows of one sheet, as the audit log has them. Unavailable where the database says something else."""
-        return self._db.remember(sheet, lambda: self._load(sheet))
+        return self.remember(sheet, lambda: self._load(sheet))
 
     @contextmanager
     def change(self) -> Iterator["Change"]:
@@ -75,10 +84,12 @@ class Configuration:
             change.finish()
 
     def survey(self) -> Survey:
-        """Compare everything with the log."""
+        """Compare everything with the log. Where it finds fault nothing is released from now on, until one does not."""
         self.suspect, floor = False, self._state.seq
         with self._db.snapshot() as connection:
-            return self._survey(connection, floor)
+            found = self._survey(connection, floor)
+        self._refused = found.problem
+        return found
 
     def changes(self) -> Iterator[Entry]:
         """Every entry that records a change, in order. Their signatures are verified with the whole log."""
@@ -103,11 +114,12 @@ class Configuration:
             digests = {sheet.name: digest for sheet, found in rows.items() if (digest := sheet.digest(found))}
             if root(digests.items()) != expected:
                 raise Untrusted(CHANGED, "somebody changes the configuration at this moment")
+            epoch = self._mend_epoch(connection)
             connection.execute(delete(sheets))
             if digests:
                 connection.execute(insert(sheets), [{"name": n, "digest": d} for n, d in digests.items()])
             count = sum(len(found) for found in rows.values())
-            body: dict[str, JsonValue] = {"by": by, "rows": count, MEMBER: expected}
+            body: dict[str, JsonValue] = {"by": by, "rows": count, MEMBER: _member(expected, epoch)}
             self._log.append(connection, event=SEALED, subject=MEMBER, body=body, now=now)
         return count
 
@@ -121,7 +133,7 @@ class Configuration:
             return State()
         if newest is None or newest.seq < floor:
             got = 0 if newest is None else newest.seq
-            raise Unavailable("configuration-rollback", "the store was set back", expected=f"entry {floor}", got=got)
+            raise Unavailable(ROLLBACK, "the store was set back", expected=f"entry {floor}", got=got)
         if newest.digest == known.entry:
             return known
         found = self._check(connection, newest)
@@ -182,7 +194,7 @@ class Configuration:
         """The state that this entry names, from the digests that are stored."""
         self._require_ours(newest)
         recorded = newest.body.get(MEMBER)
-        if not isinstance(recorded, str):
+        if not isinstance(recorded, Mapping):
             raise Unavailable(
                 UNSEALED,
                 "the configuration was last changed by a broker that does not bind it to the log",
@@ -190,9 +202,21 @@ class Configuration:
                 expected="kata-gpu-kbs store seal",
             )
         digests = {row.name: row.digest for row in connection.execute(select(sheets))}
-        if root(digests.items()) != recorded:
+        if root(digests.items()) != recorded["digest"]:
             raise _changed("sheets")
-        return State(seq=newest.seq, entry=newest.digest, root=recorded, digests=digests)
+        return State(seq=newest.seq, entry=newest.digest, epoch=int(str(recorded["epoch"])), digests=digests)
+
+    def _mend_epoch(self, connection: Connection) -> int:
+        """One above what was recorded, whatever became of the row."""
+        newest = self._newest(connection)
+        epoch: int | None = connection.execute(_EPOCH).scalar()
+        recorded = newest.body.get(MEMBER) if newest else None
+        least = 1 + (int(str(recorded["epoch"])) if isinstance(recorded, Mapping) else 0)
+        if epoch is not None and epoch >= least:
+            return epoch
+        connection.execute(delete(epochs))
+        connection.execute(insert(epochs), {"id": 1, "value": least})
+        return least
 
     def _survey(self, connection: Connection, floor: int) -> Survey:
         rows = read_all(connection)
@@ -206,6 +230,7 @@ class Configuration:
             differ = sorted(name for name in names if found.get(name) != state.digests.get(name))
             if differ:
                 raise _changed(", ".join(differ[:_NAMED]))
+            _require_epoch(connection, state.epoch)
         except Unavailable as exc:
             problem = exc
         end = (
@@ -221,6 +246,7 @@ class Change:
     def __init__(self, connection: Connection, log: AuditLog, state: Any) -> None:
         self.connection, self._log, self._begin = connection, log, state
         self._state: State | None = None
+        self._epoch = 0
         self._rows: dict[Sheet, dict[Key, Any]] = {}
         self._entries: list[dict[str, Any]] = []
 
@@ -265,7 +291,9 @@ class Change:
                 digests[sheet.name] = after
             if before != after:
                 self._store(sheet.name, before, after)
-        recorded = root(digests.items())
+        if not self._entries and digests != self._state.digests:
+            raise ValueError("a change that no entry records would be refused from now on")
+        recorded = _member(root(digests.items()), self._epoch)
         for entry in self._entries:
             body = {**entry.pop("body"), MEMBER: recorded}
             self._log.append(self.connection, body=body, **entry)
@@ -275,6 +303,7 @@ class Change:
             # Releases take this lock and then rows of keys: in the same order here, nobody waits for each other.
             _lock(self.connection, self._log.stream)
             self._state = self._begin()
+            self._epoch = _require_epoch(self.connection, self._state.epoch + 1)
         return self._state
 
     def _working(self, sheet: Sheet) -> dict[Key, Any]:
@@ -300,6 +329,18 @@ def verified(connection: Connection, sheet: Sheet, digest: str) -> Rows:
     if sheet.digest(rows) != digest:
         raise _changed(sheet.name)
     return rows
+
+
+def _require_epoch(connection: Connection, least: int) -> int:
+    """The epoch, which every change moves on. Where it stands still, other replicas would not see what changed."""
+    epoch: int | None = connection.execute(_EPOCH).scalar()
+    if epoch is None or epoch < least:
+        raise Unavailable(ROLLBACK, "the epoch was set back", where="epochs", expected=least, got=epoch)
+    return epoch
+
+
+def _member(digest: str, epoch: int) -> JsonValue:
+    return {"digest": digest, "epoch": epoch}
 
 
 def _changed(where: str) -> Unavailable:

@@ -90,7 +90,7 @@ class KeyStore:
 
     def get(self, path: ResourcePath) -> KeyRecord | None:
         """Metadata, None where there is no such key. `releases` may lag; `count_release` counts."""
-        return self._db.remember(("key", path), lambda: self._read(path))
+        return self._configuration.remember(("key", path), lambda: self._read(path))
 
     def _read(self, path: ResourcePath) -> KeyRecord | None:
         row = self._configuration.rows(sheet_of(str(path))).get((str(path),))
@@ -101,7 +101,7 @@ class KeyStore:
 
     def secret(self, path: ResourcePath, version: int) -> Secret:
         """The secret of one version. Callers hold a grant, or are the operator's own tools."""
-        envelope = self._db.remember(("version", path, version), lambda: self._envelope(path, version))
+        envelope = self._configuration.remember(("version", path, version), lambda: self._envelope(path, version))
         return self._vault.open(envelope, path=str(path), version=version)
 
     def _envelope(self, path: ResourcePath, version: int) -> Envelope:

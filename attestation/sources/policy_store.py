@@ -7,7 +7,6 @@ from typing import Any
 
 from attestation.errors import Denied
 from attestation.sources.configuration import Change, Configuration
-from attestation.sources.db import Database
 from attestation.sources.schema import moment, ms
 from attestation.sources.sheets import POLICIES
 
@@ -35,8 +34,8 @@ class StoredPolicy:
 class PolicyStore:
     """Reads give the newest version; writes may demand that nobody wrote in between."""
 
-    def __init__(self, database: Database, configuration: Configuration) -> None:
-        self._db, self._configuration = database, configuration
+    def __init__(self, configuration: Configuration) -> None:
+        self._configuration = configuration
 
     def put(
         self,
@@ -59,7 +58,7 @@ class PolicyStore:
 
     def get(self, kind: PolicyKind, name: str) -> StoredPolicy | None:
         """The version in force."""
-        return self._db.remember(("policy", kind, name), lambda: self._newest(kind, name))
+        return self._configuration.remember(("policy", kind, name), lambda: self._newest(kind, name))
 
     def _newest(self, kind: PolicyKind, name: str) -> StoredPolicy | None:
         return next(reversed(self.history(kind, name)), None)
@@ -71,7 +70,7 @@ class PolicyStore:
 
     def names(self, kind: PolicyKind) -> tuple[str, ...]:
         """Names that have a policy of this kind."""
-        return self._db.remember(("policies", kind), lambda: self._names(kind))
+        return self._configuration.remember(("policies", kind), lambda: self._names(kind))
 
     def _names(self, kind: PolicyKind) -> tuple[str, ...]:
         return tuple(sorted({row.name for row in self._configuration.rows(POLICIES).values() if row.kind == kind}))

@@ -8,7 +8,6 @@ from typing import Any
 from attestation.appraise.rules import ReferenceValue
 from attestation.errors import Malformed
 from attestation.sources.configuration import Change, Configuration
-from attestation.sources.db import Database
 from attestation.sources.schema import moment, ms
 from attestation.sources.sheets import REFERENCES
 from attestation.values import JsonValue
@@ -26,8 +25,8 @@ def text_of(value: JsonValue) -> str:
 class ReferenceStore:
     """The newest version of a name is in force until it expires."""
 
-    def __init__(self, database: Database, configuration: Configuration) -> None:
-        self._db, self._configuration = database, configuration
+    def __init__(self, configuration: Configuration) -> None:
+        self._configuration = configuration
 
     def put(
         self, change: Change, name: str, value: JsonValue, *, expires: datetime, provenance: str, now: datetime
@@ -51,7 +50,7 @@ class ReferenceStore:
 
     def get(self, name: str) -> ReferenceValue | None:
         """The newest version, expired or not: checks say which."""
-        return self._db.remember(("reference", name), lambda: self._read(name))
+        return self._configuration.remember(("reference", name), lambda: self._read(name))
 
     def _read(self, name: str) -> ReferenceValue | None:
         row = self._newest().get(name)
@@ -75,7 +74,7 @@ class ReferenceStore:
         return {name: value for name in self.names() if (value := self.raw(name, now)) is not None}
 
     def _newest(self) -> Mapping[str, Any]:
-        return self._db.remember("references", self._by_name)
+        return self._configuration.remember("references", self._by_name)
 
     def _by_name(self) -> Mapping[str, Any]:
         return {row.name: row for row in sorted(self._configuration.rows(REFERENCES).values())}

@@ -4,7 +4,6 @@ from datetime import datetime
 
 from attestation.broker.revocation import FirmwareRange, Revocation, RevocationKind, normal_value
 from attestation.sources.configuration import Change, Configuration
-from attestation.sources.db import Database
 from attestation.sources.schema import moment, ms
 from attestation.sources.sheets import REVOCATIONS
 
@@ -12,8 +11,8 @@ from attestation.sources.sheets import REVOCATIONS
 class RevocationStore:
     """Token ids, TEE keys, chips, GPUs and firmware that were taken back."""
 
-    def __init__(self, database: Database, configuration: Configuration) -> None:
-        self._db, self._configuration = database, configuration
+    def __init__(self, configuration: Configuration) -> None:
+        self._configuration = configuration
 
     def revoke(self, change: Change, kind: str, value: str, reason: str, now: datetime) -> None:
         """Refuse a token id, TEE key thumbprint, chip or GPU from now on."""
@@ -26,12 +25,12 @@ class RevocationStore:
 
     def revoked(self, subjects: tuple[tuple[str, str], ...]) -> str | None:
         """The first of these (kind, value) pairs that is revoked, as text, or None."""
-        known = self._db.remember("revocations", self._pairs)
+        known = self._configuration.remember("revocations", self._pairs)
         return next((f"{kind} {value}" for kind, value in subjects if (kind, value) in known), None)
 
     def firmware(self) -> tuple[FirmwareRange, ...]:
         """Firmware that is revoked."""
-        return self._db.remember("revoked-firmware", self._firmware)
+        return self._configuration.remember("revoked-firmware", self._firmware)
 
     def all(self) -> tuple[Revocation, ...]:
         """Everything that is revoked, oldest first."""

@@ -43,7 +43,7 @@ class TenantStore:
 
     def all(self) -> dict[str, Quota]:
         """By name."""
-        return self._db.remember("tenants", self._read)
+        return self._configuration.remember("tenants", self._read)
 
     def get(self, name: str) -> Quota:
         """Of one tenant; no limits where none were set."""

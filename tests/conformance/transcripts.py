@@ -20,7 +20,7 @@ PLACEHOLDERS = {
     "attestation_report": "SNP report", "cert_chain": "VCEK", "additional_evidence": "GPU evidence, a JSON string",
     "policy": "policy: base64url under /kbs/v0, else TOML", "payload": "base64 of the values", "digest": "digest", "previous": "digest",
     "signature": "signature", "jti": "token id", "chip_id": "chip id", "measurement": "measurement",
-    "configuration": "digest", "init_data": "init-data digest", "secret": "base64 of the secret", "annotation": "annotation",
+    "init_data": "init-data digest", "secret": "base64 of the secret", "annotation": "annotation",
 }  # fmt: skip
 _TICKET = re.compile(r"ticket [0-9a-f]{16}")
 _ANNOTATION = re.compile(r"[A-Za-z0-9+/]{200,}={0,2}")

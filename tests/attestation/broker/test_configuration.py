@@ -487,6 +487,40 @@ def test_who_answers_for_rows_binds_them(
     assert kbs.world.audit.about("configuration")[0].event == "configuration-sealed"
 
 
+@pytest.mark.parametrize("statement", ["UPDATE epochs SET value = 1", "DELETE FROM epochs"])
+def test_an_epoch_that_was_set_back(kbs: Broker, where: str, tmp_path: Path, statement: str) -> None:
+    """So that other replicas go on with what was in force: until they look at everything again, and no longer."""
+    kbs.put(policy=GPU_POLICY)
+    visit = kbs.handshake()
+    with replica(kbs, where, tmp_path) as other:
+        there = replace(visit, broker=other)
+        assert there.get() == b"k" * 32
+        before = _copy(kbs)["epochs"]
+        set_key_policy(kbs.world, ADMIN, PATH, STRICT, now=NOW)
+        _put_back(kbs, {"epochs": before})
+        assert there.get() == b"k" * 32
+        with kbs.world.database.write(durable=True) as connection:
+            connection.exec_driver_sql(statement)
+        for action in (lambda: probes(other.world)["configuration"](NOW), there.get, other.put, kbs.put):
+            with pytest.raises(Unavailable) as caught:
+                action()
+            assert (caught.value.code, caught.value.where) == ("configuration-rollback", "epochs")
+        assert command(where, tmp_path, "store", "seal") == 0
+        probes(other.world)["configuration"](NOW)
+        other.world.database._checked = 0.0
+        with pytest.raises(Denied):
+            there.get()
+        other.put()
+
+
+def test_a_change_that_nobody_records_is_none(kbs: Broker) -> None:
+    """It would be refused everywhere from then on."""
+    kbs.put(policy=GPU_POLICY)
+    with pytest.raises(ValueError, match="no entry"), kbs.world.configuration.change() as change:
+        kbs.world.keys.set_policy(change, PATH, STRICT)
+    assert kbs.handshake().get() == b"k" * 32
+
+
 def test_readiness_says_so_and_the_log_once(kbs: Broker) -> None:
     """Also where only rows changed that nobody reads; and all is well when they are back."""
     kbs.put(policy=GPU_POLICY)
@@ -499,6 +533,8 @@ def test_readiness_says_so_and_the_log_once(kbs: Broker) -> None:
     for _ in range(3):
         with pytest.raises(Unavailable):
             probe(NOW)
+        with pytest.raises(Unavailable):
+            kbs.handshake()
     (entry,) = kbs.world.audit.about("configuration")
     assert (entry.event, entry.body["code"]) == ("configuration-refused", "configuration-changed")
     assert entry.body["where"] == sheet_of(str(PATH)).name
