@@ -4,6 +4,7 @@ import base64
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -323,6 +324,17 @@ def test_default_policy_demands_revocation_answers() -> None:
 )
 def test_bad_evidence_json(document: bytes, code: str) -> None:
     refused(code, lambda: parse_evidence(document))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [pytest.param("evidence", 8 * 1024, id="report"), pytest.param("certificate", 16 * 1024, id="chain")],
+)
+def test_members_have_a_size(name: str, size: int) -> None:
+    """Twice the bytes that they may stand for."""
+    for length, code in ((2 * size, "base64"), (2 * size + 1, "evidence-size")):
+        entry = {"evidence": "AA==", "certificate": "AA=="} | {name: "*" * length}
+        refused(code, partial(parse_evidence, json.dumps([entry]).encode()))
 
 
 def test_evidence_files_have_a_size() -> None:

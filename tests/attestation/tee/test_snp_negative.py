@@ -930,7 +930,12 @@ _JSON: list[tuple[str, str, str]] = [
     ("tee-034-not-an-object", "[]", "json-type"),
     ("tee-034-not-json", "{", "json"),
     ("tee-034-deep", "[" * 100_000, "json"),
-    ("tee-034-size", " " * 300_000, "json-size"),
+    ("tee-034-largest", " " * (256 * 1024), "json"),
+    ("tee-034-size", " " * (256 * 1024 + 1), "json-size"),
+    ("tee-034-certs-no-list", _json(lambda d: d.update(cert_chain={})), "snp-evidence-certs"),
+    ("tee-034-long-cert", _json(lambda d: d["cert_chain"][0].update(data=[1] * (16 * 1024 + 1))), "snp-evidence-bytes"),
+    ("tee-034-cert-type-other", _json(lambda d: d["cert_chain"][0].update(cert_type={"OTHERS": ""})), "json-type"),
+    ("tee-034-cert-type-list", _json(lambda d: d["cert_chain"][0].update(cert_type=["OTHER"])), "json-type"),
     ("tee-034-raw-not-base64", '{"raw": "*"}', "snp-evidence-base64"),
 ]
 
@@ -940,6 +945,63 @@ def test_evidence_json(text: str, code: str) -> None:
     with pytest.raises(Malformed) as caught:
         parse_snp_evidence(text)
     assert caught.value.code == code
+
+
+def _chain_of(*entries: object) -> str:
+    return _json(lambda d: d.update(cert_chain=list(entries)))
+
+
+_OWN = json.loads(CHIP.evidence_json())["cert_chain"][0]
+_GOOD_JSON: list[tuple[str, str]] = [
+    ("others-are-ignored", _chain_of({"cert_type": {"OTHER": "a guid"}, "data": "whatever"}, _OWN)),
+    ("crl-is-ignored", _chain_of({"cert_type": "CRL", "data": "whatever"}, _OWN)),
+    ("as-many-as-fit", _chain_of(*[{"cert_type": "CRL"}] * 15, _OWN)),
+    ("one-twice", _chain_of(_OWN, _OWN)),
+]
+
+
+@pytest.mark.parametrize("text", [pytest.param(t, id=f"tee-034-{i}") for i, t in _GOOD_JSON])
+def test_certificate_lists_that_are_read(text: str) -> None:
+    assert parse_snp_evidence(text).certificates == GOOD.certificates
+
+
+@pytest.mark.parametrize("chain", [None, []], ids=["null", "empty"])
+def test_evidence_without_certificates(chain: object) -> None:
+    assert parse_snp_evidence(_json(lambda d: d.update(cert_chain=chain))).certificates == {}
+
+
+def test_a_certificate_as_long_as_the_table() -> None:
+    text = _chain_of({"cert_type": "VCEK", "data": [1] * (16 * 1024)})
+    assert parse_snp_evidence(text).certificates == {CertKind.VCEK: b"\1" * (16 * 1024)}
+
+
+_STRANGE = "ecae0c0f-9502-43b1-afa2-0ae2e0d565b6"
+
+
+@pytest.mark.parametrize(("entries", "fits"), [(16, True), (17, False)], ids=["tee-030-16", "tee-030-17"])
+def test_certificate_tables_have_so_many_entries(entries: int, fits: bool) -> None:
+    start = 24 * (entries + 1)
+    head = b"".join(_entry(_STRANGE, start + number, 1) for number in range(entries))
+    table = head + _END + bytes(entries)
+    if fits:
+        assert parse_cert_table(table) == {}
+        return
+    with pytest.raises(Malformed) as caught:
+        parse_cert_table(table)
+    assert (caught.value.code, caught.value.what) == ("snp-cert-table", "no terminating entry")
+
+
+@pytest.mark.parametrize(
+    ("size", "fits"), [(16 * 1024, True), (16 * 1024 + 1, False)], ids=["tee-030-largest", "tee-030-size"]
+)
+def test_certificate_tables_have_a_size(size: int, fits: bool) -> None:
+    table = _entry(_G, 48, size - 48) + _END + b"\1" * (size - 48)
+    if fits:
+        assert parse_cert_table(table) == {CertKind.VCEK: b"\1" * (size - 48)}
+        return
+    with pytest.raises(Malformed) as caught:
+        parse_cert_table(table)
+    assert (caught.value.code, caught.value.what) == ("snp-cert-table", "table too large")
 
 
 def test_dropped_reserved_bytes_fail_closed() -> None:
