@@ -76,6 +76,7 @@ def parse_claim_file(data: bytes, uid: str) -> ClaimFile:
         body = json.loads(data[: MAX_BYTES + 1])
         rows = {d["name"]: tuple(n["path"] for n in d["containerEdits"]["deviceNodes"]) for d in body["devices"]}
         ours = body["kind"] == CDI_KIND and all(isinstance(n, str) and n.startswith(f"{uid}-") for n in rows)
+        ours = ours and all(paths and all(_NODE.match(p) for p in paths) for paths in rows.values())
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
         raise Malformed("cdi-file", "not a claim file of ours", where=uid, got=repr(exc)) from exc
     if not ours or not rows:

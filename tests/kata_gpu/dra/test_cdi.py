@@ -11,6 +11,8 @@ import pytest
 from kata_gpu.core.cdi import validate
 from kata_gpu.core.claim_cdi import (
     CDI_VERSION,
+    PREFIX,
+    SUFFIX,
     claim_of,
     device_id,
     file_name,
@@ -51,6 +53,26 @@ def test_names_round_trip(case: None) -> None:
     assert (kind, name) == ("cgpu.kata-gpu.dev/claim", f"{uid}-{gpu(0)}")
     assert claim_of(file_name(uid)) == uid
     assert parse_claim_file(render_claim(uid, {gpu(0): NODE}), uid).devices == {gpu(0): NODE}
+
+
+@pytest.mark.parametrize(
+    "uid", ["", " ", "a b", "a/b", "../a", "a\n", "-a", "a-", "a.b", "\u00e4", "a" * 64, "a.json", "a\0"], ids=repr
+)
+def test_a_file_of_a_name_that_we_never_write_is_not_ours(tmp_path: Path, uid: str) -> None:
+    name = f"{PREFIX}{uid}{SUFFIX}"
+    assert claim_of(name) is None
+    for other in (name[1:], f"{PREFIX}a", f"a{SUFFIX}", f"{PREFIX}a{SUFFIX}x", f"x{PREFIX}a{SUFFIX}"):
+        assert claim_of(other) is None
+    with pytest.raises(Malformed):
+        ClaimCdiDir(tmp_path).remove(name)
+
+
+@pytest.mark.parametrize("node", ["/dev/sda", "/dev/vfio/../sda", "", 5, None, ["/dev/vfio/1"]])
+def test_a_file_that_names_other_nodes_is_not_ours(node: object) -> None:
+    body = json.loads(render_claim("uid", {"d": NODE}))
+    body["devices"][0]["containerEdits"]["deviceNodes"] = [{"path": node}]
+    with pytest.raises(Malformed):
+        parse_claim_file(json.dumps(body).encode(), "uid")
 
 
 @pytest.mark.parametrize(

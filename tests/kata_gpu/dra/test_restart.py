@@ -258,8 +258,10 @@ def test_a_checkpoint_that_was_removed_is_rebuilt_with_its_pods(world: World, ca
     before = world.store.load()
     for name in (CHECKPOINT, PREVIOUS):
         (world.root / "plugins" / DRIVER / name).unlink()
+    (world.tmp / "cdi" / file_name("not a uid")).write_text("{}")  # somebody else's, whatever it looks like
     done = world.recover()
     assert (done.set_aside, done.orphans, done.rebuilt, done.quarantined) == ("", (), (ref.uid,), ())
+    assert (world.tmp / "cdi" / file_name("not a uid")).exists()
     assert promised_by(world.store.load)() == promised_by(lambda: before)() == {first[0].cdi_id: "default/pod-1-0"}
     with pytest.raises(InUse):
         world.prepare(world.claim(gpu(0)))
