@@ -150,6 +150,35 @@ SIGNATURES: list[tuple[str, bytes, str]] = [
                                      f'<ds:Transform Algorithm="{C14N11}#WithComments"/>')), "rim-transform"),
     ("111-sha1", edited(sub("http://www.w3.org/2001/04/xmldsig-more#sha384",
                             "http://www.w3.org/2000/09/xmldsig#sha1")), "rim-algorithm"),
+    ("100-text-after", edited(sub("</ds:Signature>", "</ds:Signature>x")), "rim-signature-place"),
+    ("100-element-after", edited(sub("</ds:Signature>", "</ds:Signature><ns0:Link/>")), "rim-signature-place"),
+    ("101-text-first", edited(sub("<ds:SignedInfo>", "<ds:SignedInfo>x")), "rim-signature-shape"),
+    ("101-text-between", edited(sub("</ds:SignedInfo>", "</ds:SignedInfo>x")), "rim-signature-shape"),
+    ("101-attribute", edited(sub("<ds:SignedInfo>", '<ds:SignedInfo Id="x">')), "rim-algorithm"),
+    ("101-text-in-a-method", edited(sub('ecdsa-sha384"/>', 'ecdsa-sha384">x</ds:SignatureMethod>')), "rim-signature-shape"),
+    ("101-child-of-a-method", edited(sub('ecdsa-sha384"/>', 'ecdsa-sha384"><ds:x/></ds:SignatureMethod>')),
+     "rim-signature-shape"),
+    ("109-attribute", edited(sub("<ds:Transforms>", '<ds:Transforms Id="x">')), "rim-transform"),
+    ("109-text-first", edited(sub("<ds:Transforms>", "<ds:Transforms>x")), "rim-signature-shape"),
+    ("109-text-last", edited(sub("</ds:Transforms>", "x</ds:Transforms>")), "rim-signature-shape"),
+    ("109-text-inside", edited(sub('enveloped-signature"/>', 'enveloped-signature">x</ds:Transform>')),
+     "rim-signature-shape"),
+    ("109-child", edited(sub('enveloped-signature"/>', 'enveloped-signature"><ds:XPath/></ds:Transform>')), "rim-transform"),
+    ("109-other-element", edited(sub("<ds:Transform Algorithm", "<ns0:Transform Algorithm")), "rim-transform"),
+    ("109-one", edited(sub(f'<ds:Transform Algorithm="{C14N11}"/>', "")), "rim-transform"),
+    ("105-attribute", edited(sub("<ds:X509Data>", '<ds:X509Data Id="x">')), "rim-key-info"),
+    ("105-text", edited(sub("<ds:X509Data>", "<ds:X509Data>x")), "rim-key-info"),
+    ("105-no-certificate", edited(lambda t: t[: t.index("<ds:X509Data>") + 13] + t[t.index("</ds:X509Data>") :]),
+     "rim-key-info"),
+    ("105-nine-certificates", edited(sub("</ds:X509Data>", "<ds:X509Certificate>AA==</ds:X509Certificate>" * 5
+                                         + "</ds:X509Data>")), "rim-key-info"),
+    ("105-eight-certificates", edited(sub("</ds:X509Data>", "<ds:X509Certificate>AA==</ds:X509Certificate>" * 4
+                                          + "</ds:X509Data>")), "certificate-syntax"),
+    ("105-certificate-attribute", edited(sub("<ds:X509Certificate>", '<ds:X509Certificate Id="x">')), "rim-key-info"),
+    ("105-certificate-child", edited(sub("</ds:X509Certificate>", "<ds:x/></ds:X509Certificate>")), "rim-key-info"),
+    ("105-text-after-certificate", edited(sub("</ds:X509Certificate>", "</ds:X509Certificate>x")), "rim-key-info"),
+    ("096-short", edited(sub("</ds:SignatureValue>", "AAAA</ds:SignatureValue>")), "rim-signature-value"),
+    ("097-not-base64", edited(sub("<ds:DigestValue>", "<ds:DigestValue>*")), "rim-signature-value"),
     ("112-wrapped", edited(wrapped), "rim-signature-count"),
     ("112-wrapped-with-signature", edited(wrapped_with_signature), "rim-digest"),
 ]  # fmt: skip
@@ -221,6 +250,25 @@ VALUES: list[tuple[str, bytes, str]] = [
     ("134-none-active", resigned(lambda t: t.replace('active="True"', 'active="False"')), "rim-no-active"),
     ("136-size-32", row(size="32"), "rim-digest-size"),
     ("136-unknown-attribute", resource(RESOURCE_7 + ' more="1"'), "rim-shape"),
+    ("136-other-element", resigned(sub("<ns0:Resource ", "<ns0:File ")), "rim-shape"),
+    ("136-child", resigned(sub('name="Measurement_7" size="48"/>', 'name="Measurement_7" size="48"><ns0:x/></ns0:Resource>')),
+     "rim-shape"),
+    ("136-other-kind", resigned(sub('type="Measurement" index="7"', 'type="Hash" index="7"')), "rim-digest-size"),
+    ("136-eleven-alternatives", resource(RESOURCE_7.replace('alternatives="1"', 'alternatives="11"').replace(
+        " name=", "".join(f' ns2:Hash{n}="{HASH}"' for n in range(1, 11)) + " name=")), "rim-shape"),
+    ("136-no-payload", resigned(lambda t: t[: t.index("    <ns0:Payload")] + t[t.index("</ns0:Payload>") + 14 :]), "rim-shape"),
+    ("136-link", resigned(sub("    <ns0:Payload", "    <ns0:Link/><ns0:Payload")), "rim-shape"),
+    ("136-root-attribute", resigned(sub('corpus="false"', 'corpus="false" media="x"')), "rim-shape"),
+    ("136-entity-attribute", resigned(sub('role="softwareCreator', 'thumbprint="x" role="softwareCreator')), "rim-shape"),
+    ("136-entity-child", resigned(sub('tagCreator"/>', 'tagCreator"><ns0:x/></ns0:Entity>')), "rim-shape"),
+    ("136-meta-attribute", resigned(sub('edition="GPU"', 'edition="GPU" summary="x"')), "rim-shape"),
+    ("136-meta-without-revision", resigned(sub(' revision="r1"', "")), "rim-shape"),
+    ("136-meta-child", resigned(sub('FirmwareManufacturerId="5703"/>', 'FirmwareManufacturerId="5703"><ns0:x/></ns0:Meta>')),
+     "rim-shape"),
+    ("136-payload-attribute", resigned(sub("<ns0:Payload ", '<ns0:Payload more="x" ')), "rim-shape"),
+    ("136-indirect", resigned(sub('PayloadType="direct"', 'PayloadType="indirect"')), "rim-shape"),
+    ("136-patch-of-a-tag", resigned(sub('tagVersion="0"', 'tagVersion="1"')), "rim-shape"),
+    ("136-two-products", resigned(sub('name="GH100"', 'name="GB100"')), "rim-shape"),
     ("136-unknown-element", resigned(sub("</ns0:Payload>", "<ns0:Evil/></ns0:Payload>")), "rim-shape"),
 ]  # fmt: skip
 
@@ -229,6 +277,22 @@ VALUES: list[tuple[str, bytes, str]] = [
 def test_values(document: bytes, code: str) -> None:
     """Signed by the right signer, and still not the shape that reference documents have."""
     refused(code, lambda: check(document))
+
+
+def test_the_last_index_and_as_many_alternatives_as_there_may_be() -> None:
+    many = "".join(f' ns2:Hash{n}="{n:096x}"' for n in range(10))
+    text = RESOURCE_7.replace(f' ns2:Hash0="{HASH}"', many).replace('alternatives="1"', 'alternatives="10"')
+    golden = check(resource(text)).content.golden
+    assert golden[7].alternatives == tuple(n.to_bytes(48, "big") for n in range(10))
+    last = resigned(sub('index="63" active="False"', 'index="63" active="True"'))
+    assert 63 in check(last).content.golden
+
+
+@pytest.mark.parametrize(
+    ("size", "code"), [(256 * 1024, "rim-xml"), (256 * 1024 + 1, "rim-size")], ids=["gpu-118-256k", "gpu-118-more"]
+)
+def test_documents_have_a_size(size: int, code: str) -> None:
+    refused(code, lambda: check((DRIVER + b"<").ljust(size)))
 
 
 FITS: list[tuple[str, str, bytes, str]] = [
