@@ -6,7 +6,8 @@ from pathlib import Path
 
 from kata_gpu.core.claim_cdi import MAX_BYTES, claim_of
 from kata_gpu.errors import Malformed, Unavailable
-from kata_gpu.host.claim_file import sync_directory, write_synced
+from kata_gpu.host.claim_file import write_synced
+from kata_gpu.host.durable import sync_directory
 
 
 class ClaimCdiDir:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kata_gpu.core.checkpoint import MAX_BYTES, Checkpoint, parse_checkpoint, render_checkpoint
 from kata_gpu.errors import Malformed, TimedOut, Unavailable
+from kata_gpu.host.durable import sync_directory
 
 CHECKPOINT = "checkpoint.json"
 PREVIOUS = "checkpoint.previous.json"
@@ -112,14 +113,19 @@ class ClaimFileStore(ClaimFileReader):
         self._was_there = True
 
     def set_aside(self) -> str:
-        """Move an unreadable checkpoint out of the way and return its new name."""
-        taken = sorted(self._dir.glob("checkpoint.corrupt-*.json"))
-        for old in taken[: max(0, len(taken) - KEEP_CORRUPT + 1)]:
-            old.unlink()
-        number = 1 + max((int(p.stem.rsplit("-", 1)[1]) for p in taken), default=0)
-        target = self._dir / f"checkpoint.corrupt-{number:06d}.json"
-        os.rename(self._dir / CHECKPOINT, target)  # noqa: PTH104
-        sync_directory(self._dir)
+        """Move an unreadable checkpoint out of the way and return its new name. Raises Unavailable."""
+        current = self._dir / CHECKPOINT
+        taken = sorted(p for p in self._dir.glob("checkpoint.corrupt-*.json") if _number(p).isdecimal())
+        target = self._dir / f"checkpoint.corrupt-{1 + max((int(_number(p)) for p in taken), default=0):06d}.json"
+        try:
+            for old in taken[: max(0, len(taken) - KEEP_CORRUPT + 1)]:
+                old.unlink()
+            os.rename(current, target)  # noqa: PTH104
+            sync_directory(self._dir)
+        except OSError as exc:
+            raise Unavailable(
+                "checkpoint-aside", "cannot put the broken checkpoint away", where=str(current), got=exc.strerror
+            ) from exc
         return target.name
 
     def _keep_previous(self, current: Path) -> None:
@@ -168,6 +174,10 @@ class ClaimFileStore(ClaimFileReader):
         )
 
 
+def _number(corrupt: Path) -> str:
+    return corrupt.stem.rsplit("-", 1)[1]
+
+
 def write_synced(path: Path, content: bytes, *, mode: int) -> None:
     """A new file with `content`, on disk when this returns. Never follows a link at `path`."""
     with suppress(FileNotFoundError):
@@ -178,15 +188,6 @@ def write_synced(path: Path, content: bytes, *, mode: int) -> None:
         view = memoryview(content)
         while view:
             view = view[os.write(fd, view) :]
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames in `directory` durable."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
         os.fsync(fd)
     finally:
         os.close(fd)

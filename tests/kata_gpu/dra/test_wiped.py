@@ -8,7 +8,7 @@ import pytest
 from kata_gpu.core.claim import DRIVER
 from kata_gpu.dra.server import INSTANCE_LOCK
 from kata_gpu.errors import InUse, TimedOut, Unavailable
-from kata_gpu.host.claim_file import CHECKPOINT, LOCK, ClaimFileStore
+from kata_gpu.host.claim_file import CHECKPOINT, KEEP_CORRUPT, LOCK, ClaimFileStore
 from tests.kata_gpu.dra.fake_kubelet import KubeletError
 from tests.kata_gpu.dra.test_agent import wait
 from tests.kata_gpu.dra.test_process import Child
@@ -42,6 +42,19 @@ def test_a_lock_file_that_was_removed_locks_nothing(tmp_path: Path) -> None:
         (tmp_path / LOCK).unlink()
         with second.locked(1), pytest.raises(TimedOut), third.locked(0.05):
             pytest.fail("locked twice")
+
+
+def test_a_broken_checkpoint_is_put_away_whatever_lies_beside_it(tmp_path: Path) -> None:
+    store = ClaimFileStore(tmp_path)
+    (tmp_path / "checkpoint.corrupt-of-monday.json").mkdir()
+    with pytest.raises(Unavailable) as caught:
+        store.set_aside()
+    assert (caught.value.code, caught.value.where) == ("checkpoint-aside", str(tmp_path / CHECKPOINT))
+    for number in range(1, 12):
+        (tmp_path / CHECKPOINT).write_bytes(b"?")
+        assert store.set_aside() == f"checkpoint.corrupt-{number:06d}.json"
+    assert len(list(tmp_path.glob("checkpoint.corrupt-0*"))) == KEEP_CORRUPT
+    assert (tmp_path / "checkpoint.corrupt-of-monday.json").is_dir()
 
 
 def test_a_checkpoint_that_was_removed_is_not_an_empty_one(world: World) -> None:
