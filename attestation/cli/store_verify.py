@@ -56,6 +56,7 @@ def seal(accept_differences: bool, store: str, root_key: Path | None, output: st
       kata-gpu-kbs store seal --store kbs
     """
     from attestation.ops.reconcile import reconcile
+    from attestation.ops.reconcile import seal as bind
 
     with opened(store, root_key) as world:
         found = reconcile(world)
@@ -67,7 +68,7 @@ def seal(accept_differences: bool, store: str, root_key: Path | None, output: st
             raise Denied(
                 "store-differences", "the log does not explain these rows", where=store, expected="--accept-differences"
             )
-        world.configuration.seal(operator().name, found.root, moment(None))
+        bind(world, operator(), found, now=moment(None))
     _show(found, output, {"sealed": True})
     return ExitCode.OK
 

@@ -6,8 +6,10 @@ Digests alone tell that something differs; this tells what. Entries of older ver
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
+from attestation.broker.roles import Principal, Verb
 from attestation.errors import Untrusted
 from attestation.ops.administer import digest_of
 from attestation.ops.world import World
@@ -17,7 +19,9 @@ from attestation.sources.policy_store import PolicyKind
 from attestation.values import JsonValue
 
 Facts = dict[str, JsonValue]
-_ABSENT = "nothing"
+MAX_ACCEPTED = 10_000  # differences that one entry names: 2 MB
+_RELEASES = "releases"
+_ROW, _THERE, _ABSENT = "row", "there", "nothing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,22 +79,30 @@ def reconcile(world: World) -> Reconciled:
     )
 
 
+def seal(world: World, who: Principal, found: Reconciled, *, now: datetime) -> None:
+    """Bind the rows that were compared, and record what the log did not explain. Counters become what the log has."""
+    who.require(Verb.WRITE_GLOBAL)
+    accepted = [difference.to_json() for difference in found.differences if difference.fact != _RELEASES]
+    world.configuration.seal(who.name, found.root, now, accepted=accepted[:MAX_ACCEPTED])
+    if found.log_holds:
+        world.keys.recount()
+
+
 def _differences(world: World, survey: Survey) -> Iterator[Difference]:
     stored, logged = dict(_stored(survey)), _replayed(world.configuration.changes())
     for what in sorted(stored.keys() | logged.keys()):
         yield from _compare(what, stored.get(what), logged.get(what))
     for path, counted, recorded in world.keys.miscounted():
-        yield Difference(what=f"key {path}", fact="releases", stored=str(counted), logged=str(recorded))
+        yield Difference(what=f"key {path}", fact=_RELEASES, stored=str(counted), logged=str(recorded))
 
 
 def _compare(what: str, stored: Facts | None, logged: Facts | None) -> Iterator[Difference]:
     if stored is None or logged is None:
-        there, absent = "there", _ABSENT
-        pair = (absent, there) if stored is None else (there, absent)
-        yield Difference(what=what, fact="row", stored=pair[0], logged=pair[1])
+        pair = (_ABSENT, _THERE) if stored is None else (_THERE, _ABSENT)
+        yield Difference(what=what, fact=_ROW, stored=pair[0], logged=pair[1])
         return
     for fact, value in logged.items():
-        if value is not None and stored[fact] != value:
+        if value is not None and _text(stored[fact]) != _text(value):
             yield Difference(what=what, fact=fact, stored=_text(stored[fact]), logged=_text(value))
 
 
@@ -180,7 +192,21 @@ def _replayed(changes: Iterable[Entry]) -> dict[str, Facts]:
                 found.setdefault(f"key {subject}", {})["policy"] = body["policy"]
             case "key-deleted":
                 found.pop(f"key {subject}", None)
+            case "configuration-sealed":
+                _accept(found, body["accepted"])
     return found
+
+
+def _accept(found: dict[str, Facts], accepted: Any) -> None:
+    """From here on the log has what was in the store. Of a row that nobody recorded it has no facts."""
+    for difference in accepted:
+        what, fact, stored = difference["what"], difference["fact"], difference["stored"]
+        if fact != _ROW:
+            found.setdefault(what, {})[fact] = stored
+        elif stored == _THERE:
+            found[what] = {}
+        else:
+            found.pop(what, None)
 
 
 def _stored_key(known: Facts | None, body: Mapping[str, JsonValue]) -> Facts:

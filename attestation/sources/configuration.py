@@ -6,7 +6,7 @@ that the newest such entry names: a row that was edited, added, moved, deleted o
 """
 
 import json
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -103,10 +103,11 @@ class Configuration:
         with self.change() as change:
             change.confirm(now)
 
-    def seal(self, by: str, expected: str, now: datetime) -> int:
+    def seal(self, by: str, expected: str, now: datetime, *, accepted: Sequence[JsonValue] = ()) -> int:
         """Record the rows as they are: of a store of an older version, or where somebody has answered for them.
 
-        `expected` is the digest that was looked at; other rows than those are Untrusted. Returns how many.
+        `expected` is the digest that was looked at; other rows than those are Untrusted. `accepted` is what the log did
+        not explain, for the log. Returns how many rows there are.
         """
         with self._db.change() as connection:
             _lock(connection, self._log.stream)
@@ -119,7 +120,8 @@ class Configuration:
             if digests:
                 connection.execute(insert(sheets), [{"name": n, "digest": d} for n, d in digests.items()])
             count = sum(len(found) for found in rows.values())
-            body: dict[str, JsonValue] = {"by": by, "rows": count, MEMBER: _member(expected, epoch)}
+            body: dict[str, JsonValue] = {"by": by, "rows": count, "accepted": accepted}
+            body[MEMBER] = _member(expected, epoch)
             self._log.append(connection, event=SEALED, subject=MEMBER, body=body, now=now)
         return count
 

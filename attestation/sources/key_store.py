@@ -163,6 +163,12 @@ class KeyStore:
         with self._db.read() as connection:
             return tuple((row[0], row[1], row[2]) for row in connection.execute(query))
 
+    def recount(self) -> None:
+        """Set those counters to what the log has."""
+        with self._db.change() as connection:
+            recorded = _recorded(keys.c.path).correlate(keys).scalar_subquery()
+            connection.execute(update(keys).where(keys.c.releases != recorded).values(releases=recorded))
+
     def only_test_keys(self) -> bool:
         """Whether every stored key is labelled `test`."""
         return all(record.is_test for record in self.list())

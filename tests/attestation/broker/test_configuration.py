@@ -469,6 +469,16 @@ def test_verify_names_what_differs(kbs: Broker, where: str, tmp_path: Path, caps
     assert found["problems"][0].startswith("[configuration-changed] keys/")
     assert command(where, tmp_path, "store", "verify") == 1
     assert f"revocation token {jti}: row is nothing in the store, there in the log" in capsys.readouterr().out
+    assert command(where, tmp_path, "store", "seal", "--accept-differences") == 0
+    capsys.readouterr()
+    assert command(where, tmp_path, "store", "verify") == 0, capsys.readouterr().out
+    kbs.world.database._checked = 0.0
+    record = kbs.world.keys.get(PATH)
+    assert record is not None
+    assert (record.labels, record.releases) == (("test",), 0)
+    write(kbs, "UPDATE users SET role = 'operator'")
+    assert command(where, tmp_path, "store", "verify") == 1
+    assert "user eve: role is operator in the store, admin in the log" in capsys.readouterr().out
 
 
 def test_who_answers_for_rows_binds_them(
@@ -481,10 +491,18 @@ def test_who_answers_for_rows_binds_them(
     assert "error[store-differences]" in capsys.readouterr().err
     with replica(kbs, where, tmp_path) as other, pytest.raises(Unavailable):
         action(other)
-    assert command(where, tmp_path, "store", "seal", "--accept-differences") == 0
+    capsys.readouterr()
+    assert command(where, tmp_path, "store", "seal", "--accept-differences", "--output", "json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["what"], row["fact"]) for row in found["differences"]] == [(f"key {PATH}", "policy")]
     kbs.world.database._checked = 0.0
     assert action(kbs) == b"k" * 32
-    assert kbs.world.audit.about("configuration")[0].event == "configuration-sealed"
+    (entry,) = kbs.world.audit.about("configuration")
+    assert (entry.event, entry.body["rows"]) == ("configuration-sealed", 2)
+    assert entry.body["accepted"] == found["differences"]
+    assert command(where, tmp_path, "store", "verify") == 0
+    kbs.drop()
+    assert command(where, tmp_path, "store", "verify") == 0
 
 
 @pytest.mark.parametrize("statement", ["UPDATE epochs SET value = 1", "DELETE FROM epochs"])
@@ -649,6 +667,7 @@ def test_a_store_of_an_older_version_is_sealed_once(
         if not explained:
             assert command(where, tmp_path, "store", "seal", "--accept-differences") == 0
             capsys.readouterr()
+        assert command(where, tmp_path, "store", "verify") == 0
         kbs.world.database._checked = 0.0
         probes(world)["configuration"](NOW)
         visit = kbs.handshake()
