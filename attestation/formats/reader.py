@@ -24,7 +24,7 @@ class Reader:
     def take(self, size: int, field: str) -> bytes:
         """Exactly `size` bytes."""
         chunk = self._data[self._pos : self._pos + size]
-        if size < 0 or len(chunk) != size:
+        if len(chunk) != size:
             raise Malformed(
                 "truncated",
                 "input ends early",

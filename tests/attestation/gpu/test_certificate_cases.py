@@ -1,5 +1,6 @@
 """Cases gpu-061 to gpu-086: certificate chains and firmware ids (gpu-attestation.md 8.6)."""
 
+import base64
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -10,8 +11,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from attestation.errors import Malformed
 from attestation.findings import Result
 from attestation.formats.certs import parse_bundle
+from attestation.formats.dice import parse_composite_device_id, parse_dice_tcb_info
 from attestation.simulate import der
 from attestation.simulate.nvidia import ForgedEvidence, NvidiaForge
 from attestation.simulate.pki import CERTIFYING, CertSpec, mint, to_pem
@@ -375,6 +378,109 @@ TEXTS = [
 @pytest.mark.parametrize(("text", "code"), [pytest.param(t, c, id=f"gpu-{name}") for name, t, c in TEXTS])
 def test_pem_text(text: bytes, code: str) -> None:
     refused(code, lambda: verify(replace(FORGE.device(nonce=NONCE), chain=text)))
+
+
+_PEM_BEGIN, _PEM_END = b"-----BEGIN CERTIFICATE-----\n", b"\n-----END CERTIFICATE-----"
+
+
+def pem_of(*sizes: int, after: bytes = b"\n") -> bytes:
+    """PEM blocks that hold so many bytes each."""
+    return b"".join(_PEM_BEGIN + base64.b64encode(bytes(size)) + _PEM_END + after for size in sizes)
+
+
+BUNDLES: list[tuple[str, bytes, str | int]] = [
+    ("086-der", b"\x30" * 100, 1),
+    ("086-one", pem_of(1), 1),
+    ("086-without-last-line-feed", pem_of(1, after=b""), 1),
+    ("086-eight", pem_of(*[1] * 8), 8),
+    ("086-nine", pem_of(*[1] * 9), "chain-length"),
+    ("086-largest-certificate", pem_of(4096), 1),
+    ("086-certificate-too-large", pem_of(4097), "certificate-size"),
+    ("086-certificate-of-nothing", pem_of(0), "certificate-size"),
+    ("086-no-end", pem_of(1).partition(_PEM_END)[0], "pem-syntax"),
+    ("086-text-after-the-end", pem_of(1, after=b"x"), "pem-syntax"),
+    ("086-space-after-the-end", pem_of(1, after=b" \n"), "pem-syntax"),
+    ("086-line-between", pem_of(1, after=b"\n\n") + pem_of(1), "pem-syntax"),
+    ("086-largest", b"x" * (16 * 1024), "pem-syntax"),
+    ("086-too-large", b"x" * (16 * 1024 + 1), "chain-size"),
+    ("086-many-and-too-large", pem_of(*[1] * 300), "chain-length"),
+    ("086-eight-and-too-large", pem_of(*[1] * 8) + b"x" * 16 * 1024, "chain-size"),
+]
+
+
+@pytest.mark.parametrize(("data", "expected"), [pytest.param(d, e, id=f"gpu-{i}") for i, d, e in BUNDLES])
+def test_bundles(data: bytes, expected: str | int) -> None:
+    if isinstance(expected, int):
+        assert len(parse_bundle(data)) == expected
+    else:
+        refused(expected, lambda: parse_bundle(data))
+
+
+def test_a_bundle_is_bytes() -> None:
+    with pytest.raises(TypeError):
+        parse_bundle(bytearray(PEM))  # type: ignore[arg-type]
+
+
+_SPKI, _FWID = der.sequence(b"key"), der.sequence(der.oid("2.16.840.1.101.3.4.2.2"), der.octets(b"\1" * 48))
+_SHA256_FWID = der.sequence(der.oid("2.16.840.1.101.3.4.2.1"), der.octets(b"\1" * 48))
+COMPOSITES: list[tuple[str, bytes, bool]] = [
+    ("good", der.sequence(der.integer(1), _SPKI, _FWID), True),
+    ("two-members", der.sequence(der.integer(1), _SPKI), False),
+    ("four-members", der.sequence(der.integer(1), _SPKI, _FWID, _FWID), False),
+    ("version-2", der.sequence(der.integer(2), _SPKI, _FWID), False),
+    ("key-of-another-tag", der.sequence(der.integer(1), der.octets(b"key"), _FWID), False),
+    ("other-digest", der.sequence(der.integer(1), _SPKI, _SHA256_FWID), False),
+    ("after", der.sequence(der.integer(1), _SPKI, _FWID) + b"\0", False),
+]
+
+
+@pytest.mark.parametrize(("value", "good"), [pytest.param(v, g, id=f"gpu-079-{i}") for i, v, g in COMPOSITES])
+def test_composite_device_ids(value: bytes, good: bool) -> None:
+    if good:
+        known = parse_composite_device_id(value)
+        assert (known.fwid, known.issuer_spki) == (b"\1" * 48, _SPKI)
+        return
+    with pytest.raises(Malformed):
+        parse_composite_device_id(value)
+
+
+def tcb_info(*members: bytes) -> bytes:
+    return der.sequence(*members)
+
+
+_FWIDS, _FLAGS = der.tlv(0xA6, _FWID), der.tlv(0x87, b"\0\x80\0\0\1")
+TCB_INFOS: list[tuple[str, bytes, frozenset[int] | None]] = [
+    ("good", tcb_info(der.tlv(0x80, b"v"), _FWIDS, _FLAGS, der.tlv(0x89, b"t")), frozenset({0, 31})),
+    ("other-flags", tcb_info(_FWIDS, der.tlv(0x87, b"\0\x70\0\0\0")), frozenset({1, 2, 3})),
+    ("two-fwids", tcb_info(der.tlv(0xA6, _FWID, _FWID), _FLAGS), frozenset({0, 31})),
+    ("no-fwids", tcb_info(_FLAGS), None),
+    ("empty-fwids", tcb_info(der.tlv(0xA6), _FLAGS), None),
+    ("no-flags", tcb_info(_FWIDS), frozenset()),
+    ("flags-of-one-octet", tcb_info(_FWIDS, der.tlv(0x87, b"\7\x80")), frozenset({0})),
+    ("flags-of-no-octet", tcb_info(_FWIDS, der.tlv(0x87, b"\0")), None),
+    ("flags-of-five-octets", tcb_info(_FWIDS, der.tlv(0x87, b"\0\x80\0\0\1\0")), None),
+    ("eight-unused-bits", tcb_info(_FWIDS, der.tlv(0x87, b"\x08\x80")), None),
+    (
+        "fwid-of-47",
+        tcb_info(der.tlv(0xA6, _FWID.replace(b"\1" * 48, b"\1" * 47).replace(b"\4\x30", b"\4\x2f")), _FLAGS),
+        None,
+    ),
+    ("other-digest", tcb_info(der.tlv(0xA6, _SHA256_FWID), _FLAGS), None),
+    ("universal-tag", tcb_info(der.integer(1), _FWIDS, _FLAGS), None),
+    ("tag-10", tcb_info(_FWIDS, _FLAGS, der.tlv(0x8A, b"x")), None),
+    ("out-of-order", tcb_info(_FLAGS, _FWIDS), None),
+    ("twice", tcb_info(_FWIDS, _FLAGS, _FLAGS), None),
+]
+
+
+@pytest.mark.parametrize(("value", "flags"), [pytest.param(v, f, id=f"gpu-083-{i}") for i, v, f in TCB_INFOS])
+def test_dice_tcb_infos(value: bytes, flags: frozenset[int] | None) -> None:
+    if flags is not None:
+        known = parse_dice_tcb_info(value)
+        assert (known.fwids[0], known.flags) == (b"\1" * 48, flags)
+        return
+    with pytest.raises(Malformed):
+        parse_dice_tcb_info(value)
 
 
 def test_every_certificate_is_needed_as_it_is() -> None:

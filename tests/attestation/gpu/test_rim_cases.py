@@ -210,6 +210,8 @@ SYNTAX: list[tuple[str, bytes, str]] = [
     ("119-utf-32", DRIVER.decode().encode("utf-32-le"), "rim-encoding"),
     ("119-latin-1", DRIVER.replace(b"NVIDIA", b"NVIDI\xc1"), "rim-xml"),
     ("120-duplicate-attribute", edited(sub('index="7"', 'index="7" index="8"')), "rim-xml"),
+    ("115-other-root", b"<x/>", "rim-shape"),
+    ("115-relative-namespace", edited(sub("<SoftwareIdentity ", '<SoftwareIdentity xmlns:q="q" ')), "rim-xml"),
     ("113-cdata", edited(sub("</ns0:Payload>", "<![CDATA[x]]></ns0:Payload>")), "rim-cdata"),
 ]  # fmt: skip
 
@@ -277,6 +279,17 @@ VALUES: list[tuple[str, bytes, str]] = [
 def test_values(document: bytes, code: str) -> None:
     """Signed by the right signer, and still not the shape that reference documents have."""
     refused(code, lambda: check(document))
+
+
+@pytest.mark.parametrize("name", ["What?", "Ha!", "a ? b ! c"])
+def test_marks_in_text_are_no_markup(name: str) -> None:
+    assert check(resigned(sub('name="Measurement_7"', f'name="{name}"'))).content.golden[7].name == name
+
+
+def test_a_document_is_bytes() -> None:
+    for value in (DRIVER.decode(), bytearray(DRIVER)):
+        with pytest.raises(TypeError):
+            parse_signed_rim(value)  # type: ignore[arg-type]
 
 
 def test_the_last_index_and_as_many_alternatives_as_there_may_be() -> None:

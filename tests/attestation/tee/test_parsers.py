@@ -353,7 +353,9 @@ def test_init_data_is_cut_or_padded_to_the_field(algorithm: str, size: int) -> N
     ("rego", "claims"),
     [
         pytest.param('package p\npolicy_data := {"gpus": 8}', {"gpus": 8}, id="json"),
+        pytest.param('policy_data := {"gpus": 8}', {"gpus": 8}, id="alone"),
         pytest.param("package p", None, id="absent"),
+        pytest.param("package policy 1", None, id="absent-and-something-that-is-json"),
         pytest.param("policy_data := {not json", None, id="not-json"),
     ],
 )
