@@ -80,19 +80,21 @@ def install(
       kata-gpu install --kubeconfig ~/.kube/config --default-tee snp --dry-run
       kata-gpu install --kubeconfig ~/.kube/config --default-tee snp --apply
     """
-    from kata_gpu.core.manifests.install import plan_install
+    from kata_gpu.core.manifests.install import obsolete, plan_install
+    from kata_gpu.core.manifests.values import VALUES
     from kata_gpu.ops import install as ops
 
+    gone = obsolete(VALUES | {"namespace": namespace}, drain=drain)
     kube, objects = _prepare(kubeconfig, server, namespace, default_tee, with_broker, add_init_data=add_init_data,
                              with_nvidia=with_nvidia, drain=drain)  # fmt: skip
     if dry_run:
-        steps = plan_install(objects, ops.observe(kube, objects))
+        steps = plan_install(objects, ops.observe(kube, [*objects, *gone]))
         if output == "text":
             for step in steps:
                 click.echo(f"  {step}")
         _report(steps, output, "plan, nothing changed")
         return ExitCode.OK
-    _report(ops.install(kube, objects, say=_say, wait_s=wait_s), output, "installed")
+    _report(ops.install(kube, objects, say=_say, wait_s=wait_s, obsolete=gone), output, "installed")
     return ExitCode.OK
 
 

@@ -36,14 +36,20 @@ def observe(kube: Kube, objects: Sequence[Object]) -> dict[str, Object | None]:
 
 
 def install(
-    kube: Kube, objects: Sequence[Object], *, say: Callable[[Step], None], wait_s: float = WAIT_S
+    kube: Kube,
+    objects: Sequence[Object],
+    *,
+    say: Callable[[Step], None],
+    wait_s: float = WAIT_S,
+    obsolete: Sequence[Object] = (),
 ) -> tuple[Step, ...]:
-    """Make the cluster as wanted. Returns the steps that were taken; raises Unavailable where they did not hold.
+    """Make the cluster as wanted, without what is `obsolete`. Returns the steps that were taken; raises Unavailable
+    where they did not hold.
 
     Waits first for the end of an earlier deletion: the server lets nobody create in a namespace that is going.
     """
     _settle(kube, objects, wait_s)
-    return _carry_out(kube, objects, plan_install, say)
+    return _carry_out(kube, objects, plan_install, say, also=obsolete)
 
 
 def uninstall(
@@ -74,8 +80,9 @@ def _carry_out(
     plan: Callable[[Sequence[Object], Mapping[str, Object | None]], tuple[Step, ...]],
     say: Callable[[Step], None],
     settle_s: float | None = None,
+    also: Sequence[Object] = (),
 ) -> tuple[Step, ...]:
-    steps = plan(objects, observe(kube, objects))
+    steps = plan(objects, observe(kube, [*objects, *also]))
     for step in steps:
         say(step)
         if step.verb is Verb.DELETE:
@@ -84,7 +91,7 @@ def _carry_out(
             kube.apply(step.path, dict(step.obj), manager=MANAGER, timeout_s=CALL_S)
     if settle_s is not None:
         _settle(kube, objects, settle_s)
-    left = plan(objects, observe(kube, objects))
+    left = plan(objects, observe(kube, [*objects, *also]))
     if left:
         raise Unavailable("install-not-converged", "the cluster is not as planned", expected="nothing left to do",
                           got="; ".join(map(str, left[:5])), hint="run the same command again")  # fmt: skip

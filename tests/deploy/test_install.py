@@ -62,6 +62,23 @@ def test_optional_objects_are_removed_without_being_asked_for(api: FakeApi, caps
     assert call(api, "uninstall", capsys=capsys) == (0, paths[::-1])
 
 
+def test_the_right_to_evict_comes_and_goes_with_the_option(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    kube = KubeApi.connect(server=api.url)
+
+    def state() -> tuple[set[str], bool]:
+        roles = {
+            o["metadata"]["name"] for o in kube.list("/apis/rbac.authorization.k8s.io/v1/clusterroles", timeout_s=5)[0]
+        }
+        policy = kube.get("/api/v1/namespaces/kata-gpu/configmaps/kata-gpu-node-policy", timeout_s=5)
+        return roles, "drain: evict" in policy["data"]["node-policy.yaml"]
+
+    always = {"kata-gpu-node", "kata-gpu-node-pods"}
+    for option, expected in (((), always), (("--drain",), always | {"kata-gpu-node-evict"}), ((), always)):
+        assert call(api, "install", "--apply", *option, capsys=capsys)[0] == ExitCode.OK
+        assert state() == (expected, bool(option))
+        assert call(api, "install", "--apply", *option, capsys=capsys) == (ExitCode.OK, [])
+
+
 def test_what_is_still_going_is_waited_for_and_named(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
     """Without its controllers a cluster never ends the deletion of a namespace or of a protected volume."""
     call(api, "install", "--apply", capsys=capsys)

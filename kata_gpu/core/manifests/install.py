@@ -62,8 +62,14 @@ def wanted(
     return tuple(fill(d.obj, {**values, **chosen}) for d in documents)
 
 
+def obsolete(values: Mapping[str, Any], *, drain: bool) -> tuple[Object, ...]:
+    """What an earlier installation may have left and this one takes back: the right to evict."""
+    return () if drain else tuple(fill(d.obj, values) for d in node.EVICTION)
+
+
 def plan_install(objects: Sequence[Object], observed: Mapping[str, Object | None]) -> tuple[Step, ...]:
-    """Steps that make the cluster as wanted; none where it is. `observed` maps every path to the object there.
+    """Steps that make the cluster as wanted; none where it is. `observed` maps every path to the object there; what it
+    holds beyond the paths of `objects` is not wanted any more, and deleted where it is ours.
 
     Raises Misconfigured for a namespace that somebody else made and that does not allow the agent yet: with a field of
     it we would own it, and uninstalling would delete it with all that others have in it.
@@ -85,6 +91,12 @@ def plan_install(objects: Sequence[Object], observed: Mapping[str, Object | None
                     hint=f"another --namespace; or kubectl label namespace {obj['metadata']['name']} {labels}",
                 )
             steps.append(Step(verb=Verb.CHANGE, path=path, obj=obj))
+    kept = {object_path(obj) for obj in objects}
+    steps += [
+        Step(verb=Verb.DELETE, path=path, obj={}, uid=str(there["metadata"].get("uid", "")))
+        for path, there in observed.items()
+        if path not in kept and there is not None and is_ours(there) and not is_going(there)
+    ]
     return tuple(steps)
 
 
