@@ -156,6 +156,14 @@ def test_merkle_proofs(size: int, data: st.DataObject) -> None:
                 verify_inclusion(wrong[0], wrong[1], wrong[2], proof, wrong[3])
 
 
+@pytest.mark.parametrize(("length", "code"), [(64, "merkle-proof"), (65, "merkle-index")])
+def test_merkle_proofs_have_a_length(length: int, code: str) -> None:
+    """No tree is higher; a longer proof is not walked."""
+    with pytest.raises(Untrusted) as caught:
+        verify_inclusion(leaf_hash(b""), 0, 1, [bytes(32)] * length, bytes(32))
+    assert caught.value.code == code
+
+
 def test_merkle_vectors() -> None:
     """The tree of RFC 9162's own example data (certificate-transparency reference test vectors)."""
     inputs = ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"]

@@ -235,6 +235,45 @@ def test_chunk_bounds(index: int, length: int, code: str) -> None:
     assert refused.value.code == code
 
 
+def test_headers_hold_what_they_must() -> None:
+    """Chunks of 64 KiB to 4 MiB, a salt of 32 bytes, a size that is none below zero."""
+    for log2, fits in ((15, False), (16, True), (22, True), (23, False)):
+        if fits:
+            assert Header(kind=Kind.FILE, chunk_log2=log2, size=1, salt=SALT).chunk_bytes == 1 << log2
+            continue
+        with pytest.raises(Malformed, match="chunk size out of range"):
+            Header(kind=Kind.FILE, chunk_log2=log2, size=1, salt=SALT)
+    for salt in (SALT[:-1], SALT + b"\1", bytes(32), b""):
+        with pytest.raises(Malformed, match="no random salt"):
+            Header(kind=Kind.FILE, chunk_log2=16, size=1, salt=salt)
+    with pytest.raises(Malformed, match="size out of range"):
+        Header(kind=Kind.FILE, chunk_log2=16, size=-1, salt=SALT)
+
+
+def test_headers_end_where_they_end() -> None:
+    stored = seal_whole(KEY, header_for(b"abc"), b"abc")
+    for parse in (Header.parse, lambda data: parse_header(data + stored[64:96], KEY, kind=Kind.FILE)):
+        with pytest.raises(Malformed) as refused:
+            parse(stored[:64] + b"\0")
+        assert refused.value.code == "trailing-bytes"
+
+
+def test_a_header_of_another_size_seals_nothing() -> None:
+    with pytest.raises(Malformed, match="header and content disagree"):
+        seal_whole(KEY, header_for(b"abc"), b"abcd")
+
+
+@pytest.mark.parametrize(
+    ("index", "length", "code"),
+    [(-1, 21, "chunk-index"), (1, 21, "chunk-index"), (0, 20, "chunk-length"), (0, 22, "chunk-length")],
+)
+def test_chunk_bounds_of_what_is_opened(index: int, length: int, code: str) -> None:
+    cipher = FileCipher(KEY, header_for(b"12345"))
+    with pytest.raises(Malformed) as refused:
+        cipher.open_into(index, bytes(length), bytearray(length - TAG_BYTES))
+    assert refused.value.code == code
+
+
 def test_size_is_bounded_by_the_counter() -> None:
     """One byte more than 2^32 chunks has no nonce."""
     Header(kind=Kind.FILE, chunk_log2=16, size=MAX_CHUNKS << 16, salt=SALT)

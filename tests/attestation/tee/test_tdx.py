@@ -636,7 +636,13 @@ def _event(index: int, data: bytes, *, count: int = 1, kind: int = 4) -> bytes:
 
 
 _SPEC = b"Spec ID Event03\0" + bytes(4) + b"\0\2\0\2" + b"\1\0\0\0" + b"\x0c\0\x30\0" + b"\0"
-_HEADER = bytes(4) + b"\3\0\0\0" + bytes(20) + len(_SPEC).to_bytes(4, "little") + _SPEC
+
+
+def _header(spec: bytes) -> bytes:
+    return bytes(4) + b"\3\0\0\0" + bytes(20) + len(spec).to_bytes(4, "little") + spec
+
+
+_HEADER = _header(_SPEC)
 LOG = _HEADER + _event(1, b"config") + _event(2, b"kernel") + _event(2, b"cmdline")
 
 
@@ -677,6 +683,16 @@ _LOGS: list[tuple[str, bytes, str]] = [
     ("tee-055-junk-after", LOG + bytes(7) + b"\1", "truncated"),
     ("tee-055-size", LOG[:-11] + b"\xff\xff\xff\x7f" + LOG[-7:], "event-log"),
     ("tee-055-large", LOG + bytes(1 << 20), "event-log"),
+    ("tee-055-too-large", LOG.ljust((1 << 20) + 1, b"\0"), "event-log"),
+    ("tee-055-other-digest", LOG + _event(1, b"x").replace(b"\x0c\0", b"\x0b\0", 1), "event-log"),
+    ("tee-055-other-log", LOG.replace(b"Spec ID Event03", b"Spec ID Event02"), "event-log"),
+    ("tee-055-two-algorithms", LOG.replace(b"\1\0\0\0\x0c\0\x30\0", b"\2\0\0\0\x0c\0\x30\0"), "event-log"),
+    ("tee-055-sha-256", LOG.replace(b"\x0c\0\x30\0", b"\x0b\0\x20\0", 1), "event-log"),
+    ("tee-055-short-digest", LOG.replace(b"\x0c\0\x30\0", b"\x0c\0\x20\0", 1), "event-log"),
+    ("tee-055-longer-header", _header(_SPEC + b"x") + _event(1, b"x"), "trailing-bytes"),
+    ("tee-055-event-too-large", _HEADER + _event(1, bytes(512 * 1024 + 1)), "event-log"),
+    ("tee-055-too-many", _HEADER + _event(1, b"") * 10_001, "event-log"),
+    ("tee-055-half-padding", LOG + b"\xff" * 20 + b"\0" * 20, "event-log"),
 ]
 
 
@@ -685,6 +701,24 @@ def test_broken_event_logs(log: bytes, code: str) -> None:
     with pytest.raises(Malformed) as caught:
         verify_forged(event_log=log)
     assert caught.value.code == code
+
+
+_READ: list[tuple[str, bytes, int]] = [
+    ("tee-055-nothing", _HEADER, 0),
+    ("tee-055-first-register", LOG + _event(1, b"x"), 4),
+    ("tee-055-last-register", LOG + _event(4, b"x"), 4),
+    ("tee-055-not-extended", LOG + _event(1, b"x", kind=3), 3),
+    ("tee-055-not-extended-anywhere", LOG + _event(0, b"x", kind=3), 3),
+    ("tee-055-largest-event", _HEADER + _event(1, bytes(512 * 1024)), 1),
+    ("tee-055-as-many-as-fit", _HEADER + _event(1, b"") * 10_000, 10_000),
+    ("tee-055-full-buffer", LOG.ljust(1 << 20, b"\xff"), 3),
+    ("tee-055-one-byte-of-padding", LOG + b"\xff", 3),
+]
+
+
+@pytest.mark.parametrize(("log", "events"), [pytest.param(data, n, id=i) for i, data, n in _READ])
+def test_event_logs_that_are_read(log: bytes, events: int) -> None:
+    assert len(parse_event_log(log)) == events
 
 
 def test_evidence_json() -> None:
