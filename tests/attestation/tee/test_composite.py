@@ -103,6 +103,7 @@ def test_whether_devices_are_on_a_list_is_said(chip_ids: str | None, gpus: int, 
     ("entry", "gate"),
     [
         pytest.param("expected_devices = 8", "initdata", id="count"),
+        pytest.param("expected_devices = 1", "initdata", id="one"),
         pytest.param("expected_devices = 0", "none", id="nothing-expected"),
         pytest.param("expected_devices = true", "none", id="no-number"),
         pytest.param('binding_profile = "cgpu-v1"', "none", id="no-count"),

@@ -187,6 +187,7 @@ _POLICY: list[tuple[str, SnpEvidence, SnpPolicy, list[str]]] = [
     ("hiding", forged(), SnpPolicy(ciphertext_hiding=Rule.REQUIRE), ["snp-ciphertext-hiding"] * 2),
     ("abi", forged(), SnpPolicy(min_abi=(1, 51)), ["snp-abi-low"]),
     ("abi-at-floor", forged(policy=0x30133), SnpPolicy(min_abi=(1, 51)), []),
+    ("abi-minor-low", forged(policy=0x30132), SnpPolicy(min_abi=(1, 51)), ["snp-abi-low"]),
     ("abi-largest", forged(policy=0x3FFFF), SnpPolicy(min_abi=(255, 255)), []),
     ("abi-minor-is-no-major", forged(policy=0x300FF), SnpPolicy(min_abi=(1, 0)), ["snp-abi-low"]),
     ("guest-svn", forged(), SnpPolicy(min_guest_svn=1), ["snp-guest-svn-low"]),
