@@ -6,6 +6,7 @@ Collateral is probed where it is kept.
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from threading import Lock
 
 from attestation.errors import AttestationError, Unavailable
 from attestation.ops.world import World
@@ -43,9 +44,16 @@ class Surveyor:
         self._world = world
         self._looked = float("-inf")
         self._problem: Unavailable | None = None
+        self._lock = Lock()
 
     def __call__(self, now: datetime) -> None:
         """Unavailable while the rows are not those that the audit log names."""
+        with self._lock:
+            problem = self._look(now)
+        if problem is not None:
+            raise problem.with_traceback(None)
+
+    def _look(self, now: datetime) -> Unavailable | None:
         at, configuration = time.monotonic(), self._world.configuration
         if configuration.suspect or self._problem is not None or at - self._looked > SURVEY_S:
             survey = configuration.survey()
@@ -55,8 +63,7 @@ class Surveyor:
             self._problem, self._looked = found, at
             if found is None and survey.behind > CONFIRM_AFTER:
                 configuration.confirm(now)
-        if self._problem is not None:
-            raise self._problem.with_traceback(None)
+        return self._problem
 
     def _record(self, problem: Unavailable, now: datetime) -> None:
         body: dict[str, JsonValue] = {"code": problem.code, "where": problem.where, "reason": problem.what}

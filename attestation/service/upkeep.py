@@ -1,4 +1,4 @@
-"""What a running server looks after: rows that expire, certificates and collateral that were renewed."""
+"""What a running server looks after: rows that expire, certificates and collateral that were renewed, its own parts."""
 
 import asyncio
 import contextlib
@@ -75,8 +75,10 @@ class Upkeep:
             self._service.metrics.certificate.labels(listener=name).set(listener.not_after.timestamp())
 
     def _sweep(self) -> None:
-        """Delete what has expired."""
+        """Delete what has expired, and look at every part, where nobody asks for readiness too."""
         now = self._clock()
+        for name, fault in self._service.health.check(now).items():
+            log.error("probe.failed", check=name, code=fault.code, where=fault.where, reason=fault.what)
         try:
             gone = self._world.sessions.sweep(now)
             self._world.attestations.sweep(now)

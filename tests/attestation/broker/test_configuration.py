@@ -4,6 +4,7 @@ What such a person can do without a trace, and what only a checkpoint shows, is 
 """
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -50,7 +51,8 @@ from attestation.sources.policy_store import PolicyKind
 from attestation.sources.sheets import POLICIES, read_all, sheet_of
 from attestation.sources.tenants import Quota
 from attestation.values import ResourcePath
-from tests.attestation.broker.broker import ADMIN, GPU_POLICY, NOW, PATH, Broker, Visit, broker
+from tests.attestation.broker.broker import ADMIN, GPU_POLICY, NOW, PATH, Broker, Visit, broker, served
+from tests.conformance.rust_client import Wire
 
 STRICT = GPU_POLICY.replace('["hopper"]', '["blackwell"]')
 OTHER = ResourcePath.parse("default/other/key")  # has no policy of its own
@@ -503,6 +505,46 @@ def test_who_answers_for_rows_binds_them(
     assert command(where, tmp_path, "store", "verify") == 0
     kbs.drop()
     assert command(where, tmp_path, "store", "verify") == 0
+
+
+def test_guests_and_balancers_are_told(tmp_path: Path) -> None:
+    """503 and to come back; which of the probes, and nothing about why. As soon as the row is back, the key."""
+    with broker(tmp_path) as made:
+        made.references({"snp_launch_measurement": [MEASUREMENT.hex()]})
+        made.put(policy=GPU_POLICY)
+        visit = made.handshake()
+        with served(made) as running:
+            guest, office = Wire(running.url), Wire(running.admin_url)
+            for created, status, shown in ((0, 200, b"1.0"), (1, 503, b"0.0"), (-1, 200, b"1.0")):
+                write(made, f"UPDATE keys SET created = created + {created}")
+                made.world.configuration.suspect, running.service.health._checked = True, float("-inf")
+                reply = guest.call("GET", "/readyz")
+                assert reply.status == status
+                assert (b'"instance": "configuration"' in reply.body.replace(b'":"', b'": "')) is (status == 503)
+                reply = guest.call(
+                    "GET", f"/kbs/v0/resource/{PATH}", headers={"authorization": f"Bearer {visit.token}"}
+                )
+                assert (reply.status, reply.header("retry-after") is not None) == (status, status == 503)
+                assert b'kata_gpu_kbs_ready{check="configuration"} ' + shown in office.call("GET", "/metrics").body
+            guest.close()
+            office.close()
+
+
+def test_a_broker_looks_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where nobody asks whether it is ready."""
+    monkeypatch.setattr("attestation.service.upkeep.SWEEP_S", 0.0)
+    monkeypatch.setattr("attestation.service.upkeep.LOOK_S", 0.05)
+    monkeypatch.setattr("attestation.ops.readiness.SURVEY_S", 0.0)
+    monkeypatch.setattr("attestation.service.health.FRESH_S", 0.0)
+    with broker(tmp_path) as made:
+        made.put(policy=GPU_POLICY)
+        with served(made):
+            write(made, "UPDATE keys SET policy = ''")
+            until = time.monotonic() + 20
+            while not made.world.audit.about("configuration") and time.monotonic() < until:
+                time.sleep(0.02)
+        found = [entry.event for entry in made.world.audit.about("configuration")]
+    assert found == ["configuration-refused"]
 
 
 @pytest.mark.parametrize("statement", ["UPDATE epochs SET value = 1", "DELETE FROM epochs"])

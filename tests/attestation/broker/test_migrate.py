@@ -224,6 +224,7 @@ def test_a_folder_of_files(trustee: Migration) -> None:
     }
     assert secret(trustee.folder, "default/key/1") == bytes(range(256))
     assert trustee.moved(*store)["default/key/1"] == "there already"
+    assert run(cli, ["store", "verify", *store]) == 0
 
 
 def test_one_json_file(trustee: Migration) -> None:
