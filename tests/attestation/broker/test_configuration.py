@@ -15,6 +15,8 @@ from secrets import token_bytes
 from typing import Any
 
 import pytest
+from alembic import command as alembic_command
+from alembic.config import Config
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import MetaData, Table, delete, insert, select, text, update
 
@@ -251,16 +253,12 @@ def test_digests_that_fit_need_a_signature(kbs: Broker, where: str, tmp_path: Pa
 def test_a_schema_that_was_set_back_binds_nothing(kbs: Broker, where: str, tmp_path: Path) -> None:
     """The migration runs again, over rows of somebody else, and they stay unbound."""
     own_policy(kbs)
-    write(
-        kbs,
-        "DROP INDEX audit_changes",
-        "DROP INDEX keys_sheet",
-        "ALTER TABLE keys DROP COLUMN sheet",
-        "DROP TABLE sheets",
-        "CREATE INDEX attestations_chip ON attestations (chip_id)",
-        "UPDATE alembic_version SET version_num = '0003'",
-        "UPDATE keys SET policy = ''",
-    )
+    config = Config()
+    config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
+    with kbs.world.database.write(durable=True) as connection:
+        config.attributes["connection"] = connection
+        alembic_command.downgrade(config, "0003")
+    write(kbs, "UPDATE keys SET policy = ''")
     with replica(kbs, where, tmp_path) as other, pytest.raises(Unavailable) as caught:
         other.handshake()
     assert caught.value.code == "configuration-changed"
