@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from attestation.errors import Malformed, Misconfigured, Untrusted
 from attestation.findings import Result
 from attestation.values import Digest
-from attestation.verify.crl import MAX_CRL_BYTES
-from attestation.verify.ocsp import MAX_OCSP_BYTES, verify_ocsp
+from attestation.verify.ocsp import verify_ocsp
 from attestation.verify.revocation import (
     ChainKind,
     NoRevocation,
@@ -322,9 +321,9 @@ OCSP_CASES: list[tuple[str, Callable[[Pki], tuple[bytes, ...]], RevocationStatus
     ),
     ("good-64th", lambda p: (*(b"",) * 63, answer(p)), RevocationStatus.GOOD, "not-revoked"),
     ("65th-is-not-looked-at", lambda p: (*(b"",) * 64, answer(p)), RevocationStatus.UNKNOWN, "ocsp-der"),
-    ("largest", lambda p: (b"\x30" * MAX_OCSP_BYTES,), RevocationStatus.UNKNOWN, "ocsp-der"),
+    ("largest", lambda p: (b"\x30" * 64 * 1024,), RevocationStatus.UNKNOWN, "ocsp-der"),
     ("not-der", lambda p: (b"\x30\x80rubbish",), RevocationStatus.UNKNOWN, "ocsp-der"),
-    ("too-large", lambda p: (b"\x30" * (MAX_OCSP_BYTES + 1),), RevocationStatus.UNKNOWN, "ocsp-size"),
+    ("too-large", lambda p: (b"\x30" * (64 * 1024 + 1),), RevocationStatus.UNKNOWN, "ocsp-size"),
     (
         "responder-refuses",
         lambda p: (
@@ -410,6 +409,7 @@ def scope(**changes: object) -> tuple[tuple[x509.ExtensionType, bool], ...]:
 
 
 LEAF = 0x1001
+POINT = x509.UniformResourceIdentifier(CRL_URL)
 RELATIVE = x509.RelativeDistinguishedName([x509.NameAttribute(x509.NameOID.COMMON_NAME, "here")])
 CRL_CASES: list[tuple[str, Callable[[Pki], bytes], RevocationStatus, str]] = [
     ("gpu-088-crl-stale", lambda p: crl(p, {}, age=8 * DAY), RevocationStatus.STALE, "stale"),
@@ -497,8 +497,14 @@ CRL_CASES: list[tuple[str, Callable[[Pki], bytes], RevocationStatus, str]] = [
         "not-revoked",
     ),
     ("crl-sha-512", lambda p: crl(p, {}, digest=hashes.SHA512()), RevocationStatus.UNKNOWN, "crl-algorithm"),
-    ("crl-largest", lambda p: bytes(MAX_CRL_BYTES), RevocationStatus.UNKNOWN, "crl-der"),
-    ("crl-too-large", lambda p: bytes(MAX_CRL_BYTES + 1), RevocationStatus.UNKNOWN, "crl-size"),
+    (
+        "crl-of-two-points",
+        lambda p: crl(p, {}, extensions=scope(full_name=[x509.DNSName("crl.example"), POINT])),
+        RevocationStatus.GOOD,
+        "not-revoked",
+    ),
+    ("crl-largest", lambda p: bytes(4 * 1024 * 1024), RevocationStatus.UNKNOWN, "crl-der"),
+    ("crl-too-large", lambda p: bytes(4 * 1024 * 1024 + 1), RevocationStatus.UNKNOWN, "crl-size"),
     ("crl-not-der", lambda p: b"\x30\x00", RevocationStatus.UNKNOWN, "crl-der"),
 ]
 
@@ -540,7 +546,12 @@ def test_a_certificate_that_names_its_list_relative_to_its_issuer(pki: Pki) -> N
         .add_extension(x509.CRLDistributionPoints([x509.DistributionPoint(None, RELATIVE, None, None)]), critical=False)
         .sign(pki.ca.key, hashes.SHA384())
     )
-    for stored, code in ((crl(pki, {}, extensions=scope()), "crl-scope"), (crl(pki, {}), "not-revoked")):
+    unnamed = crl(pki, {}, extensions=scope(full_name=None, only_contains_user_certs=True))
+    for stored, code in (
+        (crl(pki, {}, extensions=scope()), "crl-scope"),
+        (crl(pki, {}), "not-revoked"),
+        (unnamed, "not-revoked"),
+    ):
         result = check_revocation(leaf, pki.ca.certificate, Stored(crl=(stored,)), rule=POLICY.rim, now=NOW)
         assert result.reason == code
 
@@ -762,4 +773,32 @@ def test_weak_responder_keys_are_refused(pki: Pki) -> None:
     assert status(pki, Stored(ocsp=(answer(pki, signer=enough),))).status is RevocationStatus.GOOD
     other = answer(pki, signer=enough, digest=hashes.SHA224())
     assert status(pki, Stored(ocsp=(other,))).reason == "ocsp-algorithm"
-    assert status(pki, Stored(ocsp=(replace_last_byte(answer(pki, signer=enough)),))).status is RevocationStatus.UNKNOWN
+    good = answer(pki, signer=enough)
+    signature = ocsp.load_der_ocsp_response(good).signature
+    assert status(pki, Stored(ocsp=(good.replace(signature, replace_last_byte(signature)),))).reason == "ocsp-signature"
+
+
+@pytest.mark.parametrize(
+    ("digest", "expected"),
+    [(hashes.SHA384(), "not-revoked"), (hashes.SHA256(), "not-revoked"), (hashes.SHA512(), "crl-algorithm")],
+    ids=["sha384", "sha256", "sha512"],
+)
+def test_lists_under_pss(digest: hashes.HashAlgorithm, expected: str) -> None:
+    """As AMD's are; the digest is named beside the algorithm."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "SIMULATED RSA CA")])
+    ca, leaf = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(serial)
+        .not_valid_before(NOW)
+        .not_valid_after(NOW + DAY)
+        .sign(key, hashes.SHA384())
+        for serial in (1, 2)
+    )
+    builder = x509.CertificateRevocationListBuilder().issuer_name(name).last_update(NOW).next_update(NOW + DAY)
+    pss = padding.PSS(padding.MGF1(digest), digest.digest_size)
+    stored = builder.sign(key, digest, rsa_padding=pss).public_bytes(Encoding.DER)  # type: ignore[arg-type]
+    assert check_revocation(leaf, ca, Stored(crl=(stored,)), rule=POLICY.rim, now=NOW).reason == expected

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -44,6 +45,7 @@ from attestation.verify.expected import CpuExpected
 from attestation.verify.tdx import verify_tdx
 from attestation.verify.tdx_chain import X509Cache, verify_quote_signatures, verify_signatures, verify_windows
 from attestation.verify.tdx_trust import IntelTrust, StaticIntelCollateral, TcbStatus, TdxPolicy
+from attestation.verify.unreadable import negative_or_zero_serial
 from tests.attestation.tee import snp_cases
 from tests.attestation.tee.tdx_cases import (
     T1_TIME,
@@ -379,6 +381,16 @@ _YESTERDAY, _TOMORROW = TODAY - timedelta(seconds=1), TODAY + timedelta(seconds=
 _COLLATERAL: list[tuple[str, CollateralForm | bytes, list[str]]] = [
     ("tee-039-expired", CollateralForm(end=_YESTERDAY), ["tdx-collateral-expired"]),
     ("tee-039-future", CollateralForm(start=_TOMORROW), ["tdx-collateral-future"]),
+    (
+        "tee-039-tcb-info-expired",
+        CollateralForm(info={"nextUpdate": "2026-11-21T00:00:00Z"}),
+        ["tdx-collateral-expired"],
+    ),
+    (
+        "tee-039-qe-identity-early",
+        CollateralForm(identity={"issueDate": "2026-11-21T00:00:01Z"}),
+        ["tdx-collateral-future"],
+    ),
     ("tee-039-first-second", CollateralForm(start=TODAY), []),
     (
         "tee-039-tcb-signer-expired",
@@ -558,6 +570,47 @@ _POLICIES: list[tuple[str, TdxPolicy, list[str]]] = [
     ("platform-deny", TdxPolicy(platform_deny=frozenset({verify_forged().chip_id})), ["tdx-platform-deny"]),
     ("dynamic", TdxPolicy(dynamic_platform=False, smt=False), ["tdx-dynamic-platform", "tdx-smt"]),
 ]
+
+
+_ADVISED = CollateralForm(info={"tcbLevels": [tcb_level("UpToDate") | {"advisoryIDs": ["INTEL-SA-00001"]}]})
+
+
+@pytest.mark.parametrize(
+    ("advisories", "codes"),
+    [
+        pytest.param(None, [], id="any"),
+        pytest.param(frozenset({"INTEL-SA-00001", "INTEL-SA-00002"}), [], id="listed"),
+        pytest.param(frozenset({"INTEL-SA-00002"}), ["tdx-advisories"], id="another"),
+        pytest.param(frozenset(), ["tdx-advisories"], id="none"),
+    ],
+)
+def test_advisories(advisories: frozenset[str] | None, codes: list[str]) -> None:
+    assert refusal(GOOD, _ADVISED, policy=TdxPolicy(advisories=advisories)) == codes
+
+
+@pytest.mark.parametrize(
+    ("bit", "allowed"),
+    [(30, TdxPolicy(allow_pks=True)), (31, TdxPolicy(allow_key_locker=True)), (63, TdxPolicy(allow_perfmon=True))],
+    ids=["tee-046-pks-allowed", "tee-046-key-locker-allowed", "tee-046-perfmon-allowed"],
+)
+def test_attributes_that_a_policy_allows(bit: int, allowed: TdxPolicy) -> None:
+    """That one, and no other."""
+    assert refusal(GOOD.with_(td_attributes=1 << 28 | 1 << bit), policy=allowed) == []
+    others = 1 << 28 | sum(1 << other for other in (30, 31, 63) if other != bit)
+    assert len(refusal(GOOD.with_(td_attributes=others), policy=allowed)) == 2
+
+
+@pytest.mark.parametrize("serial", [b"\2\1\0", b"\2\1\x84"], ids=["tee-050-serial-zero", "tee-050-serial-negative"])
+def test_serial_numbers_are_positive(serial: bytes) -> None:
+    """Before any library looks at them, which may warn or refuse in its own words."""
+    leaf = certificate("pck", "platform", serial=PCK_SERIAL, sgx=sgx_extension()).public_bytes(Encoding.DER)
+    head, found, rest = leaf.partition(b"\xa0\3\2\1\2\2\1\4")
+    assert found
+    changed = head + found[:5] + serial + rest
+    text = f"-----BEGIN CERTIFICATE-----\n{b64encode(changed).decode()}\n-----END CERTIFICATE-----\n"
+    assert refusal(GOOD.with_(chain=text + _chain(_CA, _ROOT))) == ["tdx-certificate-serial"]
+    assert negative_or_zero_serial(changed)
+    assert not negative_or_zero_serial(leaf)
 
 
 @pytest.mark.parametrize(("policy", "codes"), [pytest.param(p, c, id=i) for i, p, c in _POLICIES])
