@@ -21,6 +21,7 @@ from attestation.broker.token import render_token
 from attestation.errors import AttestationError, Denied, Malformed, Unavailable, Untrusted, after_signature
 from attestation.findings import Finding, Result
 from attestation.ops.release import require_not_revoked
+from attestation.ops.steps import Steps, finish
 from attestation.ops.world import World
 from attestation.sources.policy_store import PolicyKind, StoredPolicy
 from attestation.sources.sessions import Ended, InProgress, Session
@@ -49,6 +50,31 @@ def attest(
     network: str = "",
     on_claim: Callable[[Tee], None] | None = None,
 ) -> Token:
+    """`attesting`, waiting for its transaction in this thread."""
+    return finish(
+        world.database,
+        attesting(
+            world,
+            cookie=cookie,
+            submission=submission,
+            body_digest=body_digest,
+            now=now,
+            network=network,
+            on_claim=on_claim,
+        ),
+    )
+
+
+def attesting(
+    world: World,
+    *,
+    cookie: str,
+    submission: Submission,
+    body_digest: str,
+    now: datetime,
+    network: str = "",
+    on_claim: Callable[[Tee], None] | None = None,
+) -> Steps[Token]:
     """One handshake's second step. Untrusted, Malformed and Denied burn the nonce; Unavailable does not.
 
     `network` is where the evidence came from. `on_claim` learns the session's TEE, also of evidence that is refused
@@ -60,7 +86,7 @@ def attest(
     if ended is None:
         if on_claim is not None:
             on_claim(challenged.tee)
-        ended = _answer(world, session, submission, body_digest, challenged, network, now)
+        ended = yield from _answer(world, session, submission, body_digest, challenged, network, now)
     return Token(token=ended.repeat(body_digest))
 
 
@@ -72,9 +98,9 @@ def _answer(
     challenged: Challenged,
     network: str,
     now: datetime,
-) -> Ended:
+) -> Steps[Ended]:
     try:
-        return _attested(world, session, submission, body, challenged, now)
+        return (yield from _attested(world, session, submission, body, challenged, now))
     except (Untrusted, Malformed, Denied) as exc:
         _refuse(world, session, body, challenged, exc, network, now)
         raise
@@ -90,7 +116,7 @@ def _answer(
 
 def _attested(
     world: World, session: Session, submission: Submission, body: str, challenged: Challenged, now: datetime
-) -> Ended:
+) -> Steps[Ended]:
     result = _verify(world, submission, challenged, now)
     token = render_token(result, world.authority)
     ended = Ended(body=body, jti=result.jti, token=token)
@@ -103,7 +129,7 @@ def _attested(
             world.audit.append(connection, event="attested", subject=result.jti, body=said, now=now)
         return before
 
-    before = world.database.commit(write)
+    before = yield write
     if before is None:
         world.attestations.remember(result)
     else:  # another replica was first

@@ -20,6 +20,7 @@ from attestation.ops.release import (
     refuse,
     resource_data,
 )
+from attestation.ops.steps import Steps, finish
 from attestation.ops.world import World, conditions_of
 from attestation.sources.policy_store import PolicyKind
 from attestation.values import JsonValue, ResourcePath
@@ -46,6 +47,13 @@ def external_token(world: World, credentials: Credentials, *, now: datetime) -> 
 def release_external(
     world: World, token: ExternalToken, path: ResourcePath, *, query: dict[str, str], now: datetime
 ) -> Sealed:
+    """`releasing_external`, waiting for its transaction in this thread."""
+    return finish(world.database, releasing_external(world, token, path, query=query, now=now))
+
+
+def releasing_external(
+    world: World, token: ExternalToken, path: ResourcePath, *, query: dict[str, str], now: datetime
+) -> Steps[Sealed]:
     """What upstream's key broker would release: what the resource policy allows, and no key with conditions of ours."""
     record = world.keys.get(path)
     text = policy_text(world, path, record)
@@ -82,7 +90,7 @@ def release_external(
         world.tenants.count_release(connection, path.repository, now)
 
     try:
-        world.database.commit(write)
+        yield write
     except Denied as exc:
         refuse(world, token.id, path, [{"check": "release-count", "code": exc.code}], exc.code, now)
     return sealed

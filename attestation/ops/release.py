@@ -20,6 +20,7 @@ from attestation.crypto.jwe import Sealed
 from attestation.crypto.jwk import thumbprint
 from attestation.errors import Denied, Malformed, Untrusted
 from attestation.findings import Finding, Result, Verdict
+from attestation.ops.steps import Steps, Work, finish
 from attestation.ops.world import World, conditions_of
 from attestation.sources.policy_store import PolicyKind
 from attestation.sources.sessions import Session
@@ -78,6 +79,13 @@ def require_not_revoked(world: World, attested: Attested) -> None:
 def release_resource(
     world: World, attested: Attested, path: ResourcePath, *, query: dict[str, str], now: datetime
 ) -> Sealed:
+    """`releasing`, waiting for its transaction in this thread."""
+    return finish(world.database, releasing(world, attested, path, query=query, now=now))
+
+
+def releasing(
+    world: World, attested: Attested, path: ResourcePath, *, query: dict[str, str], now: datetime
+) -> Steps[Sealed]:
     """The key for the attested TEE key, or Denied: with a ticket (403), or `resource-not-found` (404)."""
     record = world.keys.get(path)
     verdict = _judge(world, attested, path, record, query, now)
@@ -94,7 +102,7 @@ def release_resource(
             secret = derived(secret, path, parse_labels(query[DERIVE_PARAMETER]))
     sealed = release(granted, secret, random=world.random)
     try:
-        _account(world, attested, granted, (record, *members), now)
+        yield _account(world, attested, granted, (record, *members), now)
     except Denied as exc:  # the last permitted release went to somebody else meanwhile
         refuse(world, attested.jti, path, [{"check": "release-count", "code": exc.code}], exc.code, now)
     return sealed
@@ -198,8 +206,8 @@ def _members(
     return tuple(members)
 
 
-def _account(world: World, attested: Attested, granted: Grant, records: tuple[KeyRecord, ...], now: datetime) -> None:
-    """Count and record every key in one durable transaction. Where this raises, nothing leaves."""
+def _account(world: World, attested: Attested, granted: Grant, records: tuple[KeyRecord, ...], now: datetime) -> Work:
+    """Count and record every key in one durable transaction. Where it raises, nothing leaves."""
     facts = attested.facts
 
     def write(connection: Connection) -> None:
@@ -231,7 +239,7 @@ def _account(world: World, attested: Attested, granted: Grant, records: tuple[Ke
                 connection, record.path, attested, lifetime=limits.lease, most=limits.max_leases, now=now
             )
 
-    world.database.commit(write)
+    return write
 
 
 def failures_json(findings: tuple[Finding, ...]) -> list[JsonValue]:

@@ -13,10 +13,11 @@ from starlette.responses import Response
 
 from attestation.broker.session import CHALLENGE_LIFETIME, PROFILE_MEMBER
 from attestation.errors import AttestationError, Denied, Malformed, Unavailable
-from attestation.ops.attest import attest
+from attestation.ops.attest import attesting
 from attestation.ops.challenge import issue_challenge
-from attestation.ops.external import external_token, release_external
-from attestation.ops.release import Credentials, authenticate, release_resource
+from attestation.ops.external import external_token, releasing_external
+from attestation.ops.release import Credentials, authenticate, releasing
+from attestation.ops.steps import Steps
 from attestation.ops.world import World
 from attestation.service.answer import Answer
 from attestation.service.metrics import Metrics
@@ -85,7 +86,9 @@ class GuestApi:
         try:
             self._admit(request)
             raw = await read_body(request, MAX_BODY_BYTES)
-            answer = await self._workers.run(self._attest, request, raw, now, on_claim)
+            answer = await self._workers.take(
+                self._attest(request, raw, now, on_claim), self._world.database.commit_later
+            )
         except AttestationError as exc:
             self._metrics.refused("attest", exc.code)
             if isinstance(exc, Unavailable):
@@ -99,13 +102,13 @@ class GuestApi:
         self._metrics.attestation_successes.labels(tee_type=tee).inc()
         return Answer({"token": answer})
 
-    def _attest(self, request: Request, raw: bytes, now: datetime, on_claim: Callable[[Tee], None]) -> str:
+    def _attest(self, request: Request, raw: bytes, now: datetime, on_claim: Callable[[Tee], None]) -> Steps[str]:
         cookie = session_cookie(request)
         if cookie is None:
             raise Denied("session-missing", "no session cookie")
         submission = parse_step(AttestRequest, raw).submission()
         digest = hashlib.sha256(raw).hexdigest()
-        return attest(
+        answer = yield from attesting(
             self._world,
             cookie=cookie,
             submission=submission,
@@ -113,15 +116,15 @@ class GuestApi:
             now=now,
             network=peer(request),
             on_claim=on_claim,
-        ).token
+        )
+        return answer.token
 
     async def resource(self, request: Request) -> Response:
         """`GET /kbs/v0/resource/<repository>/<type>/<tag>`."""
         try:
             self._admit(request)
-            sealed = await self._workers.run(
-                self._release, credentials(request), request, dict(request.query_params), self._clock()
-            )
+            steps = self._release(credentials(request), request, dict(request.query_params), self._clock())
+            sealed = await self._workers.take(steps, self._world.database.commit_later)
         except AttestationError as exc:
             log.warning(
                 "release.refused", code=exc.code, where=exc.where, findings=exc.got, first=exc.expected, reason=exc.what
@@ -132,12 +135,14 @@ class GuestApi:
         self._metrics.resource_reads.inc()
         return Answer(sealed)
 
-    def _release(self, who: Credentials, request: Request, query: dict[str, str], now: datetime) -> dict[str, str]:
+    def _release(
+        self, who: Credentials, request: Request, query: dict[str, str], now: datetime
+    ) -> Steps[dict[str, str]]:
         foreign = external_token(self._world, who, now=now)
         if foreign is not None:
             path = ResourcePath.parse(kbs_path(request))
             self._metrics.policy_evaluations.inc()
-            sealed = release_external(self._world, foreign, path, query=query, now=now)
+            sealed = yield from releasing_external(self._world, foreign, path, query=query, now=now)
             log.info("release.granted", path=str(path), jti=foreign.id, issuer=foreign.issuer)
             return sealed.to_json()
         attested = authenticate(self._world, who, now=now)
@@ -145,7 +150,7 @@ class GuestApi:
         self._chips.take(attested.facts.cpu.chip_id, time.monotonic())
         path = ResourcePath.parse(kbs_path(request))
         self._metrics.policy_evaluations.inc()
-        sealed = release_resource(self._world, attested, path, query=query, now=now)
+        sealed = yield from releasing(self._world, attested, path, query=query, now=now)
         log.info("release.granted", path=str(path), jti=attested.jti, chip_id=attested.facts.cpu.chip_id)
         return sealed.to_json()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
 import signal
 import socket
@@ -62,7 +63,12 @@ def listen(address: str, *, tls: bool = False) -> Listener:
         bound.bind((host, int(port)))
     except OSError as exc:
         bound.close()
-        raise Misconfigured("listen-address", f"cannot listen: {exc.strerror}", where=address) from exc
+        hint = (
+            "a free port: `ss -ltnp` says who has this one"
+            if exc.errno == errno.EADDRINUSE
+            else "an address of this machine"
+        )
+        raise Misconfigured("listen-address", f"cannot listen: {exc.strerror}", where=address, expected=hint) from exc
     bound.listen(BACKLOG)
     shown = f"[{host}]" if family == socket.AF_INET6 else host
     return Listener(socket=bound, url=f"{'https' if tls else 'http'}://{shown}:{bound.getsockname()[1]}")

@@ -18,10 +18,13 @@ from threading import Lock, Thread
 from typing import Any, ParamSpec, TypeVar
 
 from attestation.errors import Denied, Unavailable
+from attestation.ops.steps import Steps, Work
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Submit = Callable[[Work, Callable[[Any, Exception | None], None]], None]  # `Database.commit_later`
 TARGET_S = 0.01  # a wait that nobody notices next to a handshake
+TAKEN_S = 0.02  # likewise, with the work and the disk: one use case with nobody before it takes a quarter
 INTERVAL_S = 0.1  # RFC 8289 4.3: a queue that lasts longer than this is no burst
 MAX_PEERS = 10_000  # buckets kept; the oldest is forgotten
 
@@ -58,24 +61,48 @@ class Workers:
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of the call, which keeps its exceptions."""
+        job = functools.partial(self._start, time.monotonic(), functools.partial(call, *args, **kwargs))
+        result: T = await self._pass(job)
+        return result
+
+    async def take(self, steps: Steps[T], submit: Submit) -> T:
+        """The result of a use case, for whose transaction no thread here waits: `submit` goes on with it."""
+        queued = time.monotonic()
+        job = functools.partial(_advance, steps=steps, step=functools.partial(next, steps), submit=submit)
+        result: T = await self._pass(job)
+        self._judge(queued, TAKEN_S)  # it may have waited for others' transactions as well as for a thread
+        return result
+
+    async def _pass(self, job: Callable[["_Answer"], None]) -> Any:
         self.admit()
         self._inside += 1
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
         try:
-            return await self._pool.run(self._start, time.monotonic(), functools.partial(call, *args, **kwargs))
+            self._pool.put(functools.partial(job, _Answer(loop, answer)))
+            return await answer
         finally:
             self._inside -= 1
             if not self._inside:
                 self._relax(time.monotonic())
 
-    def _start(self, queued: float, call: Callable[[], T]) -> T:
+    def _start(self, queued: float, call: Callable[[], Any], answer: "_Answer") -> None:
+        self._judge(queued, TARGET_S)
+        try:
+            result = call()
+        except BaseException as exc:  # noqa: BLE001 - it is raised where the answer is waited for
+            answer.give(None, exc)
+        else:
+            answer.give(result)
+
+    def _judge(self, queued: float, target: float) -> None:
         now = time.monotonic()
-        if now - queued <= TARGET_S:
+        if now - queued <= target:
             self._relax(now)
         elif self._late_since is None:
             self._late_since = now
         elif now - self._late_since > INTERVAL_S:
             self._standing = True
-        return call()
 
     def _relax(self, now: float) -> None:
         """Nobody waits for long. A queue that is short because others are refused may not grow again at once."""
@@ -89,49 +116,68 @@ class Workers:
 
 
 class _Pool:
-    """Threads that take calls from one queue: an executor of the standard library costs two locks and futures more."""
+    """Threads that take jobs from one queue: an executor of the standard library costs two locks and futures more."""
 
     def __init__(self, threads: int) -> None:
-        self._calls: SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Future[Any], Callable[[], Any]] | None]
-        self._calls = SimpleQueue()
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._threads = [Thread(target=self._work, name=f"kbs-{number}", daemon=True) for number in range(threads)]
         for thread in self._threads:
             thread.start()
 
-    async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The result of the call, which keeps its exceptions."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[T] = loop.create_future()
-        self._calls.put((loop, answer, functools.partial(call, *args, **kwargs)))
-        return await answer
+    def put(self, job: Callable[[], None]) -> None:
+        """Have it done. A job raises nothing: it has an answer to give."""
+        self._jobs.put(job)
 
     def close(self) -> None:
         """Wait for what runs."""
         for _ in self._threads:
-            self._calls.put(None)
+            self._jobs.put(None)
         for thread in self._threads:
             thread.join()
 
     def _work(self) -> None:
-        while (job := self._calls.get()) is not None:
-            loop, answer, call = job
-            try:
-                settle = functools.partial(_settle, answer, call())
-            except BaseException as exc:  # noqa: BLE001 - it is raised where `run` waits
-                settle = functools.partial(_fail, answer, exc)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(settle)
-            del job, answer, call, settle  # nothing of this request stays while the next one is waited for
+        while (job := self._jobs.get()) is not None:
+            job()
+            del job  # nothing of this request stays while the next one is waited for
 
 
-def _settle(answer: "asyncio.Future[T]", result: T) -> None:
-    if not answer.done():
-        answer.set_result(result)
+class _Answer:
+    """Where the result of a job is waited for; given from any thread."""
+
+    __slots__ = ("_future", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Any]") -> None:
+        self._loop, self._future = loop, future
+
+    def give(self, result: object, error: BaseException | None = None) -> None:
+        """Either of them."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._settle, result, error)
+
+    def _settle(self, result: object, error: BaseException | None) -> None:
+        if self._future.done():
+            return
+        if error is None:
+            self._future.set_result(result)
+        else:
+            self._future.set_exception(error)
 
 
-def _fail(answer: "asyncio.Future[Any]", exc: BaseException) -> None:
-    if not answer.done():
-        answer.set_exception(exc)
+def _advance(answer: _Answer, *, steps: Steps[Any], step: Callable[[], Work], submit: Submit) -> None:
+    """One step of a use case, up to its next transaction or its end."""
+    try:
+        work = step()
+    except StopIteration as end:
+        answer.give(end.value)
+    except BaseException as exc:  # noqa: BLE001 - likewise
+        answer.give(None, exc)
+    else:
+        submit(work, functools.partial(_go_on, answer, steps, submit))
+
+
+def _go_on(answer: _Answer, steps: Steps[Any], submit: Submit, written: object, error: Exception | None) -> None:
+    step = functools.partial(steps.send, written) if error is None else functools.partial(steps.throw, error)
+    _advance(answer, steps=steps, step=step, submit=submit)
 
 
 class RateLimit:

@@ -19,8 +19,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import QueuePool
 
 from attestation.errors import Misconfigured, Unavailable
-from attestation.sources.group import GroupCommit
+from attestation.sources.group import GroupCommit, Then
 from attestation.sources.schema import HEAD, epochs
+from attestation.sources.statement import in_words
 
 BUSY_TIMEOUT_MS = 10_000  # another process holds the write lock for one transaction, which takes milliseconds
 POOL_SIZE, DURABLE_POOL_SIZE = 16, 4  # durable writes go in groups, one at a time; administrators have two threads
@@ -151,6 +152,10 @@ class Database:
         """
         return self._group.run(work)
 
+    def commit_later(self, work: Callable[[Connection], T], then: Then) -> None:
+        """Likewise without waiting: `then` is called from another thread, with the result or the error."""
+        self._group.submit(work, then)
+
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
         """A connection that sees one moment of the whole store, whatever is written meanwhile."""
@@ -189,6 +194,7 @@ class Database:
 
     def close(self) -> None:
         """Close every connection."""
+        self._group.close()
         if self._writer is not None:
             self._writer.close()
         self._writer = self._syncs = None
@@ -213,7 +219,7 @@ def _translated() -> Iterator[None]:
     except PoolTimeoutError as exc:
         raise Unavailable("store-busy", "every connection to the store is in use", where="store") from exc
     except (OperationalError, sqlite3.OperationalError) as exc:
-        got = type(exc.orig if isinstance(exc, OperationalError) else exc).__name__
+        got = in_words(exc.orig or exc if isinstance(exc, OperationalError) else exc)
         raise Unavailable("store", "the store does not answer", where="store", got=got) from exc
     except DBAPIError as exc:
         if exc.connection_invalidated:

@@ -10,11 +10,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, text
 
-from attestation.errors import AttestationError, Unavailable
+from attestation.errors import Unavailable
 from attestation.sources.statement import Statement
 
 MAX_GROUP = 64  # bounds how long the first of a group waits for the last
@@ -23,44 +24,102 @@ _PART, _UNDO, _KEEP = (
     Statement(text(f"{verb} part")) for verb in ("SAVEPOINT", "ROLLBACK TO SAVEPOINT", "RELEASE SAVEPOINT")
 )
 T = TypeVar("T")
+Then = Callable[[Any, Exception | None], None]
 
 
 class _Job:
     """One caller's part. `error` until it is known to be committed."""
 
-    __slots__ = ("done", "error", "result", "work")
+    __slots__ = ("done", "error", "result", "then", "work")
 
-    def __init__(self, work: Callable[[Connection], Any]) -> None:
-        self.work = work
+    def __init__(self, work: Callable[[Connection], Any], then: Then | None = None) -> None:
+        self.work, self.then = work, then
         self.done = False
         self.result: Any = None
-        self.error: AttestationError | None = None
+        self.error: Exception | None = None
 
 
 class GroupCommit:
-    """`begin` opens a durable transaction. Callers wait for the leader's lock; whoever gets it commits the queue."""
+    """`begin` opens a durable transaction. Whoever gets the leader's lock commits the queue.
+
+    Callers of `run` lead themselves; what was handed to `submit` has a thread that does.
+    """
 
     def __init__(self, begin: Callable[[], AbstractContextManager[Connection]]) -> None:
         self._begin = begin
         self._leading = threading.Lock()
         self._queue: deque[_Job] = deque()
         self._company = False
+        self._calls: SimpleQueue[bool] = SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     def run(self, work: Callable[[Connection], T]) -> T:
         """The result of `work`, once it is durable."""
         job = _Job(work)
         self._queue.append(job)
-        with self._leading:
-            if self._company and not job.done:
-                time.sleep(GATHER_S)
-            while not job.done:
-                jobs = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_GROUP))]
-                self._company = len(jobs) > 1
-                self._lead(jobs)
+        self._lead(lambda: job.done)
         if job.error is not None:
             raise job.error
         result: T = job.result
         return result
+
+    def submit(self, work: Callable[[Connection], Any], then: Then) -> None:
+        """Likewise in a thread of this object's own, which calls `then` with the result or the error."""
+        self._queue.append(_Job(work, then))
+        if self._thread is None:
+            with self._leading:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._serve, name="group-commit", daemon=True)
+                    self._thread.start()
+        self._calls.put(True)
+
+    def close(self) -> None:
+        """Commit what was handed in, and end the thread."""
+        if self._thread is not None:
+            self._calls.put(False)
+            self._thread.join()
+            self._thread = None
+
+    def _serve(self) -> None:
+        while self._calls.get():
+            self._lead(lambda: not self._queue)
+
+    def _lead(self, enough: Callable[[], bool]) -> None:
+        """Commit groups until there are enough of them; what was waited for is said without the lock."""
+        over: list[_Job] = []
+        try:
+            with self._leading:
+                if self._company and not enough():
+                    time.sleep(GATHER_S)
+                while not enough():
+                    jobs = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_GROUP))]
+                    self._company = len(jobs) > 1
+                    over += jobs
+                    self._finish(jobs)
+        finally:
+            for job in over:
+                if job.then is not None:
+                    job.then(job.result, job.error)
+
+    def _finish(self, jobs: list[_Job]) -> None:
+        failure: Exception | None = None
+        try:
+            self._commit(jobs, parts=False)
+        except Unavailable as exc:
+            failure = exc
+        except Exception as exc:  # noqa: BLE001 - it is raised where the job came from
+            failure = exc if len(jobs) == 1 else self._apart(jobs)
+        # Nothing of a failed commit may look as if it had happened.
+        for job in jobs:
+            job.done, job.error = True, job.error or failure
+
+    def _apart(self, jobs: list[_Job]) -> Exception | None:
+        """One of them refused: once more, so that it undoes nothing but itself."""
+        try:
+            self._commit(jobs, parts=True)
+        except Exception as exc:  # noqa: BLE001 - likewise
+            return exc
+        return None
 
     def _commit(self, jobs: list[_Job], *, parts: bool) -> None:
         with self._begin() as connection:
@@ -70,27 +129,6 @@ class GroupCommit:
                 else:
                     job.result = job.work(connection)
 
-    def _lead(self, jobs: list[_Job]) -> None:
-        outcome = Unavailable("group-commit", "a transaction committed together with this one failed; try again")
-        try:
-            try:
-                self._commit(jobs, parts=False)
-            except AttestationError as exc:
-                if isinstance(exc, Unavailable) or len(jobs) == 1:
-                    raise
-                self._commit(jobs, parts=True)  # one of them refused: once more, so that it undoes nothing but itself
-        except Unavailable as exc:
-            outcome = exc
-        else:
-            for job in jobs:
-                job.done = True
-        finally:
-            # Nothing of a failed commit may look as if it had happened. An unexpected error leaves here as well, to the
-            # caller that led; the others may retry.
-            for job in jobs:
-                if not job.done:
-                    job.done, job.error = True, job.error or outcome
-
 
 def _attempt(job: _Job, connection: Connection) -> None:
     """Run one part. What it refuses is undone by itself; a store that does not answer ends the whole group."""
@@ -99,7 +137,7 @@ def _attempt(job: _Job, connection: Connection) -> None:
         job.result = job.work(connection)
     except Unavailable:
         raise
-    except AttestationError as exc:
+    except Exception as exc:  # noqa: BLE001 - it is raised where the job came from
         _UNDO.run(connection, {})
         job.error = exc
     _KEEP.run(connection, {})

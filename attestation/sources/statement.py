@@ -12,6 +12,11 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from attestation.errors import Unavailable
 
 
+def in_words(exc: BaseException) -> str:
+    """What a driver says first: a full disk is not a lost connection. Its texts name hosts and users, no secrets."""
+    return str(exc).strip().partition("\n")[0][:160] or type(exc).__name__
+
+
 class Statement:
     """One statement with named parameters; `one` and `run` execute it on a connection of `Database`."""
 
@@ -39,7 +44,7 @@ class Statement:
         try:
             return driver.execute(text, {**defaults, **values} if defaults else values)
         except dialect.dbapi.OperationalError as exc:
-            raise Unavailable("store", "the store does not answer", where="store", got=type(exc).__name__) from exc
+            raise Unavailable("store", "the store does not answer", where="store", got=in_words(exc)) from exc
 
     def _compile(self, name: str) -> tuple[str, dict[str, Any]]:
         from sqlalchemy.dialects.postgresql import psycopg

@@ -1,7 +1,7 @@
 """Group commit: one transaction for many, each undone by its own error alone, and none when the commit fails."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,7 +34,33 @@ class Counted:
                 raise Unavailable("store", "no space")
 
 
-def _together(made: Broker, counted: Counted, refused: frozenset[int] = frozenset()) -> dict[int, str]:
+def _waited(group: GroupCommit, work: Callable[[Connection], int]) -> int:
+    """`submit`, seen as `run`."""
+    over, told = threading.Event(), []
+
+    def then(result: int, error: Exception | None) -> None:
+        told.append((result, error))
+        over.set()
+
+    group.submit(work, then)
+    assert over.wait(20)
+    ((result, error),) = told
+    if error is not None:
+        raise error
+    return result
+
+
+def _led(group: GroupCommit, work: Callable[[Connection], int]) -> int:
+    return group.run(work)
+
+
+WAYS = {"run": _led, "submit": _waited}
+both_ways = pytest.mark.parametrize("way", list(WAYS))
+
+
+def _together(
+    made: Broker, counted: Counted, way: str, refused: frozenset[int] = frozenset(), error: Exception | None = None
+) -> dict[int, str]:
     """One leader, then ten callers that queue behind it; the code of what each of them raised."""
     group, outcome = GroupCommit(counted.begin), {}
 
@@ -42,13 +68,15 @@ def _together(made: Broker, counted: Counted, refused: frozenset[int] = frozense
         def work(connection: Connection) -> int:
             made.world.audit.append(connection, event="test", subject=str(number), body={}, now=NOW)
             if number in refused:
-                raise Denied("refused", "not this one")
+                raise error or Denied("refused", "not this one")
             return number
 
         try:
-            outcome[number] = "" if group.run(work) == number else "another's result"
+            outcome[number] = "" if WAYS[way](group, work) == number else "another's result"
         except AttestationError as exc:
             outcome[number] = exc.code
+        except ZeroDivisionError:
+            outcome[number] = "defect"
 
     threads = [threading.Thread(target=call, args=(n,)) for n in range(11)]
     threads[0].start()
@@ -61,6 +89,7 @@ def _together(made: Broker, counted: Counted, refused: frozenset[int] = frozense
     counted.go.set()
     for thread in threads:
         thread.join()
+    group.close()
     return outcome
 
 
@@ -70,25 +99,37 @@ def kbs(tmp_path: Path) -> Iterator[Broker]:
         yield made
 
 
-def test_one_transaction_for_all_who_wait(kbs: Broker) -> None:
+@both_ways
+def test_one_transaction_for_all_who_wait(kbs: Broker, way: str) -> None:
     """Two commits for eleven callers, and everybody gets their own result."""
     counted = Counted(kbs.world.database)
-    assert set(_together(kbs, counted).values()) == {""}
+    assert set(_together(kbs, counted, way).values()) == {""}
     assert counted.opened == 2
     assert kbs.world.audit.verify() == 11
 
 
-def test_a_refusal_undoes_its_own_part(kbs: Broker) -> None:
+@both_ways
+def test_a_refusal_undoes_its_own_part(kbs: Broker, way: str) -> None:
     """The others are committed, and the chain has no hole."""
-    outcome = _together(kbs, Counted(kbs.world.database), frozenset({3, 7}))
+    outcome = _together(kbs, Counted(kbs.world.database), way, frozenset({3, 7}))
     assert {number for number, code in outcome.items() if code == "refused"} == {3, 7}
     assert kbs.world.audit.verify() == 9
     assert {entry.subject for entry in kbs.world.audit.entries()} == {str(n) for n in range(11)} - {"3", "7"}
 
 
-def test_a_failed_commit_is_nobodys_success(kbs: Broker) -> None:
+@both_ways
+def test_a_defect_is_raised_where_it_came_from(kbs: Broker, way: str) -> None:
+    """And nowhere else: the others are committed."""
+    outcome = _together(kbs, Counted(kbs.world.database), way, frozenset({3}), ZeroDivisionError())
+    assert outcome.pop(3) == "defect"
+    assert set(outcome.values()) == {""}
+    assert kbs.world.audit.verify() == 10
+
+
+@both_ways
+def test_a_failed_commit_is_nobodys_success(kbs: Broker, way: str) -> None:
     """Whoever shared it is told, and nothing of it is there."""
-    outcome = _together(kbs, Counted(kbs.world.database, fail=True), frozenset({5}))
+    outcome = _together(kbs, Counted(kbs.world.database, fail=True), way, frozenset({5}))
     assert outcome.pop(0) == ""
     assert outcome.pop(5) == "refused"
     assert set(outcome.values()) == {"store"}
@@ -104,3 +145,17 @@ def test_what_must_be_durable_is_written_through_whatever_was_written_before(tmp
                 seen.append(connection.exec_driver_sql("PRAGMA synchronous").scalar())
         database.commit(lambda connection: seen.append(connection.exec_driver_sql("PRAGMA synchronous").scalar()))
     assert seen == [1, 2, 2, 1, 2, 2]
+
+
+def test_what_was_handed_in_is_written_before_the_end(kbs: Broker) -> None:
+    """`close` waits for it, and says what came of it."""
+    told: list[int] = []
+    for number in range(5):
+        kbs.world.database.commit_later(_entry(kbs, number), lambda seq, _error: told.append(seq))
+    kbs.world.database.close()
+    assert told == [1, 2, 3, 4, 5]
+    assert kbs.world.audit.verify() == 5
+
+
+def _entry(made: Broker, number: int) -> Callable[[Connection], int]:
+    return lambda c: made.world.audit.append(c, event="test", subject=str(number), body={}, now=NOW)
