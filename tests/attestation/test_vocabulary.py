@@ -3,9 +3,11 @@
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
+from attestation.crypto.b64 import b64, b64url, parse_b64, parse_b64url
 from attestation.errors import AttestationError, Denied
 from attestation.findings import Finding, Result, TrustedVerdict, Verdict, failed, passed, warned
 from attestation.formats.json_strict import parse_json, require_object, require_text
@@ -53,6 +55,21 @@ _REFUSED: list[tuple[str, Callable[[], object], str]] = [
     ("reserved", lambda: Reader(b"\0\1", "x").zeros(2, "y"), "reserved"),
     ("reserved-cut", lambda: Reader(b"\0", "x").zeros(2, "y"), "truncated"),
     ("not-at-the-end", lambda: Reader(b"a", "x").finish(), "trailing-bytes"),
+    *(
+        (f"{parse.__name__}-{name}", partial(parse, text, where="x"), code)
+        for parse, code in ((parse_b64, "base64"), (parse_b64url, "base64url"))
+        for name, text in (
+            ("alphabet", "*AAA"),
+            ("one-letter", "A"),
+            ("stray-bits", "AB==" if parse is parse_b64 else "AB"),
+            ("padding", "AA" if parse is parse_b64 else "AA=="),
+            ("line-feed", "AAAA\n"),
+            ("other-alphabet", "__--" if parse is parse_b64 else "//++"),
+            ("letter", "\u00e9AAA"),
+            ("bytes", b"AAAA"),
+            ("nothing-at-all", None),
+        )
+    ),
     ("json-size", lambda: parse_json("[1]", max_bytes=2, what="x"), "json-size"),
     ("json-twice", lambda: parse_json('[{"a": {"b": 1, "b": 1}}]', max_bytes=99, what="x"), "json-duplicate-key"),
     ("json-nan", lambda: parse_json("[NaN]", max_bytes=99, what="x"), "json"),
@@ -79,6 +96,8 @@ def test_what_is_read() -> None:
     for alg, size in (("sha256", 32), ("sha384", 48), ("sha512", 64)):
         digest = Digest(alg, b"\xab" * size)
         assert Digest.parse(str(digest)) == digest == Digest.parse(f"{alg}:{'AB' * size}")
+    for raw in (b"", b"a", b"ab", b"abc", bytes(range(256))):
+        assert parse_b64(b64(raw), where="x") == raw == parse_b64url(b64url(raw), where="x")
     path = ResourcePath("a.b", "_-", "c" * 128)
     assert (ResourcePath.parse(str(path)), ResourcePath.parse(f"kbs:///{path}")) == (path, path)
     reader = Reader(b"\1\2\0\4\0\0\0\5\0\0\0\0\0\0\0\0\0end", "x")

@@ -1,5 +1,6 @@
 """Appraisal and release conditions on plain facts: a platform that gets its key, and one thing changed."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,6 +8,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from attestation.appraise.checks import Usage, check_origin, check_release
 from attestation.appraise.ear import Status
@@ -16,6 +19,8 @@ from attestation.appraise.policy_toml import parse_conditions
 from attestation.appraise.rules import ReferenceValue
 from attestation.broker.release import decide
 from attestation.broker.session import Attested
+from attestation.broker.token import TokenAuthority, TokenKey, token_claims
+from attestation.crypto.b64 import b64url
 from attestation.findings import Finding, Result, failed, passed, warned
 from attestation.values import Architecture, DeviceKind, Digest, GpuMode, JsonValue, Level, Tee
 from attestation.verify.device_claims import SWITCH_LOCKED
@@ -376,3 +381,23 @@ def test_why_a_device_is_not_trusted(findings: tuple[Finding, ...], code: str) -
 def test_a_trusted_device_needs_no_reason() -> None:
     device = replace(_BOUND.devices[0], findings=(_POLICY,))
     assert PlatformFacts.of(replace(_BOUND, devices=(device,))).devices[0].reason is None
+
+
+_PEM = ec.derive_private_key(3, ec.SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+AUTHORITY = TokenAuthority(issuer="i", audience="a", current=TokenKey.of(_PEM))
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_tokens_say_what_can_be_forged(simulated: bool) -> None:
+    claims = token_claims(_attested(simulated=simulated), AUTHORITY)
+    assert (claims.get("simulated"), claims.get("dbgstat")) == ((True, "enabled") if simulated else (None, None))
+
+
+def test_tokens_name_policy_and_claims_of_each_part() -> None:
+    """Claims by the SHA-256 of their canonical JSON: the record under `jti` has them."""
+    made = _attested(devices(gpu(1, claims={"b": 1, "a": [2, None]})))
+    other = replace(made.appraisals[1], policy_id="another")
+    submods = token_claims(replace(made, appraisals=(other, made.appraisals[0])), AUTHORITY)["submods"]
+    assert submods["cpu0"]["ear.appraisal-policy-id"] == "native-1"
+    digest = hashlib.sha256(b'{"a":[2,null],"b":1}').digest()
+    assert submods["gpu0"]["claims"] == b64url(digest)

@@ -13,9 +13,11 @@ from joserfc.jwk import ECKey, OctKey
 from attestation.broker.admin import AdminIssuer, render_admin_token, verify_admin_token
 from attestation.broker.endorsement import TokenTrust
 from attestation.broker.external import verify_external
+from attestation.broker.jose import sign_es256
 from attestation.broker.roles import Principal, Role, Verb
 from attestation.broker.session import challenge
 from attestation.broker.token import TokenAuthority, TokenKey, verify_token
+from attestation.crypto.b64 import b64url
 from attestation.errors import AttestationError, Denied, Misconfigured, Untrusted
 from attestation.values import BindingProfile, Tee
 from tests.attestation.broker.broker import NOW
@@ -89,8 +91,6 @@ def test_no_header_chooses_the_algorithm(alg: str) -> None:
     del header
     if alg == "none":
         head = {"alg": "none", "kid": OURS.kid}
-        from attestation.crypto.b64 import b64url
-
         token = f"{b64url(json.dumps(head).encode())}.{payload}."
     else:
         public = KEYS[0].public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -197,8 +197,28 @@ def test_tokens_of_administrators(token: str, expected: tuple[str, str, int | No
     assert caught.value.code == expected
 
 
+def test_tokens_of_administrators_have_a_size() -> None:
+    """16 KiB to the letter; no claim makes one that is a single letter longer."""
+    made = [admin(more="x" * size) for size in range(11_800, 12_100)]
+    longest = max((token for token in made if len(token) <= 16 * 1024), key=len)
+    assert (len(longest), read(longest)[1]) == (16 * 1024, "boss")
+    with pytest.raises(Untrusted) as caught:
+        read(min((token for token in made if len(token) > 16 * 1024), key=len))
+    assert caught.value.code == "admin-token"
+
+
 def test_a_provider_may_leave_issuer_and_audience_open() -> None:
     assert read(admin(iss=ABSENT, aud=ABSENT), OPEN)[1] == "boss"
+    assert read(admin(), OPEN)[1] == "boss"
+
+
+@pytest.mark.parametrize("kid", [7, None, [OURS.kid], {"a": 1}], ids=["number", "null", "list", "object"])
+def test_the_name_of_a_key_is_text(kid: object) -> None:
+    header = b64url(json.dumps({"alg": "ES256", "kid": kid}).encode())
+    token = sign_es256(header, json.dumps(CLAIMS).encode(), KEYS[0])
+    with pytest.raises(Untrusted) as caught:
+        verify_token(token, AUTHORITY, now=NOW)
+    assert caught.value.code in ("token-key", "token-signature")
 
 
 def test_a_token_of_ours_lives_as_long_as_it_says() -> None:

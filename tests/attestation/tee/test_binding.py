@@ -138,3 +138,9 @@ def test_refusals(call: Callable[[], object], code: str) -> None:
 def test_as_many_devices_as_fit() -> None:
     devices = [DeviceBytes(kind=DeviceKind.GPU, report=bytes([i]), chain=b"") for i in range(64)]
     assert len(binding.cgpu_report_data(NONCE, b"k", devices, None)) == 64
+
+
+@pytest.mark.parametrize("name", ["sha256", "sha384", "sha512"])
+def test_every_hash_that_a_session_may_agree_on(name: str) -> None:
+    document: dict[str, Any] = {"nonce": NONCE, "tee-pubkey": JWK}
+    assert binding.trustee_device_digest(NONCE, JWK, name) == hashlib.new(name, rfc8785.dumps(document)).digest()
