@@ -312,6 +312,15 @@ def test_the_native_appraisal_of_a_device(device: DeviceFacts, status: Status) -
     assert (appraised.status, [f.code for f in appraised.findings]) == (Status.NONE, ["cpu-not-affirmed"])
 
 
+def test_only_the_cpu_says_that_the_guest_is_known() -> None:
+    """Whatever runs in its devices."""
+    known = appraise_platform(GOOD, references=references, now=NOW)
+    assert guest_measured(known)
+    assert guest_measured(known[::-1])
+    assert not guest_measured(known[1:])
+    assert not guest_measured(())
+
+
 def _attested(facts: PlatformFacts = GOOD, *, simulated: bool = False) -> Attested:
     appraisals = appraise_platform(facts, references=references, now=NOW)
     return Attested(

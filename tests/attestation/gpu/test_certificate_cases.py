@@ -421,7 +421,8 @@ def test_a_bundle_is_bytes() -> None:
         parse_bundle(bytearray(PEM))  # type: ignore[arg-type]
 
 
-_SPKI, _FWID = der.sequence(b"key"), der.sequence(der.oid("2.16.840.1.101.3.4.2.2"), der.octets(b"\1" * 48))
+_SHA384, _DIGEST = der.oid("2.16.840.1.101.3.4.2.2"), der.octets(b"\1" * 48)
+_SPKI, _FWID = der.sequence(b"key"), der.sequence(_SHA384, _DIGEST)
 _SHA256_FWID = der.sequence(der.oid("2.16.840.1.101.3.4.2.1"), der.octets(b"\1" * 48))
 COMPOSITES: list[tuple[str, bytes, bool]] = [
     ("good", der.sequence(der.integer(1), _SPKI, _FWID), True),
@@ -431,6 +432,15 @@ COMPOSITES: list[tuple[str, bytes, bool]] = [
     ("key-of-another-tag", der.sequence(der.integer(1), der.octets(b"key"), _FWID), False),
     ("other-digest", der.sequence(der.integer(1), _SPKI, _SHA256_FWID), False),
     ("after", der.sequence(der.integer(1), _SPKI, _FWID) + b"\0", False),
+    ("fwid-of-three", der.sequence(der.integer(1), _SPKI, der.sequence(_SHA384, _DIGEST, _DIGEST)), False),
+    ("fwid-of-one", der.sequence(der.integer(1), _SPKI, der.sequence(_SHA384)), False),
+    (
+        "digest-name-of-another-tag",
+        der.sequence(der.integer(1), _SPKI, der.sequence(b"\4" + _SHA384[1:], _DIGEST)),
+        False,
+    ),
+    ("digest-of-another-tag", der.sequence(der.integer(1), _SPKI, der.sequence(_SHA384, b"\3" + _DIGEST[1:])), False),
+    ("fwid-of-another-tag", der.sequence(der.integer(1), _SPKI, b"\x31" + _FWID[1:]), False),
 ]
 
 

@@ -321,6 +321,8 @@ def test_a_link_that_is_off_leads_nowhere(_case: None) -> None:
     evidence = FORGE.device(nonce=NONCE, mode=GpuMode.PPCIE, tlvs={22: bytes(8) + links[8:]})
     facts = parse_gpu_facts(parse_report(evidence.report))
     assert facts.linked_switches == tuple(FORGE.pdi(LS10, link % 4) for link in range(1, 18))
+    odd = FORGE.device(nonce=NONCE, mode=GpuMode.PPCIE, tlvs={22: bytes(7) + b"\1" + links[8:]})
+    assert parse_gpu_facts(parse_report(odd.report)).linked_switches[0] == b"\1" + bytes(7)
 
 
 @pytest.mark.parametrize(("extra", "code"), [(0, None), (1, "tlv-count")], ids=["gpu-038-128", "gpu-038-129"])

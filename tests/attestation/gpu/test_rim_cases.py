@@ -177,6 +177,10 @@ SIGNATURES: list[tuple[str, bytes, str]] = [
     ("105-certificate-attribute", edited(sub("<ds:X509Certificate>", '<ds:X509Certificate Id="x">')), "rim-key-info"),
     ("105-certificate-child", edited(sub("</ds:X509Certificate>", "<ds:x/></ds:X509Certificate>")), "rim-key-info"),
     ("105-text-after-certificate", edited(sub("</ds:X509Certificate>", "</ds:X509Certificate>x")), "rim-key-info"),
+    ("105-empty-certificate", edited(lambda t: t[: t.index("<ds:X509Certificate>")] + "<ds:X509Certificate/>"
+                                     + t[t.index("</ds:X509Certificate>") + 21 :]), "certificate-size"),
+    ("096-empty", edited(lambda t: t[: t.index("<ds:SignatureValue>")] + "<ds:SignatureValue/>"
+                         + t[t.index("</ds:SignatureValue>") + 20 :]), "rim-signature-value"),
     ("096-short", edited(sub("</ds:SignatureValue>", "AAAA</ds:SignatureValue>")), "rim-signature-value"),
     ("097-not-base64", edited(sub("<ds:DigestValue>", "<ds:DigestValue>*")), "rim-signature-value"),
     ("112-wrapped", edited(wrapped), "rim-signature-count"),

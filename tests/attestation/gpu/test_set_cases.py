@@ -316,6 +316,9 @@ def test_default_policy_demands_revocation_answers() -> None:
         (b'[{"evidence": 1}]', "evidence-json"),
         (b'[{"evidence": "AA==", "certificate": "*"}]', "base64"),
         (b'[{"a": 1, "a": 2}]', "evidence-json"),
+        (b'[{"evidence": "AA==", "evidence": "AA==", "certificate": "AA=="}]', "evidence-json"),
+        (b'{"evidence_list": 1}', "evidence-json"),
+        (b'{"evidence_list": "ab"}', "evidence-json"),
         (b'[{"evidence": "AA==", "certificate": "AA==", "arch": "VOLTA"}]', "arch-unknown"),
         (b"\xff", "evidence-json"),
         (b" " * (2 * 1024 * 1024 + 1), "evidence-size"),
@@ -344,6 +347,8 @@ def test_evidence_files_have_a_size() -> None:
     for read in (parse_evidence, decode_report):
         with pytest.raises(TypeError):
             read("[]")  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            read(bytearray(FORGE.device(nonce=NONCE).report))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

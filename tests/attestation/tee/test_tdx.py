@@ -745,6 +745,9 @@ _LOGS: list[tuple[str, bytes, str]] = [
     ("tee-055-longer-header", _header(_SPEC + b"x") + _event(1, b"x"), "trailing-bytes"),
     ("tee-055-event-too-large", _HEADER + _event(1, bytes(512 * 1024 + 1)), "event-log"),
     ("tee-055-too-many", _HEADER + _event(1, b"") * 10_001, "event-log"),
+    ("tee-055-other-padding", LOG + b"\1" * 40, "event-log"),
+    ("tee-055-says-no-digest", LOG + _event(1, b"x").replace(b"\1\0\0\0\x0c", b"\0\0\0\0\x0c"), "event-log"),
+    ("tee-055-says-two-digests", LOG + _event(1, b"x").replace(b"\1\0\0\0\x0c", b"\2\0\0\0\x0c"), "event-log"),
     ("tee-055-half-padding", LOG + b"\xff" * 20 + b"\0" * 20, "event-log"),
 ]
 
