@@ -22,6 +22,13 @@ def test_packages() -> None:
     assert kata_gpu.__version__ == attestation.__version__ == VERSION
 
 
+def test_changelog() -> None:
+    """The newest release has a date and comes first, and what is not released before it."""
+    heads = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert heads[0] == "Unreleased"
+    assert re.fullmatch(rf"{re.escape(VERSION)} - \d{{4}}-\d\d-\d\d", heads[1])
+
+
 @pytest.mark.parametrize("program", ["kata-gpu", "kata-gpu-kbs", "kata-gpu-guest"])
 def test_programs(program: str) -> None:
     module = import_module(PROJECT["scripts"][program].partition(":")[0])
