@@ -1,6 +1,6 @@
 """Everything that a device verification may look at besides the evidence: stored, passed in, never fetched."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
@@ -10,6 +10,7 @@ from attestation.formats.nv_evidence import decode_base64
 from attestation.values import JsonObject
 from attestation.verify.cache import MAX_CHAINS, MAX_DEVICES, MAX_RIMS, BoundedCache
 from attestation.verify.chain import ChainCache, PathCertificate, VerifiedPath
+from attestation.verify.compare import Comparison
 from attestation.verify.identity import DeviceCertificate
 from attestation.verify.nv_content import Content
 from attestation.verify.nv_policy import NvPolicy
@@ -21,9 +22,10 @@ from attestation.verify.revocation import (
     check_revocation,
     judge_revocation,
 )
-from attestation.verify.rim import RimCache, RimSource
+from attestation.verify.rim import RimCache, RimSource, Slot
 from attestation.verify.roots import NvTrust
 
+MAX_COMPARED = 1024  # contents of so many devices
 _MAX_JUDGED = 1024  # certificates of 64 devices and their documents fit
 _MAX_TEXTS, _MAX_TEXT_BYTES = 256, 8 * 1024  # chains as base64 of PEM, 5600 characters each: 3 MB at most
 
@@ -49,12 +51,39 @@ class NvCache:
     rims: RimCache = field(default_factory=lambda: BoundedCache(MAX_RIMS))
     revocation: RevocationCache = field(default_factory=RevocationCache)
     texts: BoundedCache[bytes] = field(default_factory=lambda: BoundedCache(_MAX_TEXTS))
+    moments: list["Collateral"] = field(default_factory=list)  # the last one
+
+    def collateral(
+        self, *, trust: NvTrust, rims: RimSource, revocation: RevocationSource, policy: NvPolicy, now: datetime
+    ) -> "Collateral":
+        """What verifications within one second share.
+
+        Certificates and answers are dated in whole seconds: what holds when a second begins holds until it ends.
+        """
+        second = now.replace(microsecond=0)
+        for last in self.moments[:1]:
+            sources = last.rims is rims and last.revocation is revocation
+            if last.now == second and last.trust is trust and last.policy is policy and sources:
+                return last
+        made = Collateral(trust=trust, rims=rims, revocation=revocation, policy=policy, now=second, cache=self)
+        self.moments[:] = [made]
+        return made
 
     def decode_chain(self, text: str, *, where: str) -> bytes:
         """`decode_base64`, remembering texts of a usual size, whoever sent them: this proves nothing."""
         if len(text) > _MAX_TEXT_BYTES:
             return decode_base64(text, where=where)
         return self.texts.remember(text, lambda: decode_base64(text, where=where))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """What the documents say to one content; `signers` are the claims about who signed them, by slot."""
+
+    content: Content
+    comparisons: tuple[Comparison, ...]
+    findings: tuple[Finding, ...]
+    signers: Mapping[Slot, JsonObject]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +97,12 @@ class Collateral:
     now: datetime
     cache: NvCache | None = None
     neighbours: Sequence[bytes] = ()  # other known documents, only to explain mismatches
-    # What was said about issuers at this `now`: the devices of one set share them.
+    # What was said about issuers and contents at this `now`: the devices of one set share it.
     _issuers: dict[tuple[bytes, Role], tuple[Revocation, Finding]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
     signer_claims: dict[str, JsonObject] = field(default_factory=dict, init=False, repr=False, compare=False)
+    compared: dict[int, "Compared"] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def judge_certificate(
         self, subject: PathCertificate, issuer: PathCertificate, role: Role

@@ -18,13 +18,12 @@ from attestation.formats.nv_report import GpuFacts, SwitchFacts, parse_gpu_facts
 from attestation.formats.spdm import SpdmReport, parse_report, reread_report
 from attestation.values import Architecture, DeviceKind, Digest, GpuMode, Level, Nonce
 from attestation.verify.chain import VerifiedPath, require_valid, verify_path
-from attestation.verify.compare import Comparison
 from attestation.verify.device_claims import report_claims
 from attestation.verify.identity import DeviceCertificate, read_device_certificate
 from attestation.verify.nv_collateral import Collateral, KnownDevice, NvCache
 from attestation.verify.nv_content import Content, judge_content, require_fwid
 from attestation.verify.nv_policy import NvPolicy
-from attestation.verify.reference import Signers, compare_slot
+from attestation.verify.reference import compare_content
 from attestation.verify.revocation import Revocation, RevocationSource, RevocationStatus
 from attestation.verify.rim import RimSource
 from attestation.verify.roots import NvTrust
@@ -112,23 +111,17 @@ def prove_device(
         content = judge_content(parsed, facts, fwid, path=path, certificate=certificate, trust=trust, policy=policy)
         if cache is not None:
             cache.devices.put(key, KnownDevice(path=path, certificate=certificate, content=content))
-    needs = content.needs
     findings = [*content.proven, fresh, *[finding for _, finding in revocations]]
 
     # 8 to 10. Documents, fit, conflicts, comparison.
-    comparisons: list[Comparison] = []
-    signers = Signers(collateral)
-    for need in needs:
-        comparison, reported = compare_slot(need, needs, parsed, facts, collateral, signers, subject)
-        findings += reported
-        if comparison is not None:
-            comparisons.append(comparison)
+    compared = compare_content(parsed, content, collateral, subject)
+    comparisons = compared.comparisons
     fit = content.fit(comparisons, subject)
-    findings += fit.conflicts
+    findings += [*compared.findings, *fit.conflicts]
 
     # 12. Policy over signed facts; 11 (mode here, the set of devices in `topology`).
     findings += content.judged
-    complete = len(comparisons) == len(needs) and all(c.matches for c in comparisons)
+    complete = len(comparisons) == len(content.needs) and all(c.matches for c in comparisons)
     failing = any(f.result is Result.FAIL for f in findings)
     level = Level.TRUSTED if complete and nonce is not None and not failing else Level.AUTHENTIC
     device = VerifiedDevice(
@@ -145,7 +138,7 @@ def prove_device(
             **fit.claims,
             **report_claims(
                 parsed, is_switch=is_switch, path=path, revocations=[status for status, _ in revocations],
-                signers={c.need.slot: signers.claims(c.rim) for c in comparisons},
+                signers=compared.signers,
                 nonce_given=nonce is not None, level=level,
             ),
         },

@@ -12,7 +12,6 @@ from attestation.values import JsonObject, Nonce, Tee
 from attestation.verify.bind import Expected, PlatformEvidence, bind_platform
 from attestation.verify.bundle import BundleInfo, BundleRule, require_recent
 from attestation.verify.expected import CpuExpected
-from attestation.verify.nv_gpu import Collateral as DeviceCollateral
 from attestation.verify.nv_gpu import NvCache, prove_device
 from attestation.verify.nv_policy import NvPolicy, Unchecked
 from attestation.verify.revocation import RevocationSource
@@ -89,13 +88,12 @@ def verify_platform(
         return _verify_cpu(tee, primary, expected, trust, collateral, policy, now)
 
     def devices(listed: Sequence[NvEvidence], nonce: Nonce) -> tuple[list[VerifiedDevice], list[Finding]]:
-        known = DeviceCollateral(
+        known = collateral.nv_cache.collateral(
             trust=trust.nvidia,
             rims=collateral.rims,
             revocation=collateral.revocation,
             policy=policy.nvidia,
             now=now,
-            cache=collateral.nv_cache,
         )
         proofs = [prove_device(d.report, d.chain, known, nonce=nonce, arch=d.arch) for d in listed]
         return [proof.device for proof in proofs], list(check_set(proofs)) if proofs else []

@@ -20,11 +20,37 @@ from attestation.verify.compare import (
     find_nearest,
 )
 from attestation.verify.device_claims import chain_claims
-from attestation.verify.nv_collateral import Collateral
+from attestation.verify.nv_collateral import MAX_COMPARED, Collateral, Compared
+from attestation.verify.nv_content import Content
 from attestation.verify.nv_policy import remark
 from attestation.verify.rim import MAX_DOCUMENTS, RimNeed, VerifiedRim, require_fit, require_signer_time, verify_rim
 
 MAX_NEIGHBOURS = 64  # documents looked at to explain a mismatch; 24 VBIOS documents are public
+
+
+def compare_content(parsed: SpdmReport, content: Content, collateral: Collateral, subject: str) -> Compared:
+    """Every document that a device calls for, compared with what it measured: once for each content and collateral.
+
+    `parsed` says what `content` says, which holds no nonce and no signature.
+    """
+    known = collateral.compared.get(id(content))
+    if known is not None and known.content is content:
+        return known
+    signers, findings, comparisons = Signers(collateral), list[Finding](), list[Comparison]()
+    for need in content.needs:
+        comparison, reported = compare_slot(need, content.needs, parsed, content.facts, collateral, signers, subject)
+        findings += reported
+        if comparison is not None:
+            comparisons.append(comparison)
+    compared = Compared(
+        content=content,
+        comparisons=tuple(comparisons),
+        findings=tuple(findings),
+        signers={c.need.slot: signers.claims(c.rim) for c in comparisons},
+    )
+    if len(collateral.compared) < MAX_COMPARED:
+        collateral.compared[id(content)] = compared
+    return compared
 
 
 def compare_slot(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from attestation.simulate.nvidia import ForgedEvidence
 from attestation.values import Level
 from attestation.verify.nv_gpu import Collateral, NvCache
 from attestation.verify.nv_policy import Exactly, OneOf
+from attestation.verify.revocation import NoRevocation
 from attestation.verify.rim import RimShelf
 from attestation.verify.verified import VerifiedDevice
 from tests.attestation.gpu.support import FORGE, FORGED, HOPPER, LS10, NONCE, POLICY, verify
@@ -96,3 +98,39 @@ def test_only_nonces_and_signature_may_differ() -> None:
     assert reread_report(AGAIN[LS10].report, before) is None
     longer = parse_report(FIRST[HOPPER].report + b"\0", max_trailing_zeros=1)
     assert reread_report(report, longer) is None, "what was said of the zero is not said of this one"
+
+
+def shared(cache: NvCache, like: Collateral) -> Collateral:
+    """What `verify_platform` takes from its cache."""
+    return cache.collateral(
+        trust=like.trust, rims=like.rims, revocation=like.revocation, policy=like.policy, now=like.now
+    )
+
+
+def test_what_is_shared_within_a_second() -> None:
+    """The same object, dated at the second's beginning; a second later another one."""
+    cache, late = NvCache(), replace(FORGED, now=FORGED.now + timedelta(microseconds=999_999))
+    first = shared(cache, late)
+    assert (first.now, first.cache) == (FORGED.now, cache)
+    assert shared(cache, FORGED) is first
+    assert shared(cache, replace(FORGED, now=FORGED.now + timedelta(seconds=1))) is not first
+    assert shared(cache, replace(FORGED, now=FORGED.now - timedelta(microseconds=1))) is not first
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(pytest.param(change, id=name) for name, change in _CHANGES),
+        pytest.param(lambda c: replace(c, revocation=NoRevocation()), id="revocation"),
+    ],
+)
+def test_nothing_is_shared_with_another_policy_store_time_or_trust(change: Callable[[Collateral], Collateral]) -> None:
+    """Whatever was judged a moment before."""
+    cache = NvCache()
+    before = shared(cache, FORGED)
+    assert verify(AGAIN[HOPPER], before).level is Level.TRUSTED
+    changed = change(FORGED)
+    after = shared(cache, changed)
+    assert after is not before
+    assert outcome(AGAIN[HOPPER], after) == outcome(AGAIN[HOPPER], replace(changed, cache=NvCache()))
+    assert verify(AGAIN[HOPPER], shared(cache, FORGED)).level is Level.TRUSTED
