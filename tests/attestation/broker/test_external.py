@@ -109,17 +109,17 @@ def test_certificates_in_headers_have_a_size() -> None:
 
 def rsa_jwk(bits: int, alg: str = "RS256") -> dict[str, Any]:
     """A modulus of this size: nobody has to sign with it."""
-    modulus = ((1 << bits - 1) + 1).to_bytes(bits // 8, "big")
+    modulus = ((1 << bits - 1) + 1).to_bytes((bits + 7) // 8, "big")
     return {"kid": str(bits), "kty": "RSA", "alg": alg, "n": b64url(modulus), "e": "AQAB"}
 
 
 @pytest.mark.parametrize(
     ("entry", "usable"),
     [
-        pytest.param(rsa_jwk(2040), False, id="rsa-2040"),
+        pytest.param(rsa_jwk(2047), False, id="rsa-2047"),
         pytest.param(rsa_jwk(2048), True, id="rsa-2048"),
         pytest.param(rsa_jwk(4096), True, id="rsa-4096"),
-        pytest.param(rsa_jwk(4104), False, id="rsa-4104"),
+        pytest.param(rsa_jwk(4097), False, id="rsa-4097"),
         pytest.param(rsa_jwk(2048, "ES256"), False, id="rsa-es256"),
         pytest.param(rsa_jwk(2048, "HS256"), False, id="rsa-hs256"),
         pytest.param(ALONE.jwk | {"kid": "k", "alg": "RS256"}, False, id="ec-rs256"),

@@ -240,6 +240,8 @@ def row(*, index: str = "7", active: str = "True", count: str = "1", value: str 
 
 VALUES: list[tuple[str, bytes, str]] = [
     ("128-no-alternatives", row(count="0"), "rim-alternatives"),
+    ("128-no-hash", resource(RESOURCE_7.replace(f' ns2:Hash0="{HASH}"', "").replace('alternatives="1"', 'alternatives="0"')),
+     "rim-shape"),
     ("129-more-than-there-are", row(count="2"), "rim-alternatives"),
     ("129-less-than-there-are", resource(RESOURCE_7.replace("name=", f'ns2:Hash1="{HASH}" name=')), "rim-alternatives"),
     ("129-gap", resource(RESOURCE_7.replace('"1"', '"2"').replace("name=", f'ns2:Hash2="{HASH}" name=')), "rim-shape"),
