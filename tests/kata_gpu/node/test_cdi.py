@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from kata_gpu.core.cdi import find_duplicates, find_stale, node_paths, parse_spec, render_spec, validate
+from kata_gpu.core.cdi import (
+    device_nodes,
+    find_duplicates,
+    find_stale,
+    node_paths,
+    parse_spec,
+    render_spec,
+    validate,
+)
 from kata_gpu.core.gpu import GpuDevice, Kind
 from kata_gpu.errors import Malformed
 from kata_gpu.host.simkernel.kernel import SimKernel
@@ -144,6 +152,60 @@ def _edits(version: str = "0.5.0", **edits: Any) -> dict[str, Any]:
         ),
         pytest.param(_spec(annotations={"a": "b"}), "cdiVersion", id="annotations-need-0.6"),
         pytest.param(_spec(annotations={"a b": "c"}, cdiVersion="0.6.0"), "annotations.a b", id="annotation-key"),
+        pytest.param(_spec(annotations={"a": 1}, cdiVersion="0.6.0"), "annotations.a", id="annotation-number"),
+        pytest.param(_spec(annotations=["a"], cdiVersion="0.6.0"), "annotations", id="annotations-a-list"),
+        pytest.param(
+            _spec(annotations={"a": "x" * (256 << 10)}, cdiVersion="0.6.0"), "annotations", id="annotations-too-large"
+        ),
+        pytest.param(_device(annotations={"a": "b"}), "cdiVersion", id="annotations-of-a-device-need-0.6"),
+        pytest.param(_spec(kind="/gpu"), "kind", id="kind-without-vendor-name"),
+        pytest.param(_spec(kind="example.com/"), "kind", id="kind-without-class"),
+        pytest.param(_spec(kind="example.com/9"), "kind", id="class-starts-with-digit"),
+        pytest.param(_spec(devices={}), "devices", id="devices-no-list"),
+        pytest.param(_device(more=1), "devices[0].more", id="unknown-field-of-a-device"),
+        pytest.param(_spec(devices=["a"]), "devices[0]", id="device-no-object"),
+        pytest.param(_edits(more=[1]), "devices[0].containerEdits.more", id="unknown-edit"),
+        pytest.param(_device(containerEdits=None), "devices[0].containerEdits", id="edits-no-object"),
+        pytest.param(_spec(containerEdits={"env": ["x"]}), "containerEdits.env", id="edits-of-all"),
+        pytest.param(_spec(containerEdits=[]), "containerEdits", id="edits-of-all-no-object"),
+        pytest.param(_edits(env=[1]), "devices[0].containerEdits.env", id="env-number"),
+        pytest.param(_edits(env="A=b"), "devices[0].containerEdits.env", id="env-no-list"),
+        pytest.param(
+            _edits(deviceNodes=[{"path": "d"}]), "devices[0].containerEdits.deviceNodes[0].path", id="path-relative"
+        ),
+        pytest.param(
+            _edits(deviceNodes=[{"path": "/d", "more": 1}]),
+            "devices[0].containerEdits.deviceNodes[0].more",
+            id="unknown-field-of-a-node",
+        ),
+        pytest.param(
+            _edits(deviceNodes=[{"path": "/d", "permissions": ["r"]}]),
+            "devices[0].containerEdits.deviceNodes[0].permissions",
+            id="permissions-no-text",
+        ),
+        pytest.param(
+            _edits(mounts=[{"hostPath": "", "containerPath": "/b"}]),
+            "devices[0].containerEdits.mounts[0].hostPath",
+            id="mount-of-nothing",
+        ),
+        pytest.param(
+            _edits(mounts=[{"hostPath": "/a", "containerPath": "/b", "more": 1}]),
+            "devices[0].containerEdits.mounts[0].more",
+            id="unknown-field-of-a-mount",
+        ),
+        pytest.param(
+            _edits(hooks=[{"hookName": "prestart"}]), "devices[0].containerEdits.hooks[0].path", id="hook-without-path"
+        ),
+        pytest.param(
+            _edits(hooks=[{"hookName": "prestart", "path": ""}]),
+            "devices[0].containerEdits.hooks[0].path",
+            id="hook-of-nothing",
+        ),
+        pytest.param(
+            _edits(hooks=[{"hookName": "prestart", "path": "/h", "more": 1}]),
+            "devices[0].containerEdits.hooks[0].more",
+            id="unknown-field-of-a-hook",
+        ),
     ],
 )
 def test_strict_loader_rules(spec: Any, field: str) -> None:
@@ -161,11 +223,61 @@ def test_strict_loader_rules(spec: Any, field: str) -> None:
         _edits("0.7.0", additionalGids=[44]),
         _edits("1.1.0", netDevices=[{"hostInterfaceName": "a", "name": "b"}]),
         _edits(env=["A=b"], hooks=[{"hookName": "createContainer", "path": "/h"}]),
+        _edits(deviceNodes=[{"path": "/d", "permissions": "rwm"}]),
+        _spec(annotations={"a": "x" * ((256 << 10) - 1)}, cdiVersion="0.6.0"),
+        _spec(containerEdits={}),
     ],
-    ids=["plain", "address-name", "annotations", "gids", "net", "env-and-hook"],
+    ids=[
+        "plain",
+        "address-name",
+        "annotations",
+        "gids",
+        "net",
+        "env-and-hook",
+        "rwm",
+        "annotations-largest",
+        "no-edits",
+    ],
 )
 def test_valid_specs(spec: dict[str, Any]) -> None:
     assert parse_spec(json.dumps(spec), where="f") == spec
+
+
+@pytest.mark.parametrize(("size", "code"), [(1 << 20, "cdi-syntax"), ((1 << 20) + 1, "cdi-size")])
+def test_files_have_a_size(size: int, code: str) -> None:
+    with pytest.raises(Malformed) as caught:
+        parse_spec(b"{".ljust(size), where="f")
+    assert caught.value.code == code
+
+
+def test_a_file_is_judged_before_anybody_uses_it() -> None:
+    with pytest.raises(Malformed) as caught:
+        parse_spec(json.dumps(_spec(extra=1)), where="f")
+    assert caught.value.code == "cdi-schema"
+
+
+def test_the_node_of_the_host_is_the_one_that_counts() -> None:
+    nodes = [{"path": "/dev/a", "hostPath": "/dev/b"}, {"path": "/dev/c"}]
+    assert device_nodes(_edits(deviceNodes=nodes)) == {"a": ("/dev/b", "/dev/c")}
+
+
+def test_a_group_is_named_only_while_vfio_has_it() -> None:
+    """And never where the node hands out cdevs."""
+    (h100, _) = _devices()
+    away = replace(h100, function=replace(h100.function, driver="nvidia", vfio_cdev=None))
+    variant = replace(h100, function=replace(h100.function, driver="nvgrace_gpu_vfio_pci"))
+    assert node_paths(variant, iommufd=False) == node_paths(h100, iommufd=False)
+    groupless = replace(h100, function=replace(h100.function, iommu_group=None))
+    cdevless = replace(h100, function=replace(h100.function, vfio_cdev=None))
+    assert node_paths(h100, iommufd=False) == (f"/dev/vfio/{h100.function.iommu_group}",)
+    assert (node_paths(away, iommufd=False), node_paths(groupless, iommufd=False)) == ((), ())
+    assert node_paths(cdevless, iommufd=True) == ()
+
+
+def test_frozen_entries_of_another_kind_stay_where_they_are() -> None:
+    frozen = {"nvswitch-0000-01-00-0": ["/dev/vfio/devices/vfio8"]}
+    assert "vfio8" not in (render_spec(Kind.GPU, _devices(), iommufd=True, frozen=frozen) or "")
+    assert "vfio8" in (render_spec(Kind.NVSWITCH, _devices(), iommufd=True, frozen=frozen) or "")
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[" * 100000, b"\xff\xfe", b" " * (1 << 20) + b"{}"])
