@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from threading import BoundedSemaphore
 
-from sqlalchemy import Connection
-
 from attestation.appraise import native
 from attestation.appraise.ear import Appraisal, Status
 from attestation.appraise.facts import CpuFacts, PlatformFacts, Submod
@@ -23,6 +21,7 @@ from attestation.findings import Finding, Result
 from attestation.ops.release import require_not_revoked
 from attestation.ops.steps import Steps, finish
 from attestation.ops.world import World
+from attestation.sources.db import Connection
 from attestation.sources.policy_store import PolicyKind, StoredPolicy
 from attestation.sources.sessions import Ended, InProgress, Session
 from attestation.values import JsonValue, Tee

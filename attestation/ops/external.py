@@ -2,8 +2,6 @@
 
 from datetime import datetime
 
-from sqlalchemy import Connection
-
 from attestation.broker.external import ExternalToken, decide_external, verify_external
 from attestation.broker.jose import token_header
 from attestation.broker.keys import KeyKind
@@ -22,6 +20,7 @@ from attestation.ops.release import (
 )
 from attestation.ops.steps import Steps, finish
 from attestation.ops.world import World, conditions_of
+from attestation.sources.db import Connection
 from attestation.sources.policy_store import PolicyKind
 from attestation.values import JsonValue, ResourcePath
 

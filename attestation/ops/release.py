@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NoReturn
 
-from sqlalchemy import Connection
-
 from attestation.appraise.checks import Usage
 from attestation.appraise.facts import PlatformFacts
 from attestation.appraise.policy import KeyConditions, ReleaseLimits
@@ -22,6 +20,7 @@ from attestation.errors import Denied, Malformed, Untrusted
 from attestation.findings import Finding, Result, Verdict
 from attestation.ops.steps import Steps, Work, finish
 from attestation.ops.world import World, conditions_of
+from attestation.sources.db import Connection
 from attestation.sources.policy_store import PolicyKind
 from attestation.sources.sessions import Session
 from attestation.values import JsonValue, ResourcePath

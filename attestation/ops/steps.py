@@ -7,9 +7,7 @@ returns what may leave. An error of the transaction is raised where it yields.
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection
-
-from attestation.sources.db import Database
+from attestation.sources.db import Connection, Database
 
 T = TypeVar("T")
 Work = Callable[[Connection], Any]

@@ -37,7 +37,7 @@ _OPENAPI = Path(__file__).with_name("openapi.json")
 class ServiceLimits:
     """Admission. Defaults suit a node's worth of guests starting at once."""
 
-    threads: int = 4  # signature checks release the interpreter lock, and nobody here waits for the disk
+    threads: int = 3  # signature checks release the interpreter lock, and nobody here waits for the disk
     queue: int = 64  # what waits is answered within a few hundred milliseconds, or refused at once
     rate_per_s: float = 500.0  # of one address: a rack behind one gateway
     burst: int = 2000

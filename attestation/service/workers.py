@@ -48,7 +48,7 @@ class Workers:
 
     def admits(self, *, new: bool = False) -> bool:
         """Whether a call would fit; `new` ones leave half of the queue to those under way."""
-        limit = min(self.limit, self._threads + 2) if self._standing else self.limit
+        limit = min(self.limit, self._threads + 1) if self._standing else self.limit
         fits = self._inside < (self._threads + (limit - self._threads) // 2 if new else limit)
         if not fits:
             self._refused = time.monotonic()
