@@ -80,6 +80,7 @@ def test_a_file_that_names_other_nodes_is_not_ours(node: object) -> None:
     [
         pytest.param({}, id="dra-082-no-device"),
         pytest.param({"d": ()}, id="dra-082-no-node"),
+        pytest.param({"d": NODE, "e": ()}, id="dra-082-one-without-node"),
         pytest.param({"d": ("/dev/sda",)}, id="dra-082-foreign-node"),
         pytest.param({"d": ("/dev/vfio/devices/vfio3\n",)}, id="dra-082-newline"),
         pytest.param({"d": ("/dev/vfio/../sda",)}, id="dra-082-traversal"),
@@ -90,6 +91,16 @@ def test_bad_content_is_refused_before_writing(devices: dict[str, tuple[str, ...
         render_claim("uid", devices)
 
 
+def _device(name: object, nodes: list[str] | None = None) -> dict[str, object]:
+    paths = [*NODE] if nodes is None else nodes
+    return {"name": name, "containerEdits": {"deviceNodes": [{"path": path, "permissions": "rw"} for path in paths]}}
+
+
+def _file(**changes: object) -> bytes:
+    """A good file with one member replaced."""
+    return json.dumps(json.loads(render_claim("uid", {"d": NODE})) | changes).encode()
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -97,6 +108,11 @@ def test_bad_content_is_refused_before_writing(devices: dict[str, tuple[str, ...
         pytest.param(b"[]", id="dra-082-read-list"),
         pytest.param(b'{"kind": "x/y", "devices": []}', id="dra-082-read-other-kind"),
         pytest.param(render_claim("other", {"d": NODE}), id="dra-082-read-other-claim"),
+        pytest.param(_file(kind="example.com/gpu"), id="dra-082-read-other-kind-of-good-content"),
+        pytest.param(_file(devices=[]), id="dra-082-read-no-device"),
+        pytest.param(_file(devices=[_device("uid-d"), _device("uid-e", [])]), id="dra-082-read-one-without-node"),
+        pytest.param(_file(devices=[_device("uid-d"), _device("other-d")]), id="dra-082-read-one-of-another-claim"),
+        pytest.param(_file(devices=[_device(7)]), id="dra-082-read-name-no-text"),
     ],
 )
 def test_a_file_that_is_not_ours_is_not_read_as_ours(data: bytes) -> None:
