@@ -22,7 +22,7 @@ from attestation.ops.steps import Steps, Work
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Submit = Callable[[Work, Callable[[Any, Exception | None], None]], None]  # `Database.commit_later`
+Submit = Callable[[Work, Callable[[Any, BaseException | None], None]], None]  # `Database.commit_later`
 TARGET_S = 0.01  # a wait that nobody notices next to a handshake
 TAKEN_S = 0.02  # likewise, with the work and the disk: one use case with nobody before it takes a quarter
 INTERVAL_S = 0.1  # RFC 8289 4.3: a queue that lasts longer than this is no burst
@@ -175,7 +175,7 @@ def _advance(answer: _Answer, *, steps: Steps[Any], step: Callable[[], Work], su
         submit(work, functools.partial(_go_on, answer, steps, submit))
 
 
-def _go_on(answer: _Answer, steps: Steps[Any], submit: Submit, written: object, error: Exception | None) -> None:
+def _go_on(answer: _Answer, steps: Steps[Any], submit: Submit, written: object, error: BaseException | None) -> None:
     step = functools.partial(steps.send, written) if error is None else functools.partial(steps.throw, error)
     _advance(answer, steps=steps, step=step, submit=submit)
 

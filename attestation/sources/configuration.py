@@ -59,6 +59,7 @@ class Configuration:
     def __init__(self, database: Database, log: AuditLog) -> None:
         self._db, self._log = database, log
         self._state = State()
+        self._written = 0  # the newest change of this process, whether or not anybody has read it
         self._kept: dict[Sheet, tuple[str, Rows]] = {}
         self._walked = False
         self._refused: Unavailable | None = None
@@ -77,15 +78,16 @@ class Configuration:
     @contextmanager
     def change(self) -> Iterator["Change"]:
         """One durable transaction: rows, their digests, and the entries that record them."""
-        floor = self._state.seq
+        floor = self._floor
         with self._db.change() as connection:
             change = Change(connection, self._log, lambda: self._walked_state(connection, floor))
             yield change
-            change.finish()
+            seq = change.finish()
+        self._written = max(self._written, seq)
 
     def survey(self) -> Survey:
         """Compare everything with the log. Where it finds fault nothing is released from now on, until one does not."""
-        self.suspect, floor = False, self._state.seq
+        self.suspect, floor = False, self._floor
         with self._db.snapshot() as connection:
             found = self._survey(connection, floor)
         self._refused = found.problem
@@ -136,15 +138,20 @@ class Configuration:
         if newest is None or newest.seq < floor:
             got = 0 if newest is None else newest.seq
             raise Unavailable(ROLLBACK, "the store was set back", expected=f"entry {floor}", got=got)
-        if newest.digest == known.entry:
+        if (newest.seq, newest.digest) == (known.seq, known.entry):
             return known
         found = self._check(connection, newest)
         if found.seq > self._state.seq:
             self._state = found
         return found
 
+    @property
+    def _floor(self) -> int:
+        """A change that is there: taken before a connection looks, which then must find it."""
+        return max(self._state.seq, self._written)
+
     def _load(self, sheet: Sheet) -> Rows:
-        floor = self._state.seq
+        floor = self._floor
         try:
             with self._db.snapshot() as connection:
                 digest = self.state(connection, floor).digests.get(sheet.name, "")
@@ -282,10 +289,11 @@ class Change:
         self._begun()
         self.record(CONFIRMED, MEMBER, {}, now)
 
-    def finish(self) -> None:
-        """Store the digests, and write the entries with the digest over all of them."""
+    def finish(self) -> int:
+        """Store the digests, and write the entries with the digest over all of them. Returns the number of the last."""
+        seq = 0
         if self._state is None:
-            return
+            return seq
         digests = dict(self._state.digests)
         for sheet, rows in self._rows.items():
             before, after = digests.pop(sheet.name, ""), sheet.digest(rows)
@@ -298,7 +306,8 @@ class Change:
         recorded = _member(root(digests.items()), self._epoch)
         for entry in self._entries:
             body = {**entry.pop("body"), MEMBER: recorded}
-            self._log.append(self.connection, body=body, **entry)
+            seq = self._log.append(self.connection, body=body, **entry)
+        return seq
 
     def _begun(self) -> State:
         if self._state is None:

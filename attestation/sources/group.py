@@ -24,7 +24,7 @@ _PART, _UNDO, _KEEP = (
     Statement(text(f"{verb} part")) for verb in ("SAVEPOINT", "ROLLBACK TO SAVEPOINT", "RELEASE SAVEPOINT")
 )
 T = TypeVar("T")
-Then = Callable[[Any, Exception | None], None]
+Then = Callable[[Any, BaseException | None], None]
 
 
 class _Job:
@@ -36,7 +36,7 @@ class _Job:
         self.work, self.then = work, then
         self.done = False
         self.result: Any = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
 
 
 class GroupCommit:
@@ -102,22 +102,22 @@ class GroupCommit:
                     job.then(job.result, job.error)
 
     def _finish(self, jobs: list[_Job]) -> None:
-        failure: Exception | None = None
+        failure: BaseException | None = None
         try:
             self._commit(jobs, parts=False)
         except Unavailable as exc:
             failure = exc
-        except Exception as exc:  # noqa: BLE001 - it is raised where the job came from
+        except BaseException as exc:  # noqa: BLE001 - it is raised where the job came from
             failure = exc if len(jobs) == 1 else self._apart(jobs)
         # Nothing of a failed commit may look as if it had happened.
         for job in jobs:
             job.done, job.error = True, job.error or failure
 
-    def _apart(self, jobs: list[_Job]) -> Exception | None:
+    def _apart(self, jobs: list[_Job]) -> BaseException | None:
         """One of them refused: once more, so that it undoes nothing but itself."""
         try:
             self._commit(jobs, parts=True)
-        except Exception as exc:  # noqa: BLE001 - likewise
+        except BaseException as exc:  # noqa: BLE001 - likewise
             return exc
         return None
 
@@ -137,7 +137,7 @@ def _attempt(job: _Job, connection: Connection) -> None:
         job.result = job.work(connection)
     except Unavailable:
         raise
-    except Exception as exc:  # noqa: BLE001 - it is raised where the job came from
+    except BaseException as exc:  # noqa: BLE001 - it is raised where the job came from
         _UNDO.run(connection, {})
         job.error = exc
     _KEEP.run(connection, {})

@@ -358,6 +358,37 @@ def test_a_store_that_was_set_back_whole(kbs: Broker, where: str, tmp_path: Path
     assert found.value.code == "audit-rollback"
 
 
+def test_a_store_that_was_set_back_before_anybody_looked(kbs: Broker) -> None:
+    """Log and rows, right after the change: the broker that wrote it knows that there was one."""
+    kbs.put(policy=GPU_POLICY)
+    visit = kbs.handshake()
+    chip = authenticate(kbs.world, Credentials(cookie=None, bearer=visit.token), now=NOW).facts.cpu.chip_id
+    earlier = _copy(kbs, "attestations", "sessions")
+    revoke(kbs.world, ADMIN, RevocationKind.CHIP, chip, "stolen", now=NOW)
+    _put_back(kbs, earlier)
+    with pytest.raises(Unavailable) as caught:
+        visit.get()
+    assert caught.value.code == "configuration-rollback"
+
+
+def test_an_entry_that_borrows_a_digest_hides_no_change(kbs: Broker) -> None:
+    """It comes after every other, and names the configuration that is in force: neither is what that digest says."""
+    kbs.put(policy=GPU_POLICY)
+    visit = kbs.handshake()
+    visit.get()
+    with kbs.world.database.write() as connection:
+        newest = connection.execute(
+            select(schema.audit).where(text(schema.CHANGES)).order_by(schema.audit.c.seq.desc()).limit(1)
+        ).one()
+        connection.execute(insert(schema.audit), {**newest._asdict(), "seq": newest.seq + 1_000_000})
+    write(kbs)
+    with pytest.raises(Unavailable):
+        revoke(kbs.world, ADMIN, RevocationKind.CHIP, "aa" * 64, "stolen", now=NOW)
+    with pytest.raises(Unavailable) as caught:
+        visit.get()
+    assert caught.value.code == "configuration-changed"
+
+
 def test_no_change_covers_up_another(kbs: Broker) -> None:
     """An administrator's change of one row does not bind what somebody else did to its neighbours."""
     default_policy(kbs)

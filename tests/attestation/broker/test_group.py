@@ -38,7 +38,7 @@ def _waited(group: GroupCommit, work: Callable[[Connection], int]) -> int:
     """`submit`, seen as `run`."""
     over, told = threading.Event(), []
 
-    def then(result: int, error: Exception | None) -> None:
+    def then(result: int, error: BaseException | None) -> None:
         told.append((result, error))
         over.set()
 
@@ -159,3 +159,40 @@ def test_what_was_handed_in_is_written_before_the_end(kbs: Broker) -> None:
 
 def _entry(made: Broker, number: int) -> Callable[[Connection], int]:
     return lambda c: made.world.audit.append(c, event="test", subject=str(number), body={}, now=NOW)
+
+
+class Panic(BaseException):
+    """What a library in Rust raises for a defect of its own."""
+
+
+def test_what_ends_a_commit_without_an_exception_is_nobodys_success(kbs: Broker) -> None:
+    """Its neighbours are committed or told; the thread goes on."""
+    counted, told = Counted(kbs.world.database), dict[int, object]()
+    group = GroupCommit(counted.begin)
+
+    def hand_in(number: int) -> threading.Event:
+        over = threading.Event()
+
+        def work(connection: Connection) -> int:
+            _entry(kbs, number)(connection)
+            if number == 2:
+                raise Panic
+            return number
+
+        def then(result: int, error: BaseException | None) -> None:
+            told[number] = result if error is None else type(error)
+            over.set()
+
+        group.submit(work, then)
+        return over
+
+    waited = [hand_in(0)]
+    while not counted.opened:
+        pass
+    waited += [hand_in(number) for number in (1, 2, 3)]
+    counted.go.set()
+    waited.append(hand_in(4))
+    assert all(over.wait(20) for over in waited)
+    group.close()
+    assert told == {0: 0, 1: 1, 2: Panic, 3: 3, 4: 4}
+    assert {entry.subject for entry in kbs.world.audit.entries()} == {"0", "1", "3", "4"}
