@@ -7,6 +7,7 @@ one it was, and only a policy over digest or content proves that it was a good o
 
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -109,9 +110,10 @@ def parse_init_data(text: str) -> InitData:
 
 def _plain(value: Any, where: str, depth: int = 0) -> JsonValue:
     """As JSON can hold it, on every level of whoever writes it."""
-    if depth > MAX_CLAIM_DEPTH or (isinstance(value, int) and value.bit_length() > MAX_CLAIM_BITS):
+    number = not isinstance(value, float) or math.isfinite(value)
+    if not number or depth > MAX_CLAIM_DEPTH or (isinstance(value, int) and value.bit_length() > MAX_CLAIM_BITS):
         expected = f"{MAX_CLAIM_DEPTH} levels, integers of {MAX_CLAIM_BITS} bits"
-        raise Malformed("init-data-claims", "too deep, or a number too large", where=where, expected=expected)
+        raise Malformed("init-data-claims", "too deep, or a number too large or none", where=where, expected=expected)
     if isinstance(value, dict):
         return {str(key): _plain(member, where, depth + 1) for key, member in value.items()}
     if isinstance(value, list):

@@ -28,7 +28,7 @@ from attestation.values import JsonValue, Tee
 from attestation.verify.bind import with_guest_measured
 
 WAIT_S, POLL_S = 20.0, 0.02  # a twin request waits for the first; guests give up after 50 s
-MAX_WAITING = 2  # of one process: half of the threads that serve guests (service/app.py)
+MAX_WAITING = 1  # of one process: one of the threads that serve guests verifies, one waits (service/app.py)
 _WAITING = BoundedSemaphore(MAX_WAITING)
 
 

@@ -6,7 +6,7 @@ Whatever differs from them in one character (method, path) goes to the applicati
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -37,6 +37,8 @@ class Handshakes:
         request = Request(scope, receive)
         try:
             response = await handler(request)
+        except ClientDisconnect:  # within a body, as anybody may
+            response = Response(status_code=400)
         except Exception as exc:  # noqa: BLE001 - the outermost shell of a request
             response = await self._crash(request, exc)
         await response(scope, receive, send)

@@ -113,6 +113,7 @@ class SessionStore:
         """Spend the challenge, as part of the transaction that records the outcome.
 
         Returns what it was spent on before, in which case nothing was written; None where this was the first time.
+        Raises Unavailable.
         """
         values = {
             "expires": ms(session.expires),
@@ -121,7 +122,12 @@ class SessionStore:
             "jti": ended.jti,
             "token": ended.token,
         }
-        return None if _END.run(connection, values) == 1 else self._find(connection, session)
+        if _END.run(connection, values) == 1:
+            return None
+        before = self._find(connection, session)
+        if before is None:  # a trigger or rule that is not ours
+            raise Unavailable("session-lost", "the store does not keep what a challenge was spent on", where="sessions")
+        return before
 
     def remember(self, session: Session, ended: Ended) -> None:
         """After the commit: nothing changes how a handshake ended."""

@@ -34,6 +34,7 @@ from attestation.ops.challenge import issue_challenge
 from attestation.ops.external import external_token
 from attestation.ops.release import Credentials, authenticate
 from attestation.ops.world import conditions_of
+from attestation.service.app import ServiceLimits
 from attestation.sources import schema, sessions
 from attestation.sources.attestations import AttestationStore
 from attestation.sources.rego_worker import RegoWorker
@@ -86,6 +87,8 @@ def test_keys_of_twenty_thousand_parts(hidden: str) -> None:
         pytest.param('"x.toml" = """\n' + ".".join(["a"] * 90) + ' = 1\n"""\n', id="deep-toml"),
         pytest.param('"x.toml" = """\na = 0x' + "f" * 5000 + '\n"""\n', id="number-too-long-to-write"),
         pytest.param(f'"policy.rego" = \'policy_data := {{"a":{"[" * 90}{"]" * 90}}}\'\n', id="deep-json"),
+        pytest.param('"x.toml" = "a = nan"\n', id="no-number-toml"),
+        pytest.param('"policy.rego" = \'policy_data := {"a":[1e999]}\'\n', id="infinite-json"),
     ],
 )
 def test_init_data_that_no_record_can_hold(kbs: Served, inner: str) -> None:
@@ -292,8 +295,9 @@ def test_two_bodies_on_two_brokers_at_once(tmp_path: Path) -> None:
 
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(answer, range(16)))
-    assert answers.count("nonce-replayed") == 8
-    assert len(set(answers)) == 2
+    # A broker that verifies the one body refuses the other meanwhile, whichever of them will have been the first.
+    attested = {(number % 2, token) for number, token in enumerate(answers) if token != "nonce-replayed"}
+    assert len(attested) == 1
 
 
 def test_twins_of_slow_evidence_leave_workers_to_others(tmp_path: Path) -> None:
@@ -315,6 +319,21 @@ def test_twins_of_slow_evidence_leave_workers_to_others(tmp_path: Path) -> None:
         go_on.set()
         codes = Counter(getattr(twin.exception(), "code", "") for twin in twins)
     assert codes == {"forged": 1, "session-burned": MAX_WAITING, "attest-in-progress": 8 - 1 - MAX_WAITING}
+
+
+def test_twins_leave_most_threads_to_others() -> None:
+    """One verifies, so many wait for it, and as many are left."""
+    assert ServiceLimits().threads > 1 + MAX_WAITING
+
+
+def test_a_challenge_that_was_spent_on_nothing(tmp_path: Path) -> None:
+    """A row that is not added and not there, as a trigger or rule of others makes it: nobody gets a token on it."""
+    with ready_broker(tmp_path) as made:
+        with made.world.database.write() as connection:
+            connection.exec_driver_sql("CREATE TRIGGER lost BEFORE INSERT ON sessions BEGIN SELECT RAISE(IGNORE); END")
+        with pytest.raises(Unavailable):
+            made.handshake()
+        assert made.world.attestations.recent(1) == ()
 
 
 def test_attestations_that_a_database_writer_invents(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What an attacker tried on the wire (docs/threat-model.md, "What was tried")."""
 
+import asyncio
 import http.client
 import json
 import socket
@@ -10,11 +11,13 @@ from urllib.parse import urlsplit
 
 import pytest
 from starlette.requests import Request
+from starlette.responses import Response
 
 from attestation.broker.roles import Role
 from attestation.errors import Unavailable
 from attestation.ops.administer import add_user, issue_admin_token
 from attestation.service import request as request_module
+from attestation.service.handshakes import Handshakes
 from attestation.service.intake import Intake
 from attestation.service.protocol import MAX_FIELDS
 from attestation.service.request import peer
@@ -97,6 +100,35 @@ def test_bodies_that_never_end(kbs: Served, monkeypatch: pytest.MonkeyPatch) -> 
         _until(lambda: intake._all == 0 and not intake._held)
     with pytest.raises(Unavailable):
         Intake(total=10, each=20).take("a", 11)
+
+
+def test_who_leaves_within_a_body_is_no_defect() -> None:
+    """Anybody can: neither a traceback in the log nor an answer of the 500s in what is counted."""
+
+    async def crash(_request: Request, exc: Exception) -> Response:
+        raise AssertionError from exc
+
+    class Guests:
+        async def auth(self, request: Request) -> Response:
+            await request_module.read_body(request, 100)
+            return Response()
+
+        attest = resource = auth
+
+    async def run() -> None:
+        await Handshakes(Guests(), Response(), crash=crash)(scope, receive, send)  # type: ignore[arg-type]
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        answered.append(message)
+
+    messages = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+    answered: list[Any] = []
+    scope = {"type": "http", "method": "POST", "path": "/kbs/v0/auth", "headers": [], "client": ("127.0.0.1", 1)}
+    asyncio.run(run())
+    assert answered[0]["status"] == 400
 
 
 def _until(holds: Callable[[], bool]) -> None:
