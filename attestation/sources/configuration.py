@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, delete, insert, select, text, update
 
 from attestation.errors import Unavailable, Untrusted
-from attestation.sources.audit import GENESIS, AuditLog, Entry, check_entry
+from attestation.sources.audit import GENESIS, AuditLog, Entry, check_entry, entry_digest
 from attestation.sources.db import Database
 from attestation.sources.schema import CHANGES, audit, audit_heads, epochs, moment, sheets
 from attestation.sources.sheets import Key, Rows, Sheet, read_all, root
@@ -61,7 +61,7 @@ class Configuration:
         self._state = State()
         self._written = 0  # the newest change of this process, whether or not anybody has read it
         self._kept: dict[Sheet, tuple[str, Rows]] = {}
-        self._walked = False
+        self._end: tuple[int, str] | None = None  # of the log, as far as its entries were seen to follow each other
         self._refused: Unavailable | None = None
         self.suspect = False  # something was refused since the last survey
 
@@ -171,20 +171,44 @@ class Configuration:
         Once in a process: from then on it knows better itself.
         """
         state = self.state(connection, floor)
-        if not self._walked:
-            self._walk(connection, state.seq, state.entry or GENESIS)
-            self._walked = True
+        if self._end is None:
+            end = state.seq, state.entry or GENESIS
+            for row in self._following(connection, *end):
+                self._require_ours(_entry(row))
+                end = row.seq, row.digest
+            self._end = end
         return state
 
-    def _walk(self, connection: Connection, seq: int, previous: str) -> None:
-        """Sequence, links and signatures of what follows: little, see `confirm`."""
+    def _walk_on(self, connection: Connection, state: State) -> None:
+        """What came since: a change that was taken out before this process saw it leaves a gap, too.
+
+        The digest of the last entry holds all before it, so that its signature is enough: 20 us each.
+        """
+        end, last = (state.seq, state.entry or GENESIS), None
+        if self._end is not None and self._end[0] > end[0] and self._digest(connection, self._end[0]) == self._end[1]:
+            end = self._end
+        for row in self._following(connection, *end):
+            content = row.at, row.event, row.subject, row.body, row.previous
+            if row.digest != entry_digest(self._log.stream, row.seq, *content):
+                raise _unrecorded(row.seq)
+            end, last = (row.seq, row.digest), row
+        if last is not None:
+            self._require_ours(_entry(last))
+        self._end = end
+
+    def _following(self, connection: Connection, seq: int, previous: str) -> Iterator[Any]:
+        """The entries after this one, little, see `confirm`. Raises Unavailable where one does not follow the other."""
         entries = select(audit).where(audit.c.stream == self._log.stream).order_by(audit.c.seq).limit(_BATCH)
         while batch := connection.execute(entries.where(audit.c.seq > seq)).all():
             for row in batch:
                 if row.seq != seq + 1 or row.previous != previous:
                     raise _unrecorded(seq + 1)
-                self._require_ours(_entry(row))
+                yield row
                 seq, previous = row.seq, row.digest
+
+    def _digest(self, connection: Connection, seq: int) -> str | None:
+        query = select(audit.c.digest).where(audit.c.stream == self._log.stream, audit.c.seq == seq)
+        return connection.execute(query).scalar()
 
     def _require_ours(self, entry: Entry) -> None:
         try:
@@ -233,7 +257,7 @@ class Configuration:
         newest, problem = None, None
         try:
             newest = self._newest(connection)
-            self._walked_state(connection, floor)
+            self._walk_on(connection, self._walked_state(connection, floor))
             state = State() if newest is None else self._check(connection, newest)
             names = found.keys() | state.digests.keys()
             differ = sorted(name for name in names if found.get(name) != state.digests.get(name))

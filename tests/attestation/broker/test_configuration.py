@@ -371,6 +371,33 @@ def test_a_store_that_was_set_back_before_anybody_looked(kbs: Broker) -> None:
     assert caught.value.code == "configuration-rollback"
 
 
+@pytest.mark.parametrize("mended", [False, True])
+def test_a_change_that_a_replica_never_saw(kbs: Broker, where: str, tmp_path: Path, *, mended: bool) -> None:
+    """Taken out of log and rows as soon as it was made, as a trigger can: replicas that run notice by the minute."""
+    kbs.put(policy=GPU_POLICY)
+    with replica(kbs, where, tmp_path) as other:
+        look = probes(other.world)["configuration"]
+        look(NOW)
+        kbs.handshake().get()
+        other.world.configuration.suspect = True
+        look(NOW)
+        earlier = _copy(kbs, "audit", "audit_heads", "attestations", "sessions")
+        revoke(kbs.world, ADMIN, RevocationKind.CHIP, "aa" * 64, "stolen", now=NOW)
+        gone = kbs.world.audit.verify()
+        kbs.handshake().get()
+        _put_back(kbs, earlier)
+        with kbs.world.database.write() as connection:
+            connection.execute(delete(schema.audit).where(schema.audit.c.seq == gone))
+            if mended:
+                _mend(connection, gone)
+        other.world.configuration.suspect = True
+        with pytest.raises(Unavailable) as caught:
+            look(NOW)
+        assert caught.value.code == "configuration-changed"
+        with pytest.raises(Unavailable):
+            other.handshake()
+
+
 def test_an_entry_that_borrows_a_digest_hides_no_change(kbs: Broker) -> None:
     """It comes after every other, and names the configuration that is in force: neither is what that digest says."""
     kbs.put(policy=GPU_POLICY)
