@@ -89,7 +89,10 @@ class Configuration:
         """Compare everything with the log. Where it finds fault nothing is released from now on, until one does not."""
         self.suspect, floor = False, self._floor
         with self._db.snapshot() as connection:
-            found = self._survey(connection, floor)
+            try:
+                found = self._survey(connection, floor)
+            except TypeError:  # SQLite keeps any type in any column
+                found = Survey(rows={}, root="", behind=0, problem=_changed("types"))
         self._refused = found.problem
         return found
 
@@ -159,9 +162,9 @@ class Configuration:
                 if kept is not None and kept[0] == digest:
                     return kept[1]
                 rows = verified(connection, sheet, digest)
-        except Unavailable:
+        except (Unavailable, TypeError) as exc:
             self.suspect = True
-            raise
+            raise exc if isinstance(exc, Unavailable) else _changed(sheet.name) from exc
         self._kept[sheet] = (digest, rows)
         return rows
 

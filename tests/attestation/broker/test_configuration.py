@@ -398,6 +398,34 @@ def test_a_change_that_a_replica_never_saw(kbs: Broker, where: str, tmp_path: Pa
             other.handshake()
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        pytest.param("UPDATE keys SET created = X'00'", id="bytes-for-a-number"),
+        pytest.param("UPDATE keys SET policy = X'00'", id="bytes-for-a-text"),
+        pytest.param("UPDATE policies SET version = 'x' WHERE version = 2", id="text-for-a-number"),
+        pytest.param("UPDATE audit SET at = 'x' WHERE event = 'policy-set'", id="entry-at"),
+        pytest.param("UPDATE audit SET signature = 'x'", id="entry-signature"),
+        pytest.param("UPDATE audit SET body = X'00' WHERE event = 'attested'", id="entry-body"),
+        pytest.param("UPDATE epochs SET value = 'x'", id="epoch"),
+    ],
+)
+def test_columns_of_another_type(tmp_path: Path, statement: str) -> None:
+    """SQLite keeps them. A look that crashed instead would be the last one, and the broker would go on releasing."""
+    with broker(tmp_path) as made:
+        made.put(policy=GPU_POLICY)
+        for policy in (GPU_POLICY, STRICT):
+            set_release_policy(made.world, ADMIN, "default", policy, now=NOW)
+        visit = made.handshake()
+        with made.world.database.write() as connection:
+            connection.exec_driver_sql(statement)
+        with pytest.raises(Unavailable) as caught:
+            probes(made.world)["configuration"](NOW)
+        assert caught.value.code == "configuration-changed"
+        with pytest.raises(Unavailable):
+            visit.get()
+
+
 def test_an_entry_that_borrows_a_digest_hides_no_change(kbs: Broker) -> None:
     """It comes after every other, and names the configuration that is in force: neither is what that digest says."""
     kbs.put(policy=GPU_POLICY)
