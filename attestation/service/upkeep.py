@@ -48,10 +48,13 @@ class Upkeep:
                 await asyncio.wait_for(self._at_once.wait(), LOOK_S)
             forced = self._at_once.is_set()
             self._at_once.clear()
-            await loop.run_in_executor(None, self._renew, forced)
-            if loop.time() - self._swept >= SWEEP_S:
-                self._swept = loop.time()
-                await loop.run_in_executor(None, self._sweep)
+            try:
+                await loop.run_in_executor(None, self._renew, forced)
+                if loop.time() - self._swept >= SWEEP_S:
+                    self._swept = loop.time()
+                    await loop.run_in_executor(None, self._sweep)
+            except Exception as exc:  # an outermost shell: a defect ends this round, and no other
+                log.error("upkeep.crashed", exc_info=exc)
 
     def _renew(self, forced: bool) -> None:
         for name, listener in self._listeners.items():

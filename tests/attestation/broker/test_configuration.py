@@ -631,6 +631,25 @@ def test_a_broker_looks_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert found == ["configuration-refused"]
 
 
+def test_a_defect_ends_one_look_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a sweep raises: certificates are renewed, rows swept and compared afterwards as before."""
+    monkeypatch.setattr("attestation.service.upkeep.SWEEP_S", 0.0)
+    monkeypatch.setattr("attestation.service.upkeep.LOOK_S", 0.01)
+    looks: list[int] = []
+
+    def sweep(_now: object) -> int:
+        looks.append(len(looks))
+        raise ZeroDivisionError
+
+    with broker(tmp_path) as made:
+        monkeypatch.setattr(type(made.world.sessions), "sweep", lambda _self, now: sweep(now))
+        with served(made):
+            until = time.monotonic() + 20
+            while len(looks) < 3 and time.monotonic() < until:
+                time.sleep(0.01)
+    assert len(looks) >= 3
+
+
 @pytest.mark.parametrize("statement", ["UPDATE epochs SET value = 1", "DELETE FROM epochs"])
 def test_an_epoch_that_was_set_back(kbs: Broker, where: str, tmp_path: Path, statement: str) -> None:
     """So that other replicas go on with what was in force: until they look at everything again, and no longer."""
