@@ -102,6 +102,25 @@ def test_bodies_that_never_end(kbs: Served, monkeypatch: pytest.MonkeyPatch) -> 
         Intake(total=10, each=20).take("a", 11)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"[" * 5000 + b"]" * 5000, id="brackets"),
+        pytest.param(b"\xef\xbb\xbf{}", id="byte-order-mark"),
+        pytest.param("{}".encode("utf-16"), id="utf-16"),
+        pytest.param(b'"\\ud800"', id="half-a-surrogate"),
+        pytest.param(b"NaN", id="no-number"),
+        pytest.param(b"{}x", id="more"),
+        pytest.param(b"", id="empty"),
+    ],
+)
+def test_bodies_that_are_no_json(kbs: Served, body: bytes) -> None:
+    """Whole, and where any JSON may be: refused, and not a word of it comes back."""
+    for whole in (body, b'{"version":"0.4.0","tee":"snp","extra-params":' + body + b"}"):
+        status, answer = ask(kbs.url, "POST", "/kbs/v0/auth", whole)
+        assert (status, "Invalid JSON" in answer["detail"]) == (401, True)
+
+
 def test_who_leaves_within_a_body_is_no_defect() -> None:
     """Anybody can: neither a traceback in the log nor an answer of the 500s in what is counted."""
 
