@@ -80,6 +80,8 @@ def attesting(
     afterwards.
     """
     challenged = world.cookies.open(cookie, now=now)
+    if challenged.tee not in world.tees:  # any more: the cookie is older than this process
+        raise Denied("tee-disabled", "this TEE is not accepted here", where="tee", got=challenged.tee)
     session = Session.of(cookie, challenged)
     ended = _claim(world, session, body_digest)
     if ended is None:

@@ -26,7 +26,7 @@ from attestation.broker.session import CHALLENGE_LIFETIME, Submission
 from attestation.cli.serve import _issuer
 from attestation.crypto.b64 import b64url
 from attestation.crypto.jwk import tee_key_of
-from attestation.errors import AttestationError, Malformed, Misconfigured, Unavailable, Untrusted
+from attestation.errors import AttestationError, Denied, Malformed, Misconfigured, Unavailable, Untrusted
 from attestation.formats.initdata import parse_init_data
 from attestation.ops.administer import authenticate_admin
 from attestation.ops.attest import MAX_WAITING, attest
@@ -39,7 +39,7 @@ from attestation.sources import schema, sessions
 from attestation.sources.attestations import AttestationStore
 from attestation.sources.rego_worker import RegoWorker
 from attestation.sources.sessions import Ended, Session
-from attestation.values import ResourcePath
+from attestation.values import ResourcePath, Tee
 from tests.attestation.broker.broker import (
     GPU_POLICY,
     INIT_DATA,
@@ -324,6 +324,17 @@ def test_twins_of_slow_evidence_leave_workers_to_others(tmp_path: Path) -> None:
 def test_twins_leave_most_threads_to_others() -> None:
     """One verifies, so many wait for it, and as many are left."""
     assert ServiceLimits().threads > 1 + MAX_WAITING
+
+
+def test_a_challenge_of_before_a_tee_was_disabled(tmp_path: Path) -> None:
+    """Its cookie outlives the restart that disabled the TEE: genuine evidence for it is refused all the same."""
+    with ready_broker(tmp_path) as made:
+        issued = issue_challenge(made.world, version="0.4.0", tee="snp", now=NOW)
+        sent = _honest(issued.challenged.nonce)
+        restarted = replace(made.world, tees=frozenset({Tee.TDX}))
+        with pytest.raises(Denied) as caught:
+            attest(restarted, cookie=issued.cookie, submission=sent, body_digest="00" * 32, now=NOW)
+        assert caught.value.code == "tee-disabled"
 
 
 def test_a_challenge_that_was_spent_on_nothing(tmp_path: Path) -> None:
