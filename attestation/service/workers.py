@@ -85,6 +85,7 @@ class Workers:
             self._inside -= 1
             if not self._inside:
                 self._relax(time.monotonic())
+            del answer  # an error's traceback holds this frame, and the future the error
 
     def _start(self, queued: float, call: Callable[[], Any], answer: "_Answer") -> None:
         self._judge(queued, TARGET_S)
@@ -147,7 +148,8 @@ class _Answer:
     __slots__ = ("_future", "_loop")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, future: "asyncio.Future[Any]") -> None:
-        self._loop, self._future = loop, future
+        self._loop = loop
+        self._future: asyncio.Future[Any] | None = future
 
     def give(self, result: object, error: BaseException | None = None) -> None:
         """Either of them."""
@@ -155,12 +157,14 @@ class _Answer:
             self._loop.call_soon_threadsafe(self._settle, result, error)
 
     def _settle(self, result: object, error: BaseException | None) -> None:
-        if self._future.done():
+        # Let go of it: frames in the traceback of an error know this object, and the future would know the error.
+        future, self._future = self._future, None
+        if future is None or future.done():
             return
         if error is None:
-            self._future.set_result(result)
+            future.set_result(result)
         else:
-            self._future.set_exception(error)
+            future.set_exception(error)
 
 
 def _advance(answer: _Answer, *, steps: Steps[Any], step: Callable[[], Work], submit: Submit) -> None:

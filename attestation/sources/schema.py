@@ -28,7 +28,6 @@ sessions = Table(
     Column("body", String(64), nullable=False),  # SHA-256 of the one body that was answered
     Column("jti", String(64), nullable=False),
     Column("token", Text, nullable=False),
-    sqlite_with_rowid=False,
 )
 
 attestations = Table(

@@ -1,6 +1,8 @@
 """Use cases whose transaction no thread waits for: what comes back where, and that nothing is lost on the way."""
 
 import asyncio
+import contextlib
+import gc
 import threading
 from collections.abc import Callable, Generator
 from typing import Any
@@ -119,3 +121,33 @@ def test_a_thread_is_free_while_the_disk_is_not() -> None:
     workers = Workers(threads=1, queue=1)
     assert list(asyncio.run(asyncio.wait_for(run(), 20))) == ["both", "both"]
     workers.close()
+
+
+@pytest.mark.parametrize("fails", ["never", "before", "after"])
+def test_nothing_is_left_to_the_collector(fails: str) -> None:
+    """An error, its traceback and what waits for it must not hold each other: refusals are what strangers send."""
+
+    def steps() -> Generator[Work, Any, None]:
+        if fails == "before":
+            raise Denied("refused", "refused")
+        yield _write
+        if fails == "after":
+            raise Denied("refused", "refused")
+
+    def submit(work: Work, then: Then) -> None:
+        then(work(None), None)  # type: ignore[arg-type]
+
+    async def run(times: int) -> int:
+        gc.collect()
+        for _ in range(times):
+            with contextlib.suppress(Denied):
+                await workers.take(steps(), submit)
+        return gc.collect()
+
+    workers = Workers(threads=1, queue=1)
+    gc.disable()
+    try:
+        assert asyncio.run(run(200)) < 200
+    finally:
+        gc.enable()
+        workers.close()

@@ -17,7 +17,6 @@ def upgrade() -> None:
         sa.Column("body", sa.String(64), nullable=False),
         sa.Column("jti", sa.String(64), nullable=False),
         sa.Column("token", sa.Text(), nullable=False),
-        sqlite_with_rowid=False,
     )
     op.drop_index("attestations_chip", "attestations")
 
