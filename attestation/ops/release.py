@@ -47,8 +47,7 @@ def attested_session(world: World, cookie: str | None, *, now: datetime) -> str 
         challenged = world.cookies.open(cookie, now=now)
     except Untrusted:
         return None
-    ended = world.sessions.ended(Session.of(cookie, challenged))
-    return ended.jti or None if ended else None
+    return world.sessions.attested(Session.of(cookie, challenged))
 
 
 def authenticate(world: World, credentials: Credentials, *, now: datetime) -> Attested:

@@ -81,7 +81,7 @@ class SessionStore:
 
     def __init__(self, database: Database) -> None:
         self._db = database
-        self._ended: OrderedDict[str, Ended] = OrderedDict()
+        self._ended: OrderedDict[str, str] = OrderedDict()  # token ids, empty for refused ones
         self._verifying: dict[str, str] = {}
         self._lock = Lock()
         self._counted, self._full = float("-inf"), False
@@ -93,16 +93,16 @@ class SessionStore:
         """
         self._require_room()
         with self._lock:
-            ended = self._ended.get(session.key)
-            if ended is not None:
-                return ended
-            current = self._verifying.get(session.key)
-            if current is None:
-                self._verifying[session.key] = body
-                return None
-            if current != body:
-                raise _replayed()
-            return InProgress()
+            if session.key not in self._ended:
+                current = self._verifying.get(session.key)
+                if current is None:
+                    self._verifying[session.key] = body
+                    return None
+                if current != body:
+                    raise _replayed()
+                return InProgress()
+        with self._db.read() as connection:
+            return self._find(connection, session) or Ended(body=body)  # swept: it has ended in any case
 
     def leave(self, session: Session) -> None:
         """This process verifies nothing for the challenge any more. Where nothing was stored, it is as good as new."""
@@ -132,18 +132,19 @@ class SessionStore:
     def remember(self, session: Session, ended: Ended) -> None:
         """After the commit: nothing changes how a handshake ended."""
         with self._lock:
-            self._ended[session.key] = ended
+            self._ended[session.key] = ended.jti
             if len(self._ended) > CACHE_ENTRIES:
                 self._ended.popitem(last=False)
 
-    def ended(self, session: Session) -> Ended | None:
-        """How a handshake ended, None where it has not."""
+    def attested(self, session: Session) -> str | None:
+        """The token id of a handshake that ended well, None of any other."""
         with self._lock:
             known = self._ended.get(session.key)
-        if known is not None:
-            return known
-        with self._db.read() as connection:
-            return self._find(connection, session)
+        if known is None:
+            with self._db.read() as connection:
+                ended = self._find(connection, session)
+            known = ended.jti if ended else ""
+        return known or None
 
     def sweep(self, now: datetime) -> int:
         """Delete what no cookie can name any more."""

@@ -179,7 +179,7 @@ def test_a_challenge_is_spent_once(kbs: Broker, where: str) -> None:
     second.close()
     (stored,) = {ended for ended in told if ended is not None}
     assert told.count(None) == 1
-    assert SessionStore(kbs.world.database).ended(session) == stored
+    assert SessionStore(kbs.world.database).attested(session) == stored.jti
 
 
 def test_the_same_body_waits_then_repeats(kbs: Broker, where: str) -> None:
@@ -196,7 +196,12 @@ def test_the_same_body_waits_then_repeats(kbs: Broker, where: str) -> None:
     store.remember(session, good)
     store.leave(session)
     second = Database.open(where)
-    for ended in (store.claim(session, "aa"), store.ended(session), SessionStore(second).ended(session)):
+    replica = SessionStore(second)
+    assert store.attested(session) == replica.attested(session) == "j"
+    assert replica.claim(session, "aa") is None, "another replica learns it when it is to store its own"
+    with second.write() as connection:
+        told = replica.end(connection, session, Ended(body="aa", jti="other", token="other"))
+    for ended in (store.claim(session, "aa"), told):
         assert isinstance(ended, Ended)
         assert ended.repeat("aa") == "t"
         with pytest.raises(Untrusted) as caught:
@@ -211,7 +216,7 @@ def test_what_was_not_decided_may_be_tried_again(kbs: Broker) -> None:
     assert store.claim(session, "aa") is None
     store.leave(session)
     assert store.claim(session, "bb") is None
-    assert store.ended(session) is None
+    assert store.attested(session) is None
 
 
 def test_sweep_removes_only_what_no_clock_can_name(kbs: Broker) -> None:
