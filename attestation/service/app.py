@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from attestation.errors import AttestationError, Unavailable
+from attestation.hardening import keep_one_heap
 from attestation.ops.readiness import probes
 from attestation.ops.renewed_verifier import RenewedVerifier
 from attestation.ops.world import World
@@ -66,6 +67,7 @@ class Service:
         compat: Compat | None = None,
         collateral: RenewedVerifier | None = None,
     ) -> None:
+        keep_one_heap()
         limits, compat = limits or ServiceLimits(), compat or Compat()
         self._span = find_tracer()
         self._world, self._clock, self._collateral = world, clock, collateral
