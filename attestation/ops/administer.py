@@ -11,7 +11,7 @@ from attestation.broker.roles import Principal, Role, Verb
 from attestation.errors import Denied, Malformed, Misconfigured, Untrusted
 from attestation.ops.release import DEFAULT_POLICY, RESOURCE_POLICY
 from attestation.ops.world import World, conditions_of
-from attestation.sources.configuration import Change
+from attestation.sources.configuration_change import Change
 from attestation.sources.policy_store import PolicyKind
 from attestation.sources.reference_store import DEFAULT_LIFETIME, text_of
 from attestation.values import Digest, JsonValue, ResourcePath, Secret

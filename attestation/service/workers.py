@@ -170,13 +170,11 @@ class _Answer:
 def _advance(answer: _Answer, *, steps: Steps[Any], step: Callable[[], Work], submit: Submit) -> None:
     """One step of a use case, up to its next transaction or its end."""
     try:
-        work = step()
+        submit(step(), functools.partial(_go_on, answer, steps, submit))
     except StopIteration as end:
         answer.give(end.value)
     except BaseException as exc:  # noqa: BLE001 - likewise
         answer.give(None, exc)
-    else:
-        submit(work, functools.partial(_go_on, answer, steps, submit))
 
 
 def _go_on(answer: _Answer, steps: Steps[Any], submit: Submit, written: object, error: BaseException | None) -> None:

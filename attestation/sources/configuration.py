@@ -8,36 +8,37 @@ that the newest such entry names: a row that was edited, added, moved, deleted o
 import json
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, delete, insert, select, text, update
+from sqlalchemy import Connection, delete, insert, select, text
 
 from attestation.errors import Unavailable, Untrusted
 from attestation.sources.audit import GENESIS, AuditLog, Entry, check_entry, entry_digest
+from attestation.sources.configuration_change import (
+    CHANGED,
+    EPOCH,
+    MEMBER,
+    ROLLBACK,
+    Change,
+    State,
+    changed,
+    lock_log,
+    recorded_as,
+    require_epoch,
+    verified,
+)
 from attestation.sources.db import Database
 from attestation.sources.schema import CHANGES, audit, audit_heads, epochs, moment, sheets
-from attestation.sources.sheets import Key, Rows, Sheet, read_all, root
+from attestation.sources.sheets import Rows, Sheet, read_all, root
 from attestation.values import JsonValue
 
-MEMBER = "configuration"  # of the body of an audit entry: the digest over all sheets, and the epoch
-SEALED, CONFIRMED = "configuration-sealed", "configuration-confirmed"
-CHANGED, UNSEALED, ROLLBACK = "configuration-changed", "configuration-unsealed", "configuration-rollback"
+SEALED = "configuration-sealed"
+UNSEALED = "configuration-unsealed"
 _BATCH = 1000
 _NAMED = 4  # sheets that a refusal names
-_EPOCH = select(epochs.c.value)
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """What one audit entry says of all sheets. The first, of a new store, is empty and nobody's."""
-
-    seq: int = 0
-    entry: str = ""
-    epoch: int = 0
-    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +77,7 @@ class Configuration:
         return self.remember(sheet, lambda: self._load(sheet))
 
     @contextmanager
-    def change(self) -> Iterator["Change"]:
+    def change(self) -> Iterator[Change]:
         """One durable transaction: rows, their digests, and the entries that record them."""
         floor = self._floor
         with self._db.change() as connection:
@@ -84,6 +85,7 @@ class Configuration:
             yield change
             seq = change.finish()
         self._written = max(self._written, seq)
+        self._db.forget()  # once more: what was read between the commit and this line may be older
 
     def survey(self) -> Survey:
         """Compare everything with the log. Where it finds fault nothing is released from now on, until one does not."""
@@ -92,7 +94,7 @@ class Configuration:
             try:
                 found = self._survey(connection, floor)
             except TypeError:  # SQLite keeps any type in any column
-                found = Survey(rows={}, root="", behind=0, problem=_changed("types"))
+                found = Survey(rows={}, root="", behind=0, problem=changed("types"))
         self._refused = found.problem
         return found
 
@@ -115,7 +117,7 @@ class Configuration:
         not explain, for the log. Returns how many rows there are.
         """
         with self._db.change() as connection:
-            _lock(connection, self._log.stream)
+            lock_log(connection, self._log.stream)
             rows = read_all(connection)
             digests = {sheet.name: digest for sheet, found in rows.items() if (digest := sheet.digest(found))}
             if root(digests.items()) != expected:
@@ -126,7 +128,7 @@ class Configuration:
                 connection.execute(insert(sheets), [{"name": n, "digest": d} for n, d in digests.items()])
             count = sum(len(found) for found in rows.values())
             body: dict[str, JsonValue] = {"by": by, "rows": count, "accepted": accepted}
-            body[MEMBER] = _member(expected, epoch)
+            body[MEMBER] = recorded_as(expected, epoch)
             self._log.append(connection, event=SEALED, subject=MEMBER, body=body, now=now)
         return count
 
@@ -164,7 +166,7 @@ class Configuration:
                 rows = verified(connection, sheet, digest)
         except (Unavailable, TypeError) as exc:
             self.suspect = True
-            raise exc if isinstance(exc, Unavailable) else _changed(sheet.name) from exc
+            raise exc if isinstance(exc, Unavailable) else changed(sheet.name) from exc
         self._kept[sheet] = (digest, rows)
         return rows
 
@@ -239,13 +241,13 @@ class Configuration:
             )
         digests = {row.name: row.digest for row in connection.execute(select(sheets))}
         if root(digests.items()) != recorded["digest"]:
-            raise _changed("sheets")
+            raise changed("sheets")
         return State(seq=newest.seq, entry=newest.digest, epoch=int(str(recorded["epoch"])), digests=digests)
 
     def _mend_epoch(self, connection: Connection) -> int:
         """One above what was recorded, whatever became of the row."""
         newest = self._newest(connection)
-        epoch: int | None = connection.execute(_EPOCH).scalar()
+        epoch: int | None = connection.execute(EPOCH).scalar()
         recorded = newest.body.get(MEMBER) if newest else None
         least = 1 + (int(str(recorded["epoch"])) if isinstance(recorded, Mapping) else 0)
         if epoch is not None and epoch >= least:
@@ -265,8 +267,8 @@ class Configuration:
             names = found.keys() | state.digests.keys()
             differ = sorted(name for name in names if found.get(name) != state.digests.get(name))
             if differ:
-                raise _changed(", ".join(differ[:_NAMED]))
-            _require_epoch(connection, state.epoch)
+                raise changed(", ".join(differ[:_NAMED]))
+            require_epoch(connection, state.epoch)
         except Unavailable as exc:
             problem = exc
         end = (
@@ -276,121 +278,8 @@ class Configuration:
         return Survey(rows=rows, root=root(found.items()), behind=behind, problem=problem)
 
 
-class Change:
-    """Rows as they will be. Digests are made of what was verified and put here, never of what is read again."""
-
-    def __init__(self, connection: Connection, log: AuditLog, state: Any) -> None:
-        self.connection, self._log, self._begin = connection, log, state
-        self._state: State | None = None
-        self._epoch = 0
-        self._rows: dict[Sheet, dict[Key, Any]] = {}
-        self._entries: list[dict[str, Any]] = []
-
-    def rows(self, sheet: Sheet) -> Rows:
-        """Verified when first asked for; then with what was changed."""
-        return self._working(sheet)
-
-    def put(self, sheet: Sheet, values: Mapping[str, Any]) -> None:
-        """Add a row, or replace the one with its primary key. Columns that are on no sheet go to the database alone."""
-        rows, row = self._working(sheet), sheet.row(values)
-        key = sheet.key(row)
-        if key in rows:
-            self.connection.execute(update(sheet.table).where(sheet.where(key)).values(**row._asdict()))
-        else:
-            self.connection.execute(insert(sheet.table), dict(values))
-        rows[key] = row
-
-    def remove(self, sheet: Sheet, *key: Any) -> bool:
-        """Delete a row; false where there was none."""
-        if self._working(sheet).pop(key, None) is None:
-            return False
-        self.connection.execute(delete(sheet.table).where(sheet.where(key)))
-        return True
-
-    def record(self, event: str, subject: str, body: Mapping[str, JsonValue], now: datetime) -> None:
-        """An audit entry of this change, part of its transaction."""
-        self._entries.append({"event": event, "subject": subject, "body": body, "now": now})
-
-    def confirm(self, now: datetime) -> None:
-        """An entry that nothing changed."""
-        self._begun()
-        self.record(CONFIRMED, MEMBER, {}, now)
-
-    def finish(self) -> int:
-        """Store the digests, and write the entries with the digest over all of them. Returns the number of the last."""
-        seq = 0
-        if self._state is None:
-            return seq
-        digests = dict(self._state.digests)
-        for sheet, rows in self._rows.items():
-            before, after = digests.pop(sheet.name, ""), sheet.digest(rows)
-            if after:
-                digests[sheet.name] = after
-            if before != after:
-                self._store(sheet.name, before, after)
-        if not self._entries and digests != self._state.digests:
-            raise ValueError("a change that no entry records would be refused from now on")
-        recorded = _member(root(digests.items()), self._epoch)
-        for entry in self._entries:
-            body = {**entry.pop("body"), MEMBER: recorded}
-            seq = self._log.append(self.connection, body=body, **entry)
-        return seq
-
-    def _begun(self) -> State:
-        if self._state is None:
-            # Releases take this lock and then rows of keys: in the same order here, nobody waits for each other.
-            _lock(self.connection, self._log.stream)
-            self._state = self._begin()
-            self._epoch = _require_epoch(self.connection, self._state.epoch + 1)
-        return self._state
-
-    def _working(self, sheet: Sheet) -> dict[Key, Any]:
-        state = self._begun()
-        if sheet not in self._rows:
-            digest = state.digests.get(sheet.name, "")
-            self._rows[sheet] = dict(verified(self.connection, sheet, digest))
-        return self._rows[sheet]
-
-    def _store(self, name: str, before: str, after: str) -> None:
-        mine = sheets.c.name == name
-        if not after:
-            self.connection.execute(delete(sheets).where(mine))
-        elif before:
-            self.connection.execute(update(sheets).where(mine).values(digest=after))
-        else:
-            self.connection.execute(insert(sheets), {"name": name, "digest": after})
-
-
-def verified(connection: Connection, sheet: Sheet, digest: str) -> Rows:
-    """The rows, where they have this digest."""
-    rows = sheet.read(connection)
-    if sheet.digest(rows) != digest:
-        raise _changed(sheet.name)
-    return rows
-
-
-def _require_epoch(connection: Connection, least: int) -> int:
-    """The epoch, which every change moves on. Where it stands still, other replicas would not see what changed."""
-    epoch: int | None = connection.execute(_EPOCH).scalar()
-    if epoch is None or epoch < least:
-        raise Unavailable(ROLLBACK, "the epoch was set back", where="epochs", expected=least, got=epoch)
-    return epoch
-
-
-def _member(digest: str, epoch: int) -> JsonValue:
-    return {"digest": digest, "epoch": epoch}
-
-
-def _changed(where: str) -> Unavailable:
-    return Unavailable(CHANGED, "the rows are not those that the audit log names", where=where)
-
-
 def _unrecorded(seq: int) -> Unavailable:
     return Unavailable(CHANGED, "no broker wrote this entry here", where=f"audit entry {seq}")
-
-
-def _lock(connection: Connection, stream: str) -> None:
-    connection.execute(select(audit_heads.c.seq).where(audit_heads.c.stream == stream).with_for_update())
 
 
 def _entry(row: Any) -> Entry:

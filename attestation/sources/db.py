@@ -112,6 +112,10 @@ class Database:
         with self.write(durable=True) as connection:
             connection.execute(_NEXT_EPOCH)
             yield connection
+        self.forget()
+
+    def forget(self) -> None:
+        """What was remembered."""
         self._known, self._checked = {}, 0.0
 
     def _begin(self, writer: Connection, durable: bool) -> Any:

@@ -13,11 +13,13 @@ from contextlib import AbstractContextManager
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+import structlog
 from sqlalchemy import Connection, text
 
 from attestation.errors import Unavailable
 from attestation.sources.statement import Statement
 
+log = structlog.get_logger()
 MAX_GROUP = 64  # bounds how long the first of a group waits for the last
 GATHER_S = 0.001  # less than most disks take to sync
 _PART, _UNDO, _KEEP = (
@@ -98,8 +100,7 @@ class GroupCommit:
                     self._finish(jobs)
         finally:
             for job in over:
-                if job.then is not None:
-                    job.then(job.result, job.error)
+                _tell(job)
 
     def _finish(self, jobs: list[_Job]) -> None:
         failure: BaseException | None = None
@@ -128,6 +129,15 @@ class GroupCommit:
                     _attempt(job, connection)
                 else:
                     job.result = job.work(connection)
+
+
+def _tell(job: _Job) -> None:
+    """Whoever waits for the others shall hear of it, whatever becomes of one."""
+    try:
+        if job.then is not None:
+            job.then(job.result, job.error)
+    except Exception as exc:  # noqa: BLE001 - a defect of the one who asked to be told
+        log.error("commit.not-told", error=type(exc).__name__)
 
 
 def _attempt(job: _Job, connection: Connection) -> None:

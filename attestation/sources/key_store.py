@@ -9,7 +9,8 @@ from sqlalchemy import ColumnElement, Connection, Select, bindparam, delete, fun
 
 from attestation.broker.keys import MAX_SECRET_BYTES, KeyKind, KeyRecord
 from attestation.errors import Denied, Malformed, Unavailable
-from attestation.sources.configuration import CHANGED, Change, Configuration
+from attestation.sources.configuration import Configuration
+from attestation.sources.configuration_change import CHANGED, Change
 from attestation.sources.db import Database
 from attestation.sources.envelope import Envelope, Vault
 from attestation.sources.schema import AUDIT_STREAM, audit, key_versions, keys, moment, ms

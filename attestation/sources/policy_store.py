@@ -6,7 +6,8 @@ from enum import StrEnum
 from typing import Any
 
 from attestation.errors import Denied
-from attestation.sources.configuration import Change, Configuration
+from attestation.sources.configuration import Configuration
+from attestation.sources.configuration_change import Change
 from attestation.sources.schema import moment, ms
 from attestation.sources.sheets import POLICIES
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from attestation.appraise.rules import ReferenceValue
 from attestation.errors import Malformed
-from attestation.sources.configuration import Change, Configuration
+from attestation.sources.configuration import Configuration
+from attestation.sources.configuration_change import Change
 from attestation.sources.schema import moment, ms
 from attestation.sources.sheets import REFERENCES
 from attestation.values import JsonValue

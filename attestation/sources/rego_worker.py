@@ -22,7 +22,7 @@ from attestation.values import JsonValue
 
 DEADLINE_S = 5.0  # the first call starts the child and compiles: 0.3 s; later ones take milliseconds
 WAIT_S = 1.0  # for a free child: two that start and compile take less; slow evaluations shall not make others slow
-CHILDREN = 2  # half of the threads that serve guests (service/app.py): slow evaluations leave the others to the rest
+CHILDREN = 2  # of three threads that serve guests (service/app.py): slow evaluations leave one to the rest
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 _INT64 = (-(1 << 63), (1 << 63) - 1)
 _CHILD = Path(__file__).with_name("rego_child.py")

@@ -3,7 +3,8 @@
 from datetime import datetime
 
 from attestation.broker.revocation import FirmwareRange, Revocation, RevocationKind, normal_value
-from attestation.sources.configuration import Change, Configuration
+from attestation.sources.configuration import Configuration
+from attestation.sources.configuration_change import Change
 from attestation.sources.schema import moment, ms
 from attestation.sources.sheets import REVOCATIONS
 

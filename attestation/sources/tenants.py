@@ -6,7 +6,8 @@ from datetime import datetime
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from attestation.errors import Denied
-from attestation.sources.configuration import Change, Configuration
+from attestation.sources.configuration import Configuration
+from attestation.sources.configuration_change import Change
 from attestation.sources.db import Database
 from attestation.sources.schema import keys, ms, usage
 from attestation.sources.sheets import TENANTS

@@ -7,7 +7,8 @@ from typing import Any
 
 from attestation.broker.roles import Role
 from attestation.errors import Misconfigured
-from attestation.sources.configuration import Change, Configuration
+from attestation.sources.configuration import Configuration
+from attestation.sources.configuration_change import Change
 from attestation.sources.schema import ms
 from attestation.sources.sheets import USERS
 

@@ -157,6 +157,19 @@ def test_what_was_handed_in_is_written_before_the_end(kbs: Broker) -> None:
     assert kbs.world.audit.verify() == 5
 
 
+def test_who_cannot_be_told_stops_nobody(kbs: Broker) -> None:
+    """A defect of one who waits is not the end of the thread that commits for all."""
+    group, told = GroupCommit(lambda: kbs.world.database.write(durable=True)), []
+
+    def broken(_result: object, _error: object) -> None:
+        raise ZeroDivisionError
+
+    group.submit(_entry(kbs, 0), broken)
+    group.submit(_entry(kbs, 1), lambda seq, _error: told.append(seq))
+    group.close()
+    assert told == [2]
+
+
 def _entry(made: Broker, number: int) -> Callable[[Connection], int]:
     return lambda c: made.world.audit.append(c, event="test", subject=str(number), body={}, now=NOW)
 
