@@ -61,8 +61,10 @@ class Surveyor:
             if found is not None and (before is None or (found.code, found.where) != (before.code, before.where)):
                 self._record(found, now)
             self._problem, self._looked = found, at
-            if found is None and survey.behind > CONFIRM_AFTER:
+            if found is None and survey.behind > CONFIRM_AFTER and not configuration.behind:
                 configuration.confirm(now)
+        elif configuration.behind:
+            configuration.walk()
         return self._problem
 
     def _record(self, problem: Unavailable, now: datetime) -> None:

@@ -47,9 +47,12 @@ class Workers:
         return self._inside
 
     def admits(self, *, new: bool = False) -> bool:
-        """Whether a call would fit; `new` ones leave half of the queue to those under way."""
-        limit = min(self.limit, self._threads + 1) if self._standing else self.limit
-        fits = self._inside < (self._threads + (limit - self._threads) // 2 if new else limit)
+        """Whether a call would fit; `new` ones leave half of the queue, or the last thread, to those under way."""
+        if self._standing:
+            most = max(1, self._threads - 1) if new else self._threads
+        else:
+            most = self._threads + (self.limit - self._threads) // 2 if new else self.limit
+        fits = self._inside < most
         if not fits:
             self._refused = time.monotonic()
         return fits

@@ -6,6 +6,7 @@ that the newest such entry names: a row that was edited, added, moved, deleted o
 """
 
 import json
+import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,9 @@ from attestation.values import JsonValue
 
 SEALED = "configuration-sealed"
 UNSEALED = "configuration-unsealed"
-_BATCH = 1000
+_BATCH = 20  # entries; guests are served between two of them
+_PAUSE_S = 0.002
+_WALK = 4000  # entries at once, a second; what is left is walked at the next look, five seconds later
 _NAMED = 4  # sheets that a refusal names
 T = TypeVar("T")
 
@@ -65,6 +68,7 @@ class Configuration:
         self._end: tuple[int, str] | None = None  # of the log, as far as its entries were seen to follow each other
         self._refused: Unavailable | None = None
         self.suspect = False  # something was refused since the last survey
+        self.behind = False  # the last walk did not reach the end of the log
 
     def remember(self, key: Hashable, load: Callable[[], T]) -> T:
         """What `load` makes of rows, kept until any of them changes. Unavailable while the last survey found fault."""
@@ -97,6 +101,15 @@ class Configuration:
                 found = Survey(rows={}, root="", behind=0, problem=changed("types"))
         self._refused = found.problem
         return found
+
+    def walk(self) -> None:
+        """Go on where the last survey stopped to look at the log; what it finds is a matter for the next one."""
+        floor = self._floor
+        try:
+            with self._db.snapshot() as connection:
+                self._walk_on(connection, self.state(connection, floor))
+        except Unavailable:
+            self.suspect = True
 
     def changes(self) -> Iterator[Entry]:
         """Every entry that records a change, in order. Their signatures are verified with the whole log."""
@@ -192,7 +205,12 @@ class Configuration:
         end, last = (state.seq, state.entry or GENESIS), None
         if self._end is not None and self._end[0] > end[0] and self._digest(connection, self._end[0]) == self._end[1]:
             end = self._end
+        start = end[0]
+        self.behind = False
         for row in self._following(connection, *end):
+            if row.seq - start > _WALK:
+                self.behind = True
+                break
             content = row.at, row.event, row.subject, row.body, row.previous
             if row.digest != entry_digest(self._log.stream, row.seq, *content):
                 raise _unrecorded(row.seq)
@@ -210,6 +228,8 @@ class Configuration:
                     raise _unrecorded(seq + 1)
                 yield row
                 seq, previous = row.seq, row.digest
+            if len(batch) == _BATCH:
+                time.sleep(_PAUSE_S)
 
     def _digest(self, connection: Connection, seq: int) -> str | None:
         query = select(audit.c.digest).where(audit.c.stream == self._log.stream, audit.c.seq == seq)

@@ -44,7 +44,7 @@ from attestation.ops.release import Credentials, authenticate
 from attestation.ops.revocations import revoke, set_quota, unrevoke
 from attestation.ops.root_keys import rotate_root
 from attestation.simulate.amd import MEASUREMENT
-from attestation.sources import schema
+from attestation.sources import configuration, schema
 from attestation.sources.audit import AuditLog, entry_digest
 from attestation.sources.audit_proof import check_extends, checkpoint
 from attestation.sources.db import Database
@@ -840,3 +840,24 @@ def test_a_backup_with_other_rows_is_not_restored(kbs: Broker, tmp_path: Path, c
     with pytest.raises(Untrusted) as caught:
         verify_backup(file, BY, kbs.world.vault.ring, now=NOW)
     assert caught.value.code == "configuration-changed"
+
+
+def test_a_long_log_is_walked_in_parts(kbs: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy broker's survey ends soon; the next look goes on, and nothing is skipped."""
+    monkeypatch.setattr(configuration, "_WALK", 10)
+    kbs.world.configuration.survey()
+    for number in range(25):
+        kbs.world.audit.record(event="test", subject=str(number), body={}, now=NOW)
+    assert kbs.world.configuration.survey().problem is None
+    parts = 1
+    while kbs.world.configuration.behind:
+        kbs.world.configuration.walk()
+        parts += 1
+    assert parts == 3
+    kbs.world.audit.record(event="test", subject="x", body={}, now=NOW)
+    write(kbs, "UPDATE audit SET subject = 'y' WHERE subject = 'x'")
+    kbs.world.configuration.walk()
+    assert kbs.world.configuration.suspect
+    found = kbs.world.configuration.survey().problem
+    assert found is not None
+    assert found.code == "configuration-changed"
