@@ -19,7 +19,7 @@ from attestation.broker.token import render_token
 from attestation.errors import AttestationError, Denied, Malformed, Unavailable, Untrusted, after_signature
 from attestation.findings import Finding, Result
 from attestation.ops.release import require_not_revoked
-from attestation.ops.steps import Steps, finish
+from attestation.ops.steps import Steps
 from attestation.ops.world import World
 from attestation.sources.db import Connection
 from attestation.sources.policy_store import PolicyKind, StoredPolicy
@@ -34,34 +34,9 @@ _WAITING = BoundedSemaphore(MAX_WAITING)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
-    """The answer. `expires` is the session's, for the cookie."""
+    """The answer."""
 
     token: str
-
-
-def attest(
-    world: World,
-    *,
-    cookie: str,
-    submission: Submission,
-    body_digest: str,
-    now: datetime,
-    network: str = "",
-    on_claim: Callable[[Tee], None] | None = None,
-) -> Token:
-    """`attesting`, waiting for its transaction in this thread."""
-    return finish(
-        world.database,
-        attesting(
-            world,
-            cookie=cookie,
-            submission=submission,
-            body_digest=body_digest,
-            now=now,
-            network=network,
-            on_claim=on_claim,
-        ),
-    )
 
 
 def attesting(

@@ -18,7 +18,7 @@ from attestation.ops.release import (
     refuse,
     resource_data,
 )
-from attestation.ops.steps import Steps, finish
+from attestation.ops.steps import Steps
 from attestation.ops.world import World, conditions_of
 from attestation.sources.db import Connection
 from attestation.sources.policy_store import PolicyKind
@@ -41,13 +41,6 @@ def external_token(world: World, credentials: Credentials, *, now: datetime) -> 
     if (revoked := world.revocations.revoked(subjects)) is not None:
         raise Untrusted("revoked", "this identity was revoked", got=revoked)
     return token
-
-
-def release_external(
-    world: World, token: ExternalToken, path: ResourcePath, *, query: dict[str, str], now: datetime
-) -> Sealed:
-    """`releasing_external`, waiting for its transaction in this thread."""
-    return finish(world.database, releasing_external(world, token, path, query=query, now=now))
 
 
 def releasing_external(

@@ -18,7 +18,7 @@ from attestation.crypto.jwe import Sealed
 from attestation.crypto.jwk import thumbprint
 from attestation.errors import Denied, Malformed, Untrusted
 from attestation.findings import Finding, Result, Verdict
-from attestation.ops.steps import Steps, Work, finish
+from attestation.ops.steps import Steps, Work
 from attestation.ops.world import World, conditions_of
 from attestation.sources.db import Connection
 from attestation.sources.policy_store import PolicyKind
@@ -72,13 +72,6 @@ def require_not_revoked(world: World, attested: Attested) -> None:
     revoked = world.revocations.revoked(named) or first_firmware(world.revocations.firmware(), attested.facts)
     if revoked is not None:
         raise Untrusted("revoked", "this identity was revoked", got=revoked)
-
-
-def release_resource(
-    world: World, attested: Attested, path: ResourcePath, *, query: dict[str, str], now: datetime
-) -> Sealed:
-    """`releasing`, waiting for its transaction in this thread."""
-    return finish(world.database, releasing(world, attested, path, query=query, now=now))
 
 
 def releasing(

@@ -21,10 +21,9 @@ from attestation.crypto.jwe import Sealed, unseal
 from attestation.crypto.jwk import tee_key_of
 from attestation.formats.initdata import parse_init_data
 from attestation.ops.administer import delete_key, put_key, set_reference_values
-from attestation.ops.attest import attest
 from attestation.ops.challenge import issue_challenge
 from attestation.ops.open_world import WorldOptions, close_world, open_world
-from attestation.ops.release import Credentials, authenticate, release_resource
+from attestation.ops.release import Credentials, authenticate
 from attestation.ops.renewed_verifier import RenewedVerifier
 from attestation.ops.world import PlatformVerifier, World
 from attestation.service.app import Compat, Service, ServiceLimits
@@ -32,6 +31,7 @@ from attestation.service.server import Serving, listen, serve
 from attestation.simulate.amd import MEASUREMENT, SimulatedChip
 from attestation.sources.envelope import FileRootKey
 from attestation.values import ResourcePath, Secret, Tee
+from tests.attestation.broker.drive import attest, release_resource
 from tests.attestation.tee.world import Guest
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)

@@ -29,7 +29,7 @@ from attestation.crypto.jwk import tee_key_of
 from attestation.errors import AttestationError, Denied, Malformed, Misconfigured, Unavailable, Untrusted
 from attestation.formats.initdata import parse_init_data
 from attestation.ops.administer import authenticate_admin
-from attestation.ops.attest import MAX_WAITING, attest
+from attestation.ops.attest import MAX_WAITING
 from attestation.ops.challenge import issue_challenge
 from attestation.ops.external import external_token
 from attestation.ops.release import Credentials, authenticate
@@ -51,6 +51,7 @@ from tests.attestation.broker.broker import (
     ready_broker,
     served,
 )
+from tests.attestation.broker.drive import attest
 from tests.attestation.broker.issuer import Signer
 from tests.attestation.tee.world import Guest
 

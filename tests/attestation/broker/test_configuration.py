@@ -273,6 +273,20 @@ def _copy(kbs: Broker, *left_out: str) -> dict[str, list[Any]]:
         }
 
 
+def _revoke_and_take_it_out(kbs: Broker, *, mended: bool) -> int:
+    """The entry of a revocation that was in force for one handshake, then out of rows and log, its gap closed or not."""
+    earlier = _copy(kbs, "audit", "audit_heads", "attestations", "sessions")
+    revoke(kbs.world, ADMIN, RevocationKind.CHIP, "aa" * 64, "stolen", now=NOW)
+    gone = kbs.world.audit.verify()
+    kbs.handshake().get()
+    _put_back(kbs, earlier)
+    with kbs.world.database.write() as connection:
+        connection.execute(delete(schema.audit).where(schema.audit.c.seq == gone))
+        if mended:
+            _mend(connection, gone)
+    return gone
+
+
 def _put_back(kbs: Broker, rows: dict[str, list[Any]]) -> None:
     with kbs.world.database.write(durable=True) as connection:
         for name, held in rows.items():
@@ -306,15 +320,7 @@ def test_an_older_configuration_and_a_change_taken_out_of_the_log(
 ) -> None:
     """What was recorded after that change does not fit any more, however the gap is closed: nobody serves or changes."""
     kbs.put(policy=GPU_POLICY)
-    earlier = _copy(kbs, "audit", "audit_heads", "attestations", "sessions")
-    revoke(kbs.world, ADMIN, RevocationKind.CHIP, "aa" * 64, "stolen", now=NOW)
-    gone = kbs.world.audit.verify()
-    kbs.handshake().get()
-    _put_back(kbs, earlier)
-    with kbs.world.database.write() as connection:
-        connection.execute(delete(schema.audit).where(schema.audit.c.seq == gone))
-        if mended:
-            _mend(connection, gone)
+    gone = _revoke_and_take_it_out(kbs, mended=mended)
     with replica(kbs, where, tmp_path) as other:
         for action in (lambda: probes(other.world)["configuration"](NOW), other.put):
             with pytest.raises(Unavailable) as caught:
@@ -381,15 +387,7 @@ def test_a_change_that_a_replica_never_saw(kbs: Broker, where: str, tmp_path: Pa
         kbs.handshake().get()
         other.world.configuration.suspect = True
         look(NOW)
-        earlier = _copy(kbs, "audit", "audit_heads", "attestations", "sessions")
-        revoke(kbs.world, ADMIN, RevocationKind.CHIP, "aa" * 64, "stolen", now=NOW)
-        gone = kbs.world.audit.verify()
-        kbs.handshake().get()
-        _put_back(kbs, earlier)
-        with kbs.world.database.write() as connection:
-            connection.execute(delete(schema.audit).where(schema.audit.c.seq == gone))
-            if mended:
-                _mend(connection, gone)
+        _revoke_and_take_it_out(kbs, mended=mended)
         other.world.configuration.suspect = True
         with pytest.raises(Unavailable) as caught:
             look(NOW)

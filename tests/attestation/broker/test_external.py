@@ -20,12 +20,13 @@ from attestation.crypto.jwe import unseal
 from attestation.crypto.jwk import thumbprint
 from attestation.errors import AttestationError, Denied, Malformed, Misconfigured, Untrusted
 from attestation.ops.administer import set_rego_policy
-from attestation.ops.external import external_token, release_external
+from attestation.ops.external import external_token
 from attestation.ops.release import RESOURCE_POLICY, Credentials, authenticate
 from attestation.ops.revocations import revoke
 from attestation.sources.policy_store import PolicyKind
 from attestation.values import ResourcePath
 from tests.attestation.broker.broker import ADMIN, GPU_POLICY, NOW, PATH, Broker, broker, ready_broker
+from tests.attestation.broker.drive import release_external
 from tests.attestation.broker.issuer import CLAIMS, Signer, foreign_claims, tee_jwk
 
 ROOT = Signer(name="root")

@@ -16,9 +16,10 @@ from attestation.crypto.jwe import unseal
 from attestation.crypto.sealed_secret import unwrap_layer_key
 from attestation.errors import AttestationError, Denied, Malformed, Misconfigured
 from attestation.ops.model_keys import derive_key, unwrap_key, wrap_key
-from attestation.ops.release import Credentials, authenticate, release_resource
+from attestation.ops.release import Credentials, authenticate
 from attestation.values import ResourcePath, Secret
 from tests.attestation.broker.broker import ADMIN, GPU_POLICY, NOW, Broker, Visit, broker, ready_broker
+from tests.attestation.broker.drive import release_resource
 from tests.conformance.target import local_target
 
 MODEL = ResourcePath.parse("default/model/made")

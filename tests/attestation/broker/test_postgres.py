@@ -13,14 +13,14 @@ from attestation.cli.verification import BUILTIN
 from attestation.crypto.jwe import unseal
 from attestation.crypto.jwk import tee_key_of
 from attestation.errors import Misconfigured, Untrusted
-from attestation.ops.attest import attest
 from attestation.ops.challenge import issue_challenge
 from attestation.ops.open_world import WorldOptions, close_world, open_world
-from attestation.ops.release import Credentials, authenticate, release_resource
+from attestation.ops.release import Credentials, authenticate
 from attestation.simulate.amd import MEASUREMENT
 from attestation.sources.envelope import FileRootKey
 from attestation.sources.sessions import Ended, Session
 from tests.attestation.broker.broker import GPU_POLICY, INIT_DATA, NOW, PATH, Broker
+from tests.attestation.broker.drive import attest, release_resource
 from tests.attestation.broker.postgres import ABSENT, FOUND, postgres
 from tests.attestation.tee.world import Guest
 

@@ -32,6 +32,7 @@ from attestation.simulate.nvidia import ForgedEvidence
 from attestation.values import Architecture, BindingProfile, GpuMode, ResourcePath, Tee
 from attestation.verify.roots import NvTrust
 from tests.attestation.broker.broker import ADMIN, GPU_POLICY, INIT_DATA, NOW, PATH, Broker, broker, chip, ready_broker
+from tests.attestation.broker.drive import attest
 from tests.attestation.tee.world import Guest
 
 DEBUG_POLICY_BIT = 1 << 19
@@ -432,7 +433,6 @@ def test_limits(kbs: Broker) -> None:
 
 def test_a_burned_challenge_stays_burned(kbs: Broker) -> None:
     """After refused evidence, good evidence for the same nonce comes too late; the same good body twice does not."""
-    from attestation.ops.attest import attest
     from attestation.ops.challenge import issue_challenge
 
     issued = issue_challenge(kbs.world, version="0.4.0", tee="snp", now=NOW)
